@@ -1,0 +1,152 @@
+"""The quantised linear layer: rotate, quantise activations on the fly, multiply integers, scale, add bias.
+
+    y = dequantise(Q_a(x H) . Q_w(W H)) + b
+
+H is the block Hadamard rotation (an identity in exact arithmetic, as it stands on both sides), Q_a the
+dynamic activation quantiser, Q_w the stored weights. The integer product is the operator of `quota.ops`.
+Tensors have the names and the layout of compressed-tensors' "pack-quantized" format, so the state dict is
+the checkpoint.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from quota import ops
+from quota.errors import QuotaError
+from quota.quantization.gptq import gptq
+from quota.quantization.hadamard import block_hadamard
+from quota.quantization.integer import (
+    dequantize_activation,
+    dequantize_weight,
+    pack_int32,
+    quantize_activation,
+    quantize_weight,
+    unpack_int32,
+)
+from quota.scheme import QuantizationScheme
+
+
+def fake_quantize(x: Tensor, scheme: QuantizationScheme) -> Tensor:
+    """What a deployed linear layer sees of `x` [..., K]: rotated, quantised, dequantised, rotated back.
+
+    Same shape, dtype and basis as `x`, so `fake_quantize(x) - x` is the activation's quantisation error
+    (METHOD.md section 4, risk). With 16-bit activations it is `x` itself.
+    """
+    if scheme.activation_bits == 16:
+        return x
+    channels = x.shape[-1]
+    block = scheme.hadamard_for(channels)
+    rotated = block_hadamard(x.float(), block)
+    seen = dequantize_activation(
+        *quantize_activation(rotated, scheme.activation_bits, scheme.activation_group_for(channels))
+    )
+    return block_hadamard(seen, block).to(x.dtype)
+
+
+class W4A4Linear(nn.Module):
+    """A linear layer under a `QuantizationScheme`, whatever its bits; the name is that of the default.
+
+    Buffers: weight_packed int32 [N, ceil(K * bits / 32)], weight_scale [N, K / group], weight_shape int64
+    (N, K) and bias [N] or None. With 16-bit weights, `weight` [N, K] (not rotated) stands in place of the
+    first three.
+    """
+
+    weight: Tensor
+    weight_packed: Tensor
+    weight_scale: Tensor
+    weight_shape: Tensor
+    bias: Tensor | None
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool,
+        scheme: QuantizationScheme,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str | None = None,
+    ) -> None:
+        """An empty layer, for loaders to fill; `dtype` is that of the bias and of a 16-bit weight."""
+        super().__init__()
+        self.in_features = in_features
+        self.out_features = out_features
+        self.scheme = scheme
+        if scheme.weight_bits == 16:
+            self.register_buffer("weight", torch.empty(out_features, in_features, dtype=dtype, device=device))
+        else:
+            words = -(-in_features * scheme.weight_bits // 32)
+            groups = in_features // scheme.weight_group_for(in_features)
+            packed = torch.zeros(out_features, words, dtype=torch.int32, device=device)
+            self.register_buffer("weight_packed", packed)
+            scale = torch.ones(out_features, groups, dtype=torch.bfloat16, device=device)
+            self.register_buffer("weight_scale", scale)
+            self.register_buffer("weight_shape", torch.tensor([out_features, in_features], device=device))
+        self.register_buffer("bias", torch.zeros(out_features, dtype=dtype, device=device) if bias else None)
+
+    @classmethod
+    def from_linear(cls, linear: nn.Linear, scheme: QuantizationScheme, hessian: Tensor | None = None) -> W4A4Linear:
+        """Quantise `linear`, which stays as it is.
+
+        `hessian` [K, K] is x^T x over calibration tokens x [tokens, K], rotated by `block_hadamard` with
+        `scheme.hadamard_for(K)`. Scheme "gptq" needs it (QuotaError without), "rtn" does not use it.
+        """
+        weight, bias = linear.weight.detach(), linear.bias
+        inputs = linear.in_features
+        layer = cls(inputs, linear.out_features, bias is not None, scheme, weight.dtype, weight.device)
+        if bias is not None:
+            layer.bias = bias.detach().clone()
+        if scheme.weight_bits == 16:
+            layer.weight = weight.clone()
+            return layer
+        rotated = block_hadamard(weight.float(), scheme.hadamard_for(inputs))
+        group = scheme.weight_group_for(inputs)
+        if scheme.weight_rounding == "rtn":
+            q, scale = quantize_weight(rotated, scheme.weight_bits, group)
+        elif hessian is None:
+            raise QuotaError('weight rounding "gptq" needs calibration data; give a Hessian or choose "rtn"')
+        else:
+            q, scale = gptq(rotated, hessian, scheme.weight_bits, group)
+        layer.weight_packed = pack_int32(q, scheme.weight_bits)
+        layer.weight_scale = scale.to(torch.bfloat16)
+        return layer
+
+    @torch.no_grad()
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., K] to [..., N] in x's dtype, without a gradient; QuotaError if x holds NaN or infinity."""
+        # Autocast would turn exact products into bfloat16 ones.
+        with torch.autocast(x.device.type, enabled=False):
+            if self.scheme.weight_bits == 16:
+                seen = self.fake_quantize_input(x).to(self.weight.dtype)
+                return functional.linear(seen, self.weight, self.bias).to(x.dtype)
+            rotated = block_hadamard(x.float(), self.scheme.hadamard_for(self.in_features))
+            y = self._product(rotated.reshape(-1, self.in_features))
+            if self.bias is not None:
+                y += self.bias
+            return y.reshape(*x.shape[:-1], self.out_features).to(x.dtype)
+
+    def fake_quantize_input(self, x: Tensor) -> Tensor:
+        """`fake_quantize` under this layer's scheme."""
+        return fake_quantize(x, self.scheme)
+
+    def dequantized_weight(self) -> Tensor:
+        """What the packed weights stand for, float32 [N, K], in the rotated basis."""
+        q = unpack_int32(self.weight_packed, self.scheme.weight_bits, self.in_features)
+        return dequantize_weight(q, self.weight_scale)
+
+    def extra_repr(self) -> str:
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, "
+            f"bias={self.bias is not None}, scheme={self.scheme.name}"
+        )
+
+    def _product(self, x: Tensor) -> Tensor:
+        """Rotated x float32 [M, K] to float32 [M, N], without bias."""
+        bits = self.scheme.activation_bits
+        if bits == 16:
+            return x @ self.dequantized_weight().T
+        q, scale, zero = quantize_activation(x, bits, self.scheme.activation_group_for(self.in_features))
+        linear = ops.backend().linear
+        return linear(q, scale, zero, self.weight_packed, self.weight_scale, self.scheme.weight_bits)

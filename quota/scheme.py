@@ -1,0 +1,95 @@
+"""What is quantised, and how: one frozen object that calibration, checkpoints and recipes share.
+
+The default is the regime of METHOD.md section 1, "W4A4KV4" in the vision tower, the projector and the
+language model: symmetric 4-bit weights in groups of 64 input channels, asymmetric 4-bit activations in
+groups of 64 channels measured anew for every token, a 4-bit KV cache, and a Hadamard rotation of blocks of
+64 channels in front of every quantised linear layer. 16 bits mean "left in floating point".
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
+
+from quota.errors import QuotaError
+
+Part = Literal["tower", "projector", "decoder"]
+PARTS: tuple[Part, ...] = ("tower", "projector", "decoder")
+LARGEST_GROUP = 256
+
+
+def _group_size(value: int) -> int:
+    if not 1 <= value <= LARGEST_GROUP or value & (value - 1):
+        raise ValueError(f"must be a power of two from 1 to {LARGEST_GROUP}, not {value}")
+    return value
+
+
+def _block_size(value: int) -> int:
+    return value if value == 0 else _group_size(value)
+
+
+def _ordered_parts(value: tuple[Part, ...]) -> tuple[Part, ...]:
+    if not value:
+        raise ValueError(f"must name at least one of {', '.join(PARTS)}")
+    return tuple(part for part in PARTS if part in value)
+
+
+GroupSize = Annotated[int, AfterValidator(_group_size)]
+
+
+class QuantizationScheme(BaseModel):
+    """Bits, group sizes, rotation and parts; frozen, hashable, unknown names refused.
+
+    Any value that is not allowed raises QuotaError with one line.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=False)
+
+    weight_bits: Literal[4, 8, 16] = 4
+    weight_group: GroupSize = 64
+    activation_bits: Literal[4, 8, 16] = 4
+    activation_group: GroupSize = 64
+    kv_bits: Literal[2, 3, 4, 8, 16] = 4
+    hadamard: Annotated[int, AfterValidator(_block_size)] = 64
+    weight_rounding: Literal["gptq", "rtn"] = "gptq"
+    modules: Annotated[tuple[Part, ...], AfterValidator(_ordered_parts)] = PARTS
+
+    def __init__(self, **values: object) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            name = ".".join(str(part) for part in first["loc"]) or "value"
+            reason = first["msg"].removeprefix("Value error, ")
+            raise QuotaError(f"quantisation scheme, {name}: {reason}") from None
+
+    @property
+    def name(self) -> str:
+        """The usual short form, as "W4A4KV4"."""
+        return f"W{self.weight_bits}A{self.activation_bits}KV{self.kv_bits}"
+
+    def fingerprint(self) -> str:
+        """SHA-256 (hexadecimal) of the canonical JSON of every field: equal schemes, equal fingerprints."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def weight_group_for(self, in_features: int) -> int:
+        """Weight group of a layer with `in_features` inputs: the largest power of two that divides."""
+        return _largest_divisor(in_features, self.weight_group)
+
+    def activation_group_for(self, in_features: int) -> int:
+        """Activation group of a layer with `in_features` inputs, by the same rule."""
+        return _largest_divisor(in_features, self.activation_group)
+
+    def hadamard_for(self, in_features: int) -> int:
+        """Rotation block of a layer with `in_features` inputs, by the same rule; 0 without a rotation."""
+        return _largest_divisor(in_features, self.hadamard) if self.hadamard else 0
+
+
+def _largest_divisor(in_features: int, limit: int) -> int:
+    """Largest power of two that is at most `limit` (itself one) and divides `in_features`."""
+    # The lowest set bit of a number is the largest power of two that divides it.
+    return min(limit, in_features & -in_features)

@@ -1,0 +1,228 @@
+"""The quantised linear layer: what it computes, under which schemes, and its tensors as others read them."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from compressed_tensors.compressors.pack_quantized import PackedQuantizationCompressor
+from compressed_tensors.quantization import QuantizationArgs, QuantizationConfig, apply_quantization_config
+from compressed_tensors.quantization import QuantizationScheme as StockScheme
+from compressed_tensors.transform import TransformArgs, TransformConfig, TransformScheme, apply_transform_config
+from torch import Tensor, nn
+
+from quota.errors import QuotaError
+from quota.quantization.hadamard import block_hadamard
+from quota.quantization.integer import dequantize_activation, quantize_activation
+from quota.quantization.linear import W4A4Linear, fake_quantize
+from quota.scheme import QuantizationScheme
+
+RTN = QuantizationScheme(weight_rounding="rtn")
+DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
+
+
+def random_linear(in_features: int = 128, out_features: int = 24, bias: bool = True) -> nn.Linear:
+    generator = torch.Generator().manual_seed(0)
+    linear = nn.Linear(in_features, out_features, bias=bias).requires_grad_(False)
+    for parameter in linear.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=generator) / in_features**0.5
+    return linear
+
+
+def random_input(*shape: int, seed: int = 1) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def relative(result: Tensor, expected: Tensor) -> float:
+    return float((result - expected).norm() / expected.norm())
+
+
+def expected_output(layer: W4A4Linear, x: Tensor) -> Tensor:
+    """Rotate, quantise, dequantise, multiply in float64, add the bias."""
+    scheme, channels = layer.scheme, layer.in_features
+    rotated = block_hadamard(x.float(), scheme.hadamard_for(channels))
+    if scheme.activation_bits < 16:
+        group = scheme.activation_group_for(channels)
+        rotated = dequantize_activation(*quantize_activation(rotated, scheme.activation_bits, group))
+    y = rotated.double() @ layer.dequantized_weight().double().T
+    return y if layer.bias is None else y + layer.bias.double()
+
+
+@pytest.mark.parametrize("in_features", [256, 576, 96, 20, 7], ids=lambda size: f"K{size}")
+@pytest.mark.parametrize("hadamard", [64, 0], ids=["rotated", "plain"])
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
+def test_it_computes_what_its_tensors_stand_for(in_features: int, hadamard: int, bias: bool) -> None:
+    scheme = QuantizationScheme(weight_rounding="rtn", hadamard=hadamard)
+    layer = W4A4Linear.from_linear(random_linear(in_features, bias=bias), scheme)
+    x = random_input(2, 3, in_features)
+    torch.testing.assert_close(layer(x).double(), expected_output(layer, x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("bits", "bound"),
+    [((4, 4), 0.2), ((4, 16), 0.15), ((8, 8), 0.012), ((8, 4), 0.15), ((16, 4), 0.15), ((16, 16), 1e-6)],
+    ids=lambda value: f"W{value[0]}A{value[1]}" if isinstance(value, tuple) else "",
+)
+def test_other_bits_are_honoured_and_come_close_to_the_layer(bits: tuple[int, int], bound: float) -> None:
+    linear = random_linear(256, 64)
+    scheme = QuantizationScheme(weight_bits=bits[0], activation_bits=bits[1], weight_rounding="rtn")
+    layer = W4A4Linear.from_linear(linear, scheme)
+    x = random_input(50, 256)
+    error = relative(layer(x), linear(x))
+    assert error <= bound
+    assert error > bound / 10 or bits == (16, 16)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(5, 128), (1, 128), (0, 128), (2, 0, 128), (2, 3, 128), (128,)], ids=str)
+def test_output_has_the_dtype_and_the_shape_of_the_input(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    layer = W4A4Linear.from_linear(random_linear().to(dtype), RTN)
+    y = layer(random_input(*shape).to(dtype))
+    assert y.dtype == dtype
+    assert y.shape == (*shape[:-1], 24)
+    assert bool(torch.isfinite(y).all())
+
+
+def test_the_result_is_the_same_under_autocast() -> None:
+    layer = W4A4Linear.from_linear(random_linear(), RTN)
+    x = random_input(4, 128)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        under_autocast = layer(x)
+    assert torch.equal(under_autocast, layer(x))
+
+
+def test_an_outlier_costs_less_with_the_rotation() -> None:
+    linear = random_linear(256, 64)
+    x = random_input(40, 256)
+    x[:, 17] = 60.0
+    errors = {
+        block: relative(W4A4Linear.from_linear(linear, RTN.model_copy(update={"hadamard": block}))(x), linear(x))
+        for block in (0, 64)
+    }
+    assert errors[64] < errors[0]
+
+
+def test_a_hessian_makes_the_output_better_and_is_asked_for() -> None:
+    linear = random_linear(128, 64)
+    mixing = random_input(24, 128, seed=3)
+    seen, unseen = random_input(2000, 24, seed=4) @ mixing, random_input(500, 24, seed=5) @ mixing
+    weights_only = {"activation_bits": 16}
+    rotated = block_hadamard(seen, 64)
+    gptq = QuantizationScheme(**weights_only)
+    calibrated = W4A4Linear.from_linear(linear, gptq, hessian=rotated.T @ rotated)
+    nearest = W4A4Linear.from_linear(linear, RTN.model_copy(update=weights_only))
+    assert relative(calibrated(unseen), linear(unseen)) < 0.5 * relative(nearest(unseen), linear(unseen))
+    with pytest.raises(QuotaError, match="needs calibration"):
+        W4A4Linear.from_linear(linear, gptq)
+
+
+def test_the_original_layer_is_left_as_it_was() -> None:
+    linear = random_linear()
+    before = copy.deepcopy(linear.state_dict())
+    layer = W4A4Linear.from_linear(linear, RTN)
+    assert layer.bias is not None
+    layer.bias += 1
+    assert all(torch.equal(before[name], tensor) for name, tensor in linear.state_dict().items())
+
+
+@pytest.mark.parametrize("weight_bits", [4, 8, 16], ids=["W4", "W8", "W16"])
+def test_the_state_dict_fills_an_empty_layer(weight_bits: int) -> None:
+    scheme = QuantizationScheme(weight_bits=weight_bits, weight_rounding="rtn")
+    layer = W4A4Linear.from_linear(random_linear(96), scheme)
+    empty = W4A4Linear(96, 24, True, scheme)
+    empty.load_state_dict(layer.state_dict())
+    x = random_input(3, 96)
+    assert torch.equal(empty(x), layer(x))
+
+
+def test_it_is_for_inference_and_gives_no_gradient() -> None:
+    layer = W4A4Linear.from_linear(random_linear(), RTN)
+    assert not layer(random_input(2, 128).requires_grad_()).requires_grad
+
+
+def test_casting_a_model_keeps_scales_exact() -> None:
+    layer = W4A4Linear.from_linear(random_linear(), RTN)
+    x = random_input(3, 128)
+    before = layer(x)
+    assert layer.bias is not None
+    layer.bias = None
+    without_bias = layer(x)
+    assert torch.equal(layer.to(torch.float32)(x), without_bias)
+    assert torch.equal(layer.to(torch.bfloat16)(x), without_bias)
+    assert not torch.equal(before, without_bias)
+
+
+@pytest.mark.parametrize("weight_bits", [4, 8], ids=["W4", "W8"])
+@pytest.mark.parametrize("in_features", [128, 20], ids=["K128", "K20"])
+def test_compressed_tensors_reads_the_same_weights(weight_bits: int, in_features: int) -> None:
+    scheme = QuantizationScheme(weight_bits=weight_bits, weight_rounding="rtn")
+    layer = W4A4Linear.from_linear(random_linear(in_features), scheme)
+    group = scheme.weight_group_for(in_features)
+    stock = StockScheme(
+        targets=["Linear"],
+        weights=QuantizationArgs(num_bits=weight_bits, strategy="group", group_size=group, symmetric=True),
+    )
+    state = {name: tensor for name, tensor in layer.state_dict().items() if name != "bias"}
+    assert set(state) == set(PackedQuantizationCompressor.compression_param_names(stock))
+    state["weight_scale"] = state["weight_scale"].float()
+    weight = PackedQuantizationCompressor.decompress(state, stock)["weight"]
+    assert torch.equal(weight, layer.dequantized_weight())
+
+
+@pytest.mark.parametrize("hadamard", [64, 0], ids=["rotated", "plain"])
+def test_compressed_tensors_computes_the_same_output(hadamard: int) -> None:
+    layer = W4A4Linear.from_linear(random_linear(256), RTN.model_copy(update={"hadamard": hadamard}))
+    stock = nn.Sequential(random_linear(256))
+    stock[0].weight.data = layer.dequantized_weight()
+    group = {"num_bits": 4, "strategy": "group", "group_size": 64}
+    scheme = StockScheme(
+        targets=["Linear"],
+        weights=QuantizationArgs(**group, symmetric=True),
+        input_activations=QuantizationArgs(**group, symmetric=False, dynamic=True),
+    )
+    # Status "compressed" means that the weights are quantised already.
+    config = QuantizationConfig(config_groups={"all": scheme}, quantization_status="compressed")
+    apply_quantization_config(stock, config, show_progress=False)
+    if hadamard:
+        online = TransformScheme(
+            type="hadamard", head_dim=64, apply=[TransformArgs(targets=["Linear"], location="input")]
+        )
+        apply_transform_config(stock, TransformConfig(config_groups={"rotation": online}))
+    x = random_input(2, 9, 256)
+    torch.testing.assert_close(layer(x), stock(x), rtol=1e-5, atol=1e-5)
+
+
+def test_four_bit_weights_take_less_than_their_share_of_the_disk() -> None:
+    layer = W4A4Linear.from_linear(random_linear(256, 64, bias=False), RTN)
+    assert sum(tensor.nbytes for tensor in layer.state_dict().values()) <= 0.54 * 256 * 64
+
+
+def test_fake_quantisation_is_what_the_layer_sees_in_the_basis_of_its_input() -> None:
+    linear = random_linear(256, 32, bias=False)
+    layer = W4A4Linear.from_linear(linear, QuantizationScheme(weight_bits=8, weight_rounding="rtn"))
+    x = random_input(20, 256)
+    seen = layer.fake_quantize_input(x)
+    unrotated = block_hadamard(layer.dequantized_weight(), 64)
+    torch.testing.assert_close(layer(x), seen @ unrotated.T, rtol=1e-4, atol=1e-4)
+    assert 0.01 < relative(seen, x) < 0.15
+
+
+def test_fake_quantisation_keeps_dtype_and_leaves_16_bits_alone() -> None:
+    x = random_input(3, 64).to(torch.bfloat16)
+    assert fake_quantize(x, RTN).dtype == torch.bfloat16
+    assert fake_quantize(x, RTN.model_copy(update={"activation_bits": 16})) is x
+
+
+@pytest.mark.parametrize("weight_bits", [4, 16], ids=["W4", "W16"])
+def test_an_input_that_is_not_finite_is_refused(weight_bits: int) -> None:
+    layer = W4A4Linear.from_linear(random_linear(), QuantizationScheme(weight_bits=weight_bits, weight_rounding="rtn"))
+    x = random_input(2, 128)
+    x[1, 3] = float("inf")
+    with pytest.raises(QuotaError, match="NaN or infinity"):
+        layer(x)
+
+
+def test_it_names_its_scheme() -> None:
+    layer = W4A4Linear.from_linear(random_linear(), RTN)
+    assert repr(layer) == "W4A4Linear(in_features=128, out_features=24, bias=True, scheme=W4A4KV4)"

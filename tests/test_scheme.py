@@ -1,0 +1,84 @@
+"""The quantisation scheme: names, fingerprints, refused values, group sizes of odd layers."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from quota.errors import QuotaError
+from quota.scheme import QuantizationScheme
+
+
+def test_the_default_is_w4a4kv4_everywhere() -> None:
+    scheme = QuantizationScheme()
+    assert scheme.name == "W4A4KV4"
+    assert scheme.modules == ("tower", "projector", "decoder")
+    assert (scheme.weight_group, scheme.activation_group, scheme.hadamard) == (64, 64, 64)
+
+
+def test_a_scheme_is_frozen_and_hashable() -> None:
+    scheme = QuantizationScheme()
+    with pytest.raises(ValidationError):
+        scheme.weight_bits = 8  # type: ignore[misc]
+    assert len({scheme, QuantizationScheme(), QuantizationScheme(kv_bits=2)}) == 2
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("weight_bits", 3),
+        ("activation_bits", 2),
+        ("kv_bits", 5),
+        ("weight_group", 48),
+        ("activation_group", 512),
+        ("hadamard", 3),
+        ("weight_rounding", "best"),
+        ("modules", ()),
+        ("modules", ("tower", "head")),
+        ("colour", "red"),
+    ],
+)
+def test_a_bad_value_is_refused_in_one_line_that_names_it(field: str, value: object) -> None:
+    with pytest.raises(QuotaError, match=field) as caught:
+        QuantizationScheme(**{field: value})
+    assert "\n" not in str(caught.value)
+
+
+def test_the_fingerprint_depends_on_every_field() -> None:
+    changes = {
+        "weight_bits": 8,
+        "weight_group": 32,
+        "activation_bits": 8,
+        "activation_group": 32,
+        "kv_bits": 8,
+        "hadamard": 0,
+        "weight_rounding": "rtn",
+        "modules": ("decoder",),
+    }
+    assert set(changes) == set(QuantizationScheme.model_fields)
+    prints = {QuantizationScheme(**{field: value}).fingerprint() for field, value in changes.items()}
+    assert len(prints | {QuantizationScheme().fingerprint()}) == len(changes) + 1
+
+
+def test_the_fingerprint_survives_json_and_the_order_of_modules() -> None:
+    scheme = QuantizationScheme(modules=("decoder", "tower"))
+    assert scheme.modules == ("tower", "decoder")
+    again = QuantizationScheme.model_validate_json(scheme.model_dump_json())
+    assert again == scheme
+    assert again.fingerprint() == scheme.fingerprint()
+    assert len(scheme.fingerprint()) == 64
+
+
+@given(st.integers(1, 20_000), st.sampled_from([1, 16, 64, 256]))
+def test_groups_are_the_largest_power_of_two_that_fits_and_divides(in_features: int, limit: int) -> None:
+    scheme = QuantizationScheme(weight_group=limit, activation_group=limit, hadamard=limit)
+    expected = max(size for size in (2**n for n in range(9)) if size <= limit and in_features % size == 0)
+    assert scheme.weight_group_for(in_features) == expected
+    assert scheme.activation_group_for(in_features) == expected
+    assert scheme.hadamard_for(in_features) == expected
+
+
+def test_no_rotation_stays_no_rotation() -> None:
+    assert QuantizationScheme(hadamard=0).hadamard_for(256) == 0
