@@ -1,0 +1,61 @@
+"""Supported architectures. A new one is a short file like `llava.py` and one line in `FAMILIES`."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from quota.errors import QuotaError
+from quota.models.family import PARTS, Family
+from quota.models.llava import llava
+
+__all__ = ["FAMILIES", "PARTS", "Family", "family", "fingerprint"]
+
+FAMILIES: dict[str, Callable[[PreTrainedModel], Family]] = {
+    "LlavaForConditionalGeneration": llava,
+}
+
+# What decides whether a recipe fits: the shape of the network and of its visual tokens.
+_SHAPE = (
+    "model_type",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "vocab_size",
+    "image_size",
+    "patch_size",
+    "image_token_id",
+    "vision_feature_layer",
+    "vision_feature_select_strategy",
+)
+
+
+def family(model: nn.Module) -> Family:
+    """Where the rooms of this model are. QuotaError, naming what is supported, for an unknown architecture."""
+    name = type(model).__name__
+    if name not in FAMILIES or not isinstance(model, PreTrainedModel):
+        raise QuotaError(f"{name} is not supported; supported architectures: {', '.join(FAMILIES)}")
+    return FAMILIES[name](model)
+
+
+def fingerprint(model: PreTrainedModel) -> str:
+    """SHA-256 (hex) of the architecture and its sizes.
+
+    It does not look at weights, so it stays the same when the model is quantised, saved and loaded again; two
+    fine-tunes of one architecture share it.
+    """
+    config = model.config
+    rooms = {"model": config, "text": config.get_text_config(), "vision": config.vision_config}
+    facts = {
+        room: {key: getattr(part, key) for key in _SHAPE if getattr(part, key, None) is not None}
+        for room, part in rooms.items()
+    }
+    text = json.dumps({"architecture": type(model).__name__, **facts}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,128 @@
+"""Which tokens of one forward pass are still there, and what a decoder layer must be told about them.
+
+The decoder's outer loop knows nothing of pruning: it hands every layer the masks and rotary tables of all tokens. So
+each layer behind a cut gets its own, made from this record: a mask sized by the layer's own cache, rotary tables
+gathered at the tokens' original positions. Samples that keep different numbers of tokens are right-aligned, and the
+empty places on the left are masked.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+from transformers import PreTrainedConfig
+from transformers.cache_utils import Cache
+from transformers.masking_utils import create_causal_mask
+
+from quota.errors import QuotaError
+from quota.quantization.kv_slots import SlotLayer, right_align
+
+
+class Presence:
+    """B samples, L tokens in this pass after P tokens in the cache; T places are left of the L."""
+
+    def __init__(self, images: Tensor, attention_mask: Tensor | None, past: int) -> None:
+        """`images` [B, L] is the image that each token belongs to, -1 for text; `attention_mask` [B, P + L]."""
+        batch, length = images.shape
+        if attention_mask is not None and attention_mask.shape != (batch, past + length):
+            raise QuotaError(
+                f"attention_mask is {list(attention_mask.shape)}, but {batch} samples with {past} cached and {length} "
+                f"new tokens need a two-dimensional one of {[batch, past + length]}"
+            )
+        self.past = past
+        self.length = length
+        self.all_images = images
+        self.attention_mask = attention_mask
+        self.index = torch.arange(length, device=images.device).expand(batch, -1)
+        self.filled = torch.ones_like(self.index, dtype=torch.bool)
+        self.ragged = False
+        self.has_images = bool((images >= 0).any())
+        self.cuts: list[tuple[int, Tensor, Tensor]] = []
+        self._rotary: tuple[Any, tuple[Tensor, ...]] | None = None
+
+    @property
+    def whole(self) -> bool:
+        """Whether nothing has been dropped so far."""
+        return not self.cuts
+
+    @property
+    def valid(self) -> Tensor:
+        """[B, T] bool: places with a token that is not padding."""
+        if self.attention_mask is None:
+            return self.filled
+        return self.filled & self.attention_mask[:, self.past :].bool().gather(1, self.index)
+
+    @property
+    def images(self) -> Tensor:
+        """[B, T]: the image that the token at each place belongs to, -1 for text and for what is not valid."""
+        return self.all_images.gather(1, self.index).masked_fill(~self.valid, -1)
+
+    def keys(self, slots: SlotLayer) -> Tensor:
+        """[B, S] bool: which slots may be attended to once a layer's cache has taken up the tokens present."""
+        valid = self.valid
+        return torch.cat([slots.valid(self.attention_mask), valid], dim=1) if slots.held else valid
+
+    def cut(self, layer: int, kept: Tensor, hidden: Tensor, slots: SlotLayer) -> Tensor:
+        """Go on from `layer` with the places in `kept` [B, T] bool: its output [B, T, D] -> [B, T', D].
+
+        Its cache has taken up all T and is cut down too.
+        """
+        cached = slots.positions[:, : slots.held - kept.shape[1]] >= 0
+        slots.keep(torch.cat([cached, kept], dim=1))
+        places, self.filled = right_align(kept)
+        self.ragged = not bool(self.filled.all())
+        self.index = self.index.gather(1, places)
+        self._rotary = None
+        self.cuts.append((layer, self.index, self.filled))
+        return _take(hidden, places)
+
+    def arguments(self, layer: int, hidden: Tensor, kwargs: dict[str, Any], config: PreTrainedConfig) -> dict[str, Any]:
+        """The keyword arguments of decoder layer `layer` for its input `hidden` [B, T, D], from the outer loop's."""
+        cache: Cache = kwargs["past_key_values"]
+        slots = cache.layers[layer]
+        if not isinstance(slots, SlotLayer):
+            raise TypeError(f"decoder layer {layer} has a {type(slots).__name__}; attach_cache comes first")
+        if self.whole and slots.in_order:
+            return kwargs
+        mask = None
+        if self.attention_mask is not None or slots.ragged or self.ragged:
+            mask = pad(self.keys(slots), (slots.seen - slots.held, 0))
+        mask = create_causal_mask(config, hidden, mask, cache, layer_idx=layer)
+        if self.whole:
+            return kwargs | {"attention_mask": mask}
+        slots.expect((self.index + self.past).masked_fill(~self.filled, -1), self.length)
+        # Position ids with gaps would be taken for packed sequences; the rotary tables say it all.
+        return kwargs | {
+            "attention_mask": mask,
+            "position_ids": None,
+            "position_embeddings": self._rotary_tables(kwargs["position_embeddings"]),
+        }
+
+    def restore(self, hidden: Tensor, layer: int) -> Tensor:
+        """The input of decoder layer `layer` (or the output of the last) at full length, [B, T, D] -> [B, L, D].
+
+        Places of dropped tokens are zero: they say nothing.
+        """
+        layouts = [(index, filled) for cut, index, filled in self.cuts if cut < layer]
+        if not layouts:
+            return hidden
+        index, filled = layouts[-1]
+        full = hidden.new_zeros(hidden.shape[0], self.length, hidden.shape[2])
+        sample, place = filled.nonzero(as_tuple=True)
+        full[sample, index[sample, place]] = hidden[sample, place]
+        return full
+
+    def _rotary_tables(self, tables: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        # The outer loop passes one and the same object to all layers.
+        if self._rotary is None or self._rotary[0] is not tables:
+            batch = len(self.index)
+            self._rotary = tables, tuple(_take(table.expand(batch, -1, -1), self.index) for table in tables)
+        return self._rotary[1]
+
+
+def _take(x: Tensor, index: Tensor) -> Tensor:
+    """x [B, L, D] at index [B, T] -> [B, T, D]."""
+    return x.gather(1, index.unsqueeze(-1).expand(-1, -1, x.shape[-1]))

@@ -1,0 +1,211 @@
+"""The Pruner: runs a recipe inside a model's own forward pass, by hooks on its modules.
+
+At a candidate layer l all tokens present go through the layer. Its attention (measured while it runs), its input and
+the deployed activation quantiser give the metrics of every visual token; the recipe's scorer ranks them (equations
+6-9); of each image the best K_l (equation 5) go on. The layer's output and its KV cache are cut to the text and those
+tokens, so later layers, and decoding, never see the others. Positions stay what they were, text is never dropped,
+decoding steps are left alone, and the result comes back at full length, zero where a token was dropped.
+
+Images are ranked one by one, each among its own tokens: what is kept of one depends neither on the size of another nor
+on the batch.
+
+    before the base model      which positions hold which image
+    before the text model      open the pass
+    before each layer          masks and rotary tables of the tokens present (from the first candidate layer on)
+    after a candidate layer    score, select, cut
+    after the text model       restore the full length, close the pass
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+from transformers import PreTrainedModel
+
+from quota.attention import Observation, observe
+from quota.errors import QuotaError
+from quota.models import family, fingerprint
+from quota.presence import Presence
+from quota.quantization.kv_cache import CacheHook, attach_cache
+from quota.ranking import rank
+from quota.recipe import PruningRecipe
+from quota.scheme import QuantizationScheme
+from quota.trace import Trace
+
+
+class Pruner:
+    """Drops visual tokens in the prefill of `model`, as `recipe` says."""
+
+    def __init__(self, model: PreTrainedModel, recipe: PruningRecipe, scheme: QuantizationScheme | None = None) -> None:
+        """`scheme` is the one that the model is deployed under; None is full precision.
+
+        Raises QuotaError for an unsupported architecture, and for a recipe that was made for another model or
+        under another scheme.
+        """
+        self.model: Any = model
+        self.family = family(model)
+        self.recipe = recipe
+        self.scheme = scheme
+        recipe.verify(model_fingerprint=fingerprint(model), scheme=scheme)
+        recipe.tokens_per_layer(recipe.reference_tokens, len(self.family.decoder_layers))
+        self.traces: list[Trace] = []
+        self._handles: list[RemovableHandle] = []
+        self._own_cache: CacheHook | None = None
+        self._images: Tensor | None = None
+        self._presence: Presence | None = None
+        self._observing = ExitStack()
+        self._observation: Observation | None = None
+
+    def attach(self) -> Pruner:
+        """Take effect, with a KV cache under `scheme` unless the model has one. QuotaError if it is pruned already."""
+        model, layers = self.model, self.family.decoder_layers
+        if is_pruned(model):
+            raise QuotaError("this model has a Pruner already; detach that one first")
+        cache = getattr(model, "quota_cache", None)
+        if cache is None:
+            self._own_cache = attach_cache(model, self.scheme)
+        elif cache.scheme != self.scheme:
+            raise QuotaError("the model's KV cache is under another scheme than the recipe; attach both under one")
+        before, after = {"with_kwargs": True}, {"prepend": True, "always_call": True}
+        base, decoder = self.family.base, self.family.text_model
+        self._handles = [
+            base.register_forward_pre_hook(self._before_base, **before),
+            base.register_forward_hook(self._after_base, **after),
+            decoder.register_forward_pre_hook(self._before_decoder, **before),
+            decoder.register_forward_hook(self._after_decoder, **after),
+        ]
+        for index in range(self.recipe.layers[0], len(layers)):
+            hook = partial(self._before_layer, index)
+            self._handles.append(layers[index].register_forward_pre_hook(hook, **before))
+        for index in self.recipe.layers:
+            hook = partial(self._after_layer, index)
+            self._handles.append(layers[index].register_forward_hook(hook, with_kwargs=True, **after))
+        model.generate = self._generate
+        model.quota_pruner = self
+        return self
+
+    def detach(self) -> None:
+        """Leave the model as it was before `attach`."""
+        if getattr(self.model, "quota_pruner", None) is not self:
+            return
+        self._close()
+        for handle in self._handles:
+            handle.remove()
+        if self._own_cache is not None:
+            self._own_cache.detach()
+        self._handles, self._own_cache = [], None
+        del self.model.generate, self.model.quota_pruner
+
+    def _generate(self, *args: Any, **kwargs: Any) -> Any:
+        config = kwargs.get("generation_config") or (args[1] if len(args) > 1 else self.model.generation_config)
+        # A chunk looks like a turn of its own, whose text is not the question: only here can it be told.
+        if kwargs.get("prefill_chunk_size", getattr(config, "prefill_chunk_size", None)) is not None:
+            raise QuotaError("token pruning needs the whole prompt in one prefill; leave prefill_chunk_size unset")
+        return type(self.model).generate(self.model, *args, **kwargs)
+
+    def _before_base(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        # A pass that was interrupted may not have come to its end.
+        self._close()
+        given = inspect.signature(module.forward).bind(*args, **kwargs).arguments
+        input_ids = given.get("input_ids")
+        if input_ids is None:
+            raise QuotaError("token pruning needs input_ids to know which tokens are visual; pass them, not embeddings")
+        # `generate` passes an empty dictionary when there is no image.
+        if any(given.get(name) is not None and len(given[name]) for name in self.family.image_arguments):
+            self._images = self.family.image_index(input_ids)
+        else:
+            self._images = torch.full_like(input_ids, -1)
+
+    def _after_base(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        self._close()
+
+    def _before_decoder(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        # A text model called on its own has nothing visual to prune.
+        if self._images is None:
+            return
+        past = kwargs["past_key_values"].get_seq_length()
+        self._presence = Presence(self._images, kwargs.get("attention_mask"), past)
+        if self._presence.has_images:
+            for trace in self.traces:
+                trace.begin(self._presence, len(self.family.decoder_layers))
+
+    def _before_layer(
+        self, index: int, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        presence = self._presence
+        if presence is None:
+            return None
+        config = self.family.text_model.config
+        given = presence.arguments(index, args[0], kwargs, config)
+        if index in self.recipe.layers and presence.has_images:
+            visual = presence.images >= 0
+            keys = presence.keys(kwargs["past_key_values"].layers[index])
+            self._observation = Observation(text=presence.valid & ~visual, visual=visual, keys=keys)
+            self._observing.enter_context(observe(config, self._observation))
+        return args, given
+
+    def _after_layer(
+        self, index: int, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> Tensor | None:
+        presence, observation = self._presence, self._observation
+        self._stop_observing()
+        # Without an output the layer has failed, and its exception is on its way.
+        if output is None or presence is None or observation is None:
+            return None
+        kept, scores = rank(presence, args[0], observation, self.recipe, index, self.scheme)
+        for trace in self.traces:
+            trace.add(index, presence, kept, scores)
+        # keep = 1.0 changes nothing, not even where padding stands.
+        if bool((kept | (presence.images < 0)).all()):
+            return None
+        return presence.cut(index, kept, output, kwargs["past_key_values"].layers[index])
+
+    def _after_decoder(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        presence, self._presence = self._presence, None
+        if output is None or presence is None or presence.whole:
+            return
+        layers = len(self.family.decoder_layers)
+        output.last_hidden_state = presence.restore(output.last_hidden_state, layers)
+        if output.get("hidden_states") is not None:
+            output.hidden_states = tuple(
+                None if hidden is None else presence.restore(hidden, layer)
+                for layer, hidden in enumerate(output.hidden_states)
+            )
+
+    def _stop_observing(self) -> None:
+        self._observing.close()
+        self._observation = None
+
+    def _close(self) -> None:
+        self._stop_observing()
+        self._images = self._presence = None
+
+
+def is_pruned(model: Any) -> bool:
+    """Whether a Pruner is attached to this model."""
+    return isinstance(getattr(model, "quota_pruner", None), Pruner)
+
+
+@contextmanager
+def record(model: Any) -> Iterator[Trace]:
+    """What the model's Pruner does inside the block: `trace.kept[layer]` [batch, K], `scores`, `tokens_per_layer`.
+
+    Raises QuotaError for a model that is not pruned.
+    """
+    if not is_pruned(model):
+        raise QuotaError("this model is not pruned, so there is nothing to record; attach a recipe first")
+    trace = Trace()
+    traces = model.quota_pruner.traces
+    traces.append(trace)
+    try:
+        yield trace
+    finally:
+        # By identity: two traces with equal tensors are still two.
+        traces[:] = [other for other in traces if other is not trace]

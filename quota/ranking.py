@@ -1,0 +1,79 @@
+"""What one layer's forward pass says about its visual tokens, and which of them go on.
+
+The tokens of every image become one row of the scorer's input, so an image is normalised, ranked and cut among its own
+tokens (equations 5 and 6-9), whatever stands beside it in the prompt or in the batch.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from quota.attention import Observation
+from quota.presence import Presence
+from quota.quantization.linear import fake_quantize
+from quota.recipe import PruningRecipe
+from quota.scheme import QuantizationScheme
+from quota.scorers import Signals, scorer
+from quota.selection import top_k
+
+
+def rank(
+    presence: Presence,
+    hidden: Tensor,
+    observation: Observation,
+    recipe: PruningRecipe,
+    layer: int,
+    scheme: QuantizationScheme | None,
+) -> tuple[Tensor, Tensor]:
+    """Score the visual tokens that entered candidate layer `layer`, and choose.
+
+    `hidden` [B, T, D] is the layer's input. Returns which places go on, [B, T] bool (all text, no padding), and the
+    score of each, [B, T] float32, NaN where there is no visual token.
+    """
+    images = presence.images
+    sample, image, places, valid = image_rows(images)
+    rows = sample[:, None]
+    tokens = hidden.detach()[rows, places]
+    signals = Signals(
+        hidden=tokens,
+        valid=valid,
+        inter=None if observation.inter is None else observation.inter[rows, places],
+        intra=None if observation.intra is None else observation.intra[rows, places],
+        risk=None if scheme is None else risk(tokens, scheme),
+    )
+    weights = {name: weight for name, weight in recipe.weights.items() if weight}
+    score = scorer(recipe.scorer).score(signals, weights, recipe.percentiles)
+
+    sizes = (presence.all_images[sample] == image[:, None]).sum(dim=1).tolist()
+    budget = [recipe.counts(size)[recipe.layers.index(layer)] for size in sizes]
+    best = top_k(score, budget, valid)
+
+    kept = presence.valid & (images < 0)
+    chosen = best >= 0
+    kept[rows.expand_as(best)[chosen], places.gather(1, best.clamp(min=0))[chosen]] = True
+    scores = torch.full(images.shape, torch.nan, device=images.device)
+    scores[rows.expand_as(places)[valid], places[valid]] = score[valid].float()
+    return kept, scores
+
+
+def image_rows(images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """One row for each image of a batch: `images` [B, T] (image of its sample, -1 none) -> R rows of at most V tokens.
+
+    Returns sample [R], image [R], places [R, V] (the row's tokens, ascending) and valid [R, V].
+    """
+    count = int(images.max()) + 1
+    member = images[:, None] == torch.arange(count, device=images.device)[:, None]
+    sample, image = member.any(dim=2).nonzero(as_tuple=True)
+    member = member[sample, image]
+    most = int(member.sum(dim=1).max())
+    places = member.int().argsort(dim=1, descending=True, stable=True)[:, :most]
+    return sample, image, places, member.gather(1, places)
+
+
+def risk(tokens: Tensor, scheme: QuantizationScheme) -> Tensor:
+    """||Q(v) - v||_2 of [R, V, D] -> [R, V] float32, Q the activation quantiser deployed in the decoder."""
+    tokens = tokens.float()
+    if "decoder" not in scheme.modules:
+        return torch.zeros_like(tokens[..., 0])
+    return torch.linalg.vector_norm(fake_quantize(tokens, scheme) - tokens, dim=-1)

@@ -1,0 +1,116 @@
+"""Cache layers with slots, against a list of tokens for every sample."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from quota.errors import QuotaError
+from quota.quantization.kv_slots import SlotLayer, right_align
+
+
+def states(positions: Tensor) -> Tensor:
+    """Keys that tell which token they are of: [B, T] -> [B, 1, T, 1]."""
+    return positions[:, None, :, None].float()
+
+
+class Model:
+    """What a `SlotLayer` must hold: the tokens of each sample, and how many were seen."""
+
+    def __init__(self, batch: int) -> None:
+        self.rows: list[list[int]] = [[] for _ in range(batch)]
+        self.seen = 0
+
+    def check(self, layer: SlotLayer) -> None:
+        assert layer.get_seq_length() == self.seen
+        for row, sample in enumerate(self.rows):
+            filled = layer.positions[row] >= 0
+            assert layer.positions[row][filled].tolist() == sample
+            assert layer.keys[row, 0, :, 0][filled].tolist() == sample
+            assert layer.valid(None)[row].sum() == len(sample)
+        if layer.in_order:
+            assert self.rows == [list(range(self.seen))] * len(self.rows)
+        if not layer.ragged:
+            assert (layer.positions >= 0).all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_any_sequence_of_operations(data: st.DataObject) -> None:
+    batch = data.draw(st.integers(1, 3))
+    layer, model = SlotLayer(), Model(batch)
+    for step in range(data.draw(st.integers(1, 6))):
+        if step == 0:
+            operation = "append"
+        else:
+            operation = data.draw(st.sampled_from(["append", "skip", "keep", "crop", "reorder", "repeat"]))
+        size = len(model.rows)
+        if operation == "append":
+            count = data.draw(st.integers(1, 5))
+            new = torch.arange(model.seen, model.seen + count).expand(size, -1)
+            layer.update(states(new), states(new))
+            model.rows = [row + new[0].tolist() for row in model.rows]
+            model.seen += count
+        elif operation == "skip":
+            # Samples take up different ones of the next tokens, as behind a pruned layer.
+            mask = torch.tensor([data.draw(st.lists(st.booleans(), min_size=4, max_size=4)) for _ in range(size)])
+            places, filled = right_align(mask)
+            new = (places + model.seen).masked_fill(~filled, -1)
+            layer.expect(new, 4)
+            layer.update(states(new), states(new))
+            model.rows = [row + new[i][filled[i]].tolist() for i, row in enumerate(model.rows)]
+            model.seen += 4
+        elif operation == "keep":
+            drop = data.draw(st.sets(st.integers(0, 20)))
+            layer.keep((layer.positions >= 0) & ~torch.isin(layer.positions, torch.tensor(sorted(drop))))
+            model.rows = [[token for token in row if token not in drop] for row in model.rows]
+        elif operation == "crop":
+            count = data.draw(st.integers(0, 6))
+            layer.crop(-count)
+            model.seen = max(0, model.seen - count)
+            model.rows = [[token for token in row if token < model.seen] for row in model.rows]
+        elif operation == "reorder":
+            order = [data.draw(st.integers(0, size - 1)) for _ in range(size)]
+            layer.reorder_cache(torch.tensor(order))
+            model.rows = [model.rows[i] for i in order]
+        else:
+            layer.batch_repeat_interleave(2)
+            model.rows = [row for row in model.rows for _ in range(2)]
+        model.check(layer)
+        length, offset = layer.get_mask_sizes(3)
+        assert length == layer.held + 3 and offset + length == model.seen + 3
+
+
+@given(st.lists(st.lists(st.booleans(), min_size=6, max_size=6), min_size=1, max_size=4))
+def test_right_align_keeps_order(rows: list[list[bool]]) -> None:
+    places, filled = right_align(torch.tensor(rows))
+    for row, place, full in zip(rows, places, filled, strict=True):
+        kept = [index for index, keep in enumerate(row) if keep]
+        assert place[full].tolist() == kept
+        assert full.tolist() == [False] * (len(full) - len(kept)) + [True] * len(kept)
+    assert places.shape[1] == max(sum(row) for row in rows)
+
+
+def test_a_mask_hides_the_tokens_it_masks() -> None:
+    layer = SlotLayer()
+    layer.expect(torch.tensor([[-1, 1, 3], [0, 2, 3]]), 4)
+    layer.update(torch.zeros(2, 1, 3, 1), torch.zeros(2, 1, 3, 1))
+    mask = torch.tensor([[1, 1, 1, 0, 1], [0, 1, 1, 1, 1]])
+    assert layer.valid(mask).tolist() == [[False, True, False], [False, True, True]]
+
+
+def test_reset_forgets_everything() -> None:
+    layer = SlotLayer()
+    layer.expect(torch.tensor([[-1, 1]]), 3)
+    layer.update(torch.zeros(1, 1, 2, 4), torch.zeros(1, 1, 2, 4))
+    layer.reset()
+    assert (layer.get_seq_length(), layer.held, layer.nbytes()) == (0, 0, 0)
+    assert layer.in_order and not layer.ragged and not layer.is_initialized
+
+
+def test_crop_wants_a_negative_number() -> None:
+    with pytest.raises(QuotaError, match="negative"):
+        SlotLayer().crop(3)
