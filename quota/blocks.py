@@ -1,0 +1,150 @@
+"""Run single blocks of a model on stored inputs, and quantise a block from what its linear layers see.
+
+Calibration needs what enters every block for every sample, but must not run the model from its start for each of
+them, nor hold the activations of more than one block. Three moves do it:
+
+    capture           run the model's own code up to a chain of blocks; keep what enters and what comes beside it
+    run               run one block alone, on one sample
+    quantize_linears  replace the linear layers of a block, each from inputs that the replaced ones before it made
+
+The model's own forward pass decides what a block is called with (masks, rotary tables), so a chain of blocks run one
+by one gives exactly what the whole model gives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from quota.errors import QuotaError
+from quota.quantization.hadamard import block_hadamard
+from quota.quantization.linear import W4A4Linear
+from quota.scheme import QuantizationScheme
+
+
+class _Reached(Exception):
+    """The forward pass has come as far as it was wanted."""
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What a block is called with for one sample, besides the hidden states."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+def capture(model: nn.Module, blocks: Sequence[nn.Module], inputs: Mapping[str, Any]) -> tuple[Tensor, list[Beside]]:
+    """Run the model on `inputs` until `blocks`, a chain in calling order, would start.
+
+    Returns what enters the first block [B, L, D], and what every block is called with besides hidden states. The
+    blocks themselves do not run.
+    """
+    entering: list[Tensor] = []
+    beside: list[Beside] = []
+
+    def record(hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        entering.append(hidden)
+        beside.append(Beside(args, kwargs))
+        if len(beside) == len(blocks):
+            raise _Reached
+        return hidden
+
+    with ExitStack() as replaced, suppress(_Reached):
+        for block in blocks:
+            replaced.enter_context(_forward_is(block, record))
+        model(**inputs, use_cache=False)
+    return entering[0], beside
+
+
+def run(block: nn.Module, hidden: Tensor, beside: Beside, **replaced: Any) -> Tensor:
+    """One block on one sample: hidden states [B, L, D] -> [B, L, D]; `replaced` overrides its keyword arguments."""
+    output = block(hidden, *beside.args, **{**beside.kwargs, **replaced})
+    return output[0] if isinstance(output, tuple) else output
+
+
+def quantize_linears(
+    model: nn.Module,
+    linears: Mapping[str, nn.Linear],
+    scheme: QuantizationScheme,
+    run_sample: Callable[[int], object],
+    samples: int,
+) -> None:
+    """Replace `linears` (all in one block, by their names in the model) by quantised ones, in calling order.
+
+    `run_sample(i)` runs the block on sample i as it is by then. Layers that read the same tensor (queries, keys and
+    values; gate and up) share one Hessian. Raises QuotaError for a linear that no sample reaches.
+    """
+    stages = shared_inputs(linears, lambda: run_sample(0))
+    if unreached := set(linears) - {name for stage in stages for name in stage}:
+        raise QuotaError(f"calibration never reaches {min(unreached)}; leave its part out of scheme.modules")
+    for stage in stages:
+        hessian = None
+        if scheme.weight_rounding == "gptq" and scheme.weight_bits < 16:
+            hessian = input_hessian(linears[stage[0]], scheme, run_sample, samples)
+        for name in stage:
+            model.set_submodule(name, W4A4Linear.from_linear(linears[name], scheme, hessian=hessian))
+
+
+def shared_inputs(linears: Mapping[str, nn.Linear], run_once: Callable[[], object]) -> list[list[str]]:
+    """Names of the linears in calling order, those that read the very same tensor together."""
+    stages: list[list[str]] = []
+    source: Tensor | None = None
+
+    def reached(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        def hook(_: nn.Module, args: tuple[Any, ...]) -> None:
+            nonlocal source
+            if args[0] is source:
+                stages[-1].append(name)
+            else:
+                stages.append([name])
+                source = args[0]
+
+        return hook
+
+    with ExitStack() as hooks:
+        for name, linear in linears.items():
+            hooks.callback(linear.register_forward_pre_hook(reached(name)).remove)
+        run_once()
+    return stages
+
+
+def input_hessian(
+    linear: nn.Linear, scheme: QuantizationScheme, run_sample: Callable[[int], object], samples: int
+) -> Tensor:
+    """GPTQ's Hessian X^T X [K, K], X being the rotated inputs of `linear` at all tokens of all samples."""
+    features = linear.in_features
+    block = scheme.hadamard_for(features)
+    hessian = torch.zeros(features, features, device=linear.weight.device)
+
+    def accumulate(_: nn.Module, args: tuple[Any, ...]) -> None:
+        x = block_hadamard(args[0].float(), block).reshape(-1, features)
+        hessian.addmm_(x.T, x)
+        raise _Reached
+
+    hook = linear.register_forward_pre_hook(accumulate)
+    try:
+        for sample in range(samples):
+            with suppress(_Reached):
+                run_sample(sample)
+    finally:
+        hook.remove()
+    return hessian
+
+
+@contextmanager
+def _forward_is(module: nn.Module, forward: Callable[..., Tensor]) -> Iterator[None]:
+    before = module.__dict__.get("forward")
+    module.forward = forward
+    try:
+        yield
+    finally:
+        if before is None:
+            del module.forward
+        else:
+            module.forward = before

@@ -1,0 +1,213 @@
+"""Calibration: one sweep over the model that quantises it and measures it, block by block.
+
+Two streams of hidden states go through the decoder side by side for every sample:
+
+    x_l    full precision: the original model
+    xq_l   deployed: quantised tower, projector and layers before l, attention over the quantised KV cache
+
+At each block the Hessians of its linears are collected on the deployed stream (so each block is quantised knowing the
+errors of those before it), its linears are replaced, and both streams go one block on. On the way the sweep takes the
+curves that the recipe is made from, per decoder layer l:
+
+    sensitivity    (1)  S_l = median over samples of ||xq_l - x_l||_2 / (||x_l||_2 + eta)
+    concentration       how much of a text token's attention goes to the ten visual tokens that get most of it,
+                        averaged over heads and text tokens: median over samples, and inter-quartile range
+    redundancy          median cosine of two visual tokens of xq_l: median over samples
+
+All of it comes from the deployed operators. Samples run one at a time: nothing is padded, so no padding is counted,
+and only two tensors a sample are held, whatever the depth of the model. Nothing is drawn at random.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache, PreTrainedModel
+
+from quota.allocation import relative_error, sensitivity
+from quota.attention import Observation, observe
+from quota.blocks import Beside, capture, quantize_linears, run
+from quota.errors import QuotaError
+from quota.models import family
+from quota.quantization.kv_cache import adopt
+from quota.scheme import QuantizationScheme
+
+Progress = Callable[[int, int], None]
+"""Called with the blocks done so far and their total."""
+
+TOP_TOKENS = 10
+"""Visual tokens whose attention counts as concentrated."""
+
+
+@dataclass(frozen=True)
+class Curves:
+    """One number a decoder layer, measured under the deployed operators."""
+
+    sensitivity: list[float] = field(default_factory=list)
+    concentration: list[float] = field(default_factory=list)
+    concentration_iqr: list[float] = field(default_factory=list)
+    redundancy: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What a sweep found out."""
+
+    curves: Curves
+    reference_tokens: int
+    """V0: visual tokens of a sample, the median if samples differ."""
+    quantized: int
+    """Linear layers replaced."""
+
+
+def calibrate(
+    model: PreTrainedModel,
+    inputs: Sequence[Mapping[str, Any]],
+    scheme: QuantizationScheme,
+    progress: Progress | None = None,
+) -> Calibration:
+    """Quantise the linears of `model` in place and measure its decoder layers on the way.
+
+    `inputs` are the model's arguments for one sample each (`input_ids` [1, L] and the rest, as `build_inputs` makes
+    them). The KV cache is taken to be quantised but is not attached. Raises QuotaError for no inputs, an unsupported
+    architecture, or a sample without a picture or without text.
+    """
+    return Sweep(model, inputs, scheme, progress).run()
+
+
+class Sweep:
+    """The state of one calibration: two hidden states a sample, and what every decoder layer is called with."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        inputs: Sequence[Mapping[str, Any]],
+        scheme: QuantizationScheme,
+        progress: Progress | None = None,
+    ) -> None:
+        if not inputs:
+            raise QuotaError("calibration needs at least one sample")
+        self.model = model
+        self.family = family(model)
+        self.inputs = inputs
+        self.scheme = scheme
+        self.layers = list(self.family.decoder_layers)
+        self.visual = [self.family.visual_mask(sample["input_ids"]) for sample in inputs]
+        for number, visual in enumerate(self.visual):
+            if not visual.any() or visual.all():
+                raise QuotaError(f"calibration sample {number} needs both a picture and text")
+        self.linears: dict[str, nn.Linear] = {}
+        # 16 bits on both sides is the layer as it is.
+        if scheme.weight_bits < 16 or scheme.activation_bits < 16:
+            self.linears = dict(self.family.linears(scheme.modules))
+        self.curves = Curves()
+        self._progress = progress
+        self._blocks_done = 0
+
+    @torch.no_grad()
+    def run(self) -> Calibration:
+        """The whole sweep, tower to last decoder layer."""
+        self.exact, self.beside = self._capture(self.layers)
+        self._quantize_chain(list(self.family.tower_blocks))
+        self._quantize_chain([self.family.projector])
+        self.deployed, _ = self._capture(self.layers)
+        for index in range(len(self.layers)):
+            self._decoder_layer(index)
+        tokens = [int(visual.sum()) for visual in self.visual]
+        return Calibration(self.curves, statistics.median_low(tokens), len(self.linears))
+
+    def _capture(self, blocks: Sequence[nn.Module]) -> tuple[list[Tensor], list[list[Beside]]]:
+        """What enters a chain of blocks for every sample, as the model is now."""
+        captured = [capture(self.model, blocks, sample) for sample in self.inputs]
+        return [hidden for hidden, _ in captured], [beside for _, beside in captured]
+
+    def _quantize_chain(self, blocks: Sequence[nn.Module]) -> None:
+        """Quantise blocks in front of the decoder, where only the deployed stream is needed."""
+        if not any(self._linears_of(block) for block in blocks):
+            self._report(len(blocks))
+            return
+        hidden, beside = self._capture(blocks)
+        for index, block in enumerate(blocks):
+            advance = partial(_run_sample, block, hidden, [chain[index] for chain in beside])
+            self._quantize(block, advance)
+            if index + 1 < len(blocks):
+                hidden = [advance(sample) for sample in range(len(self.inputs))]
+            self._report(1)
+
+    def _decoder_layer(self, index: int) -> None:
+        layer = self.layers[index]
+        samples = range(len(self.inputs))
+        beside = [chain[index] for chain in self.beside]
+        self._measure_tokens()
+        self.exact = [_run_sample(layer, self.exact, beside, sample) for sample in samples]
+        advance = partial(self._run_deployed, layer, beside)
+        self._quantize(layer, advance)
+        concentration = []
+        for sample in samples:
+            visual = self.visual[sample]
+            observation = Observation(text=~visual, visual=visual, keys=torch.ones_like(visual))
+            with observe(self.family.text_model.config, observation):
+                self.deployed[sample] = advance(sample)
+            concentration.append(attention_concentration(observation, visual))
+        low, middle, high = torch.tensor(concentration).quantile(torch.tensor([0.25, 0.5, 0.75])).tolist()
+        self.curves.concentration.append(middle)
+        self.curves.concentration_iqr.append(high - low)
+        self._report(1)
+
+    def _run_deployed(self, layer: nn.Module, beside: list[Beside], sample: int) -> Tensor:
+        """`layer` on the deployed stream of one sample, attending to what a new cache stores."""
+        cache = DynamicCache()
+        adopt(cache, len(self.layers), self.scheme)
+        return run(layer, self.deployed[sample], beside[sample], past_key_values=cache)
+
+    def _measure_tokens(self) -> None:
+        """Sensitivity and redundancy of the layer that the streams now stand before."""
+        pairs = zip(self.deployed, self.exact, strict=True)
+        self.curves.sensitivity.append(sensitivity([relative_error(xq, x) for xq, x in pairs]))
+        tokens = (xq[visual] for xq, visual in zip(self.deployed, self.visual, strict=True))
+        self.curves.redundancy.append(statistics.median(median_cosine(hidden) for hidden in tokens))
+
+    def _linears_of(self, block: nn.Module) -> dict[str, nn.Linear]:
+        inside = set(block.modules())
+        return {name: linear for name, linear in self.linears.items() if linear in inside}
+
+    def _quantize(self, block: nn.Module, advance: Callable[[int], Tensor]) -> None:
+        if linears := self._linears_of(block):
+            quantize_linears(self.model, linears, self.scheme, advance, len(self.inputs))
+
+    def _report(self, blocks: int) -> None:
+        self._blocks_done += blocks
+        if self._progress is not None:
+            total = len(self.family.tower_blocks) + 1 + len(self.layers)
+            self._progress(self._blocks_done, total)
+
+
+def _run_sample(block: nn.Module, hidden: list[Tensor], beside: list[Beside], sample: int) -> Tensor:
+    return run(block, hidden[sample], beside[sample])
+
+
+def attention_concentration(observation: Observation, visual: Tensor) -> float:
+    """Share of a text token's attention, averaged over heads and text tokens, that the top ten visual tokens get.
+
+    `observation` is of one sample, `visual` [1, T] its mask of visual tokens.
+    """
+    if observation.inter is None:
+        raise RuntimeError("the layer made no attention call while it was observed")
+    received = observation.inter[visual] / (~visual).sum()
+    return float(received.topk(min(TOP_TOKENS, len(received))).values.sum())
+
+
+def median_cosine(tokens: Tensor) -> float:
+    """Median cosine over all pairs of different tokens [V, D]; 1.0 for a single token, which has no pair."""
+    count = len(tokens)
+    if count < 2:
+        return 1.0
+    unit = nn.functional.normalize(tokens.float(), dim=-1)
+    first, second = torch.triu_indices(count, count, offset=1, device=tokens.device)
+    return float((unit @ unit.T)[first, second].median())

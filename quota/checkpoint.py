@@ -1,0 +1,162 @@
+"""Write a compressed model to a folder that transformers can load.
+
+The folder is an ordinary checkpoint: safetensors under the original key names, config.json, tokenizer and processor.
+Quantised layers are stored in the "pack-quantized" format of compressed-tensors, which transformers and vLLM know, and
+quota adds two things of its own:
+
+    config.json     the key "quota": settings version, scheme, and whether a recipe belongs to the checkpoint
+    recipe.json     which visual tokens are dropped where (quota/recipe.py)
+
+With `import quota`, `from_pretrained` runs the model as it was saved (quota/loader.py). Without it transformers loads
+the same quantised layers, keeps every token and a 16-bit KV cache, and must be told to rotate the layers' inputs, for
+which the folder's README.md gives the lines (quota/model_card.py).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections import defaultdict
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+from quota.errors import QuotaError, first_problem
+from quota.files import staged_folder, write_atomically
+from quota.model_card import model_card
+from quota.pruning import Pruner
+from quota.quantization.linear import W4A4Linear
+from quota.recipe import PruningRecipe
+from quota.scheme import QuantizationScheme
+
+CONFIG_FILE = "config.json"
+RECIPE_FILE = "recipe.json"
+CARD_FILE = "README.md"
+SHARD_SIZE = "5GB"
+
+FORMAT = "pack-quantized"
+NOTE = "import quota before from_pretrained, or apply transform_config as README.md says"
+
+
+class Settings(BaseModel):
+    """What config.json says under "quota"."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    version: Literal[1] = 1
+    scheme: QuantizationScheme
+    recipe: bool
+    """Whether the checkpoint prunes, by the recipe.json beside it."""
+
+
+def settings(config: PretrainedConfig) -> Settings | None:
+    """The settings of a model that quota has quantised, None for any other. QuotaError if they cannot be read."""
+    found = getattr(config, "quota", None)
+    if found is None:
+        return None
+    try:
+        return Settings.model_validate(found)
+    except ValidationError as error:
+        raise QuotaError(f'config.json, "quota": {first_problem(error)}; update quota or compress again') from None
+
+
+def mark(model: PreTrainedModel, scheme: QuantizationScheme, recipe: bool) -> None:
+    """Note in the model's configuration that it is quantised under `scheme`, and whether a recipe prunes it."""
+    model.config.quota = Settings(scheme=scheme, recipe=recipe).model_dump(mode="json")
+
+
+def attached_recipe(model: PreTrainedModel) -> PruningRecipe | None:
+    """The recipe that `model` is pruned by, None if it keeps every token."""
+    pruner = getattr(model, "quota_pruner", None)
+    return pruner.recipe if isinstance(pruner, Pruner) else None
+
+
+def save_pretrained(model: PreTrainedModel, processor: Any, folder: str | os.PathLike[str]) -> None:
+    """Save a model that `quota.compress` or `quantize_only` has made, with its processor, recipe and model card.
+
+    `folder` appears complete or not at all, and replaces an older checkpoint of ours. Weights of quantised layers take
+    half a byte each, and 2 bytes a group for the scales. Raises QuotaError for a model that is not quantised, or whose
+    weights have 16 bits, and for a folder that holds something else.
+    """
+    found = settings(model.config)
+    if found is None:
+        raise QuotaError("only a quantised model can be saved; run quota.compress on it first")
+    scheme = found.scheme
+    if scheme.weight_bits == 16:
+        raise QuotaError(f"{scheme.name} has 16-bit weights, for which there is no packed format; use 4 or 8 bits")
+    recipe = attached_recipe(model)
+    mark(model, scheme, recipe=recipe is not None)
+    with staged_folder(folder) as stage:
+        model.save_pretrained(stage, max_shard_size=SHARD_SIZE)
+        processor.save_pretrained(stage)
+        config = json.loads((stage / CONFIG_FILE).read_text(encoding="utf-8"))
+        config["quantization_config"] = quantization_config(model, scheme)
+        write_atomically(stage / CONFIG_FILE, json.dumps(config, indent=2) + "\n")
+        if recipe is not None:
+            recipe.save(stage / RECIPE_FILE)
+        write_atomically(stage / CARD_FILE, model_card(model, scheme, recipe))
+        for weights in stage.glob("*.safetensors"):
+            # safetensors makes its files readable by the owner alone.
+            shutil.copymode(stage / CONFIG_FILE, weights)
+
+
+def quantization_config(model: nn.Module, scheme: QuantizationScheme) -> dict[str, Any]:
+    """The compressed-tensors description of a quantised model, as transformers and vLLM read it.
+
+    Layers of the commonest group sizes are meant by "Linear", others by name. `transform_config` says that inputs are
+    rotated; transformers 5 does not read it. But it logs every target that matches no layer, so NOTE is one.
+    """
+    sizes: dict[tuple[int, int, int], list[str]] = defaultdict(list)
+    ignore = []
+    for name, module in model.named_modules():
+        if isinstance(module, W4A4Linear):
+            width = module.in_features
+            groups = scheme.weight_group_for(width), scheme.activation_group_for(width)
+            sizes[*groups, scheme.hadamard_for(width)].append(name)
+        elif isinstance(module, nn.Linear):
+            ignore.append(name)
+    # Named layers stand before the class: the first target that matches decides.
+    ordered = sorted(sizes.items(), key=lambda item: len(item[1]))
+    named = [name for _, names in ordered[:-1] for name in names]
+    groups, rotations = {}, {}
+    for number, ((weight_group, activation_group, block), names) in enumerate(ordered):
+        last = number == len(ordered) - 1
+        targets = ["Linear"] if last else names
+        group = {
+            "targets": targets,
+            "format": FORMAT,
+            "weights": _integers(scheme.weight_bits, weight_group, symmetric=True, dynamic=False),
+        }
+        if scheme.activation_bits < 16:
+            group["input_activations"] = _integers(
+                scheme.activation_bits, activation_group, symmetric=False, dynamic=True
+            )
+        groups[f"group_{number}"] = group
+        if block > 1:
+            place = {"targets": targets, "location": "input", "ignore": ignore + named if last else []}
+            rotations[f"hadamard_{number}"] = {"type": "hadamard", "head_dim": block, "apply": [place]}
+    described: dict[str, Any] = {
+        "quant_method": "compressed-tensors",
+        "format": FORMAT,
+        "quantization_status": "compressed",
+        "ignore": ignore,
+        "config_groups": groups,
+    }
+    if rotations:
+        described["transform_config"] = {"config_groups": rotations}
+        groups[f"group_{len(ordered) - 1}"]["targets"] = ["Linear", f"re:{NOTE}"]
+    return described
+
+
+def _integers(bits: int, group: int, symmetric: bool, dynamic: bool) -> dict[str, Any]:
+    return {
+        "num_bits": bits,
+        "type": "int",
+        "symmetric": symmetric,
+        "strategy": "group",
+        "group_size": group,
+        "dynamic": dynamic,
+    }

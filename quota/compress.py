@@ -1,0 +1,158 @@
+"""The pipeline: quantise, calibrate, allocate, and leave the model ready to run.
+
+    compress        W4A4KV4 and a recipe: what this package is for
+    quantize_only   the same quantisation, every visual token kept
+    prune_only      a recipe on a full-precision model
+
+The last two are the parts of the first one alone, and what it is compared with. Quantisation and calibration are one
+sweep (quota/calibration.py); the rule for candidate layers and the allocator (quota/allocation.py) turn its curves
+into a recipe; a quantised KV cache and a Pruner are then attached to the model.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from quota.allocation import candidate_layers, keep_ratios
+from quota.calibration import Calibration, Curves, Progress, calibrate
+from quota.checkpoint import mark, settings
+from quota.errors import QuotaError
+from quota.models import family, fingerprint
+from quota.pruning import Pruner
+from quota.quantization.kv_cache import attach_cache
+from quota.recipe import PruningRecipe
+from quota.samples import Sample, build_inputs
+from quota.samples import fingerprint as samples_fingerprint
+from quota.scheme import QuantizationScheme
+from quota.version import __version__
+
+DEFAULT_SCHEME = QuantizationScheme()
+
+
+@dataclass(frozen=True)
+class CompressionResult:
+    """What was done to a model, and what was measured on the way."""
+
+    recipe: PruningRecipe
+    scheme: QuantizationScheme
+    curves: Curves
+    """One number a decoder layer each."""
+    quantized: int
+    """Linear layers replaced."""
+    seconds: float
+
+    @property
+    def sensitivities(self) -> list[float]:
+        """S_l of equation (1) for every decoder layer."""
+        return self.curves.sensitivity
+
+
+def compress(
+    model: PreTrainedModel,
+    processor: Any,
+    samples: Sequence[Sample],
+    keep: float = 0.30,
+    scheme: QuantizationScheme = DEFAULT_SCHEME,
+    layers: Sequence[int] | None = None,
+    temperature: float = 1.25,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> CompressionResult:
+    """Quantise `model` in place and make it drop visual tokens by a recipe calibrated for it.
+
+    Args:
+        samples: calibration questions (no answers needed); 128 of them are the published setting.
+        keep: share of visual tokens left after the last candidate layer, in (0, 1].
+        scheme: what is quantised and how.
+        layers: candidate decoder layers, to override the rule of `candidate_layers`.
+        temperature: tau of equation (3).
+        seed: recorded in the recipe as the one that `samples` were drawn with. Nothing here is random.
+        progress: called with the blocks done and their total.
+
+    Raises QuotaError, before anything is changed, for options out of range, no samples, an unsupported architecture
+    or a model that is compressed already. If the sweep itself fails the model is half quantised: load it anew.
+    """
+    began = time.perf_counter()
+    _check_options(model, keep, layers, temperature)
+    calibration = quantize_only(model, processor, samples, scheme, progress)
+    curves = calibration.curves
+    if layers is None:
+        layers = candidate_layers(
+            curves.concentration, curves.concentration_iqr, curves.redundancy, len(curves.concentration)
+        )
+    sensitivities = [curves.sensitivity[layer] for layer in layers]
+    recipe = PruningRecipe(
+        layers=tuple(layers),
+        keep_ratios=tuple(keep_ratios(sensitivities, keep, temperature)),
+        keep=keep,
+        temperature=temperature,
+        sensitivities=tuple(sensitivities),
+        reference_tokens=calibration.reference_tokens,
+        scheme=scheme,
+        model_fingerprint=fingerprint(model),
+        calibration_fingerprint=samples_fingerprint(samples),
+        samples=len(samples),
+        seed=seed,
+        versions={"quota": __version__, **{name: version(name) for name in ("torch", "transformers")}},
+    )
+    Pruner(model, recipe, scheme).attach()
+    mark(model, scheme, recipe=True)
+    return CompressionResult(recipe, scheme, curves, calibration.quantized, time.perf_counter() - began)
+
+
+def quantize_only(
+    model: PreTrainedModel,
+    processor: Any,
+    samples: Sequence[Sample],
+    scheme: QuantizationScheme = DEFAULT_SCHEME,
+    progress: Progress | None = None,
+) -> Calibration:
+    """Quantise `model` in place exactly as `compress` does, and keep every visual token. Errors as `compress`."""
+    _check_uncompressed(model)
+    if not samples:
+        raise QuotaError("calibration needs at least one sample; 128 are the published setting")
+    model.eval()
+    inputs = [build_inputs(processor, [sample]).to(model.device) for sample in samples]
+    calibration = calibrate(model, inputs, scheme, progress)
+    attach_cache(model, scheme)
+    mark(model, scheme, recipe=False)
+    return calibration
+
+
+def prune_only(model: PreTrainedModel, recipe: PruningRecipe) -> PruningRecipe:
+    """Make a full-precision `model` drop tokens by the layers and ratios of `recipe`, and return the recipe it runs.
+
+    That recipe has no scheme, and a score without risk: the other weights grow in proportion to fill its place.
+    Raises QuotaError for a recipe of another model, or a model that is compressed already.
+    """
+    _check_uncompressed(model)
+    weights = {name: weight for name, weight in recipe.weights.items() if name != "risk"}
+    total = sum(weights.values())
+    pruned = PruningRecipe(
+        **recipe.model_dump(exclude={"scheme", "weights"}),
+        scheme=None,
+        weights={name: weight / total for name, weight in weights.items()},
+    )
+    Pruner(model, pruned).attach()
+    return pruned
+
+
+def _check_uncompressed(model: PreTrainedModel) -> None:
+    if settings(model.config) is not None:
+        raise QuotaError("the model is quantised already; load the original one")
+
+
+def _check_options(model: PreTrainedModel, keep: float, layers: Sequence[int] | None, temperature: float) -> None:
+    total = len(family(model).decoder_layers)
+    # The rules themselves say what they refuse, on any numbers; better now than after the sweep.
+    keep_ratios([0.0], keep, temperature)
+    if layers is None:
+        candidate_layers([0.0] * total, [0.0] * total, [0.0] * total, total)
+    elif not layers or list(layers) != sorted(set(layers)) or layers[0] < 0 or layers[-1] >= total:
+        raise QuotaError(f"layers must be ascending numbers from 0 to {total - 1}, got {list(layers)}")
