@@ -1,0 +1,19 @@
+"""Measure a model on questions with known answers: accuracy with its interval, speed, and what a prompt costs."""
+
+from quota.evaluation.answers import matches, normalize_answer
+from quota.evaluation.evaluate import Evaluation, evaluate
+from quota.evaluation.footprint import Footprint, footprint, prefill_flops_ratio
+from quota.evaluation.statistics import accuracy_interval, retention, retention_interval
+
+__all__ = [
+    "Evaluation",
+    "Footprint",
+    "accuracy_interval",
+    "evaluate",
+    "footprint",
+    "matches",
+    "normalize_answer",
+    "prefill_flops_ratio",
+    "retention",
+    "retention_interval",
+]

@@ -1,0 +1,119 @@
+"""Ask a model every question of a suite and count the right answers.
+
+Questions go through `generate` in batches, greedily: the same code path a user's prompt takes. Accuracy is exact
+match after normalisation (quota/evaluation/answers.py), reported per task, with the mean over tasks, its 95%
+bootstrap interval, and what always giving a task's commonest answer would score.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from quota.errors import QuotaError
+from quota.evaluation.answers import matches, normalize_answer
+from quota.evaluation.generation import count_tokens, decode, generate
+from quota.evaluation.statistics import accuracy_interval
+from quota.samples import Sample, build_inputs
+
+BATCH_SIZE = 32
+UNNAMED_TASK = "all"
+
+Progress = Callable[[int, int], None]
+"""Called with the questions answered so far and their total."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A suite's outcome. Accuracies are fractions in [0, 1]; tasks keep the order of the suite."""
+
+    outcomes: dict[str, list[bool]]
+    """Per task, whether each question was answered right: what retention and intervals are computed from."""
+    majority: dict[str, float]
+    """Per task, the accuracy of always giving its commonest answer."""
+    answers: list[str]
+    """The model's answers, in the order of the samples."""
+    new_tokens: int
+    seconds: float
+    seed: int = 0
+
+    @property
+    def accuracy(self) -> dict[str, float]:
+        return {task: sum(right) / len(right) for task, right in self.outcomes.items()}
+
+    @property
+    def average(self) -> float:
+        """Mean of the tasks' accuracies: every task weighs the same."""
+        return sum(self.accuracy.values()) / len(self.outcomes)
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95% bootstrap interval of `average`, stratified by task."""
+        return accuracy_interval(self.outcomes, self.seed)
+
+    @property
+    def questions(self) -> int:
+        return len(self.answers)
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Answer tokens (end marks included) over the time of `generate`, prefill included."""
+        return self.new_tokens / self.seconds
+
+    def figures(self) -> dict[str, Any]:
+        """What `quota eval --json` writes."""
+        return {
+            "accuracy": self.accuracy,
+            "average": self.average,
+            "interval": list(self.interval),
+            "questions": self.questions,
+            "tokens_per_second": self.tokens_per_second,
+        }
+
+
+def evaluate(
+    model: Any,
+    processor: Any,
+    samples: Sequence[Sample],
+    batch_size: int = BATCH_SIZE,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Answer all samples greedily, `batch_size` at a time, and compare with their known answers.
+
+    `seed` is the bootstrap's. Samples without a task count as one task, "all". Raises QuotaError for no samples,
+    for a sample without an answer, and for a batch size below 1.
+    """
+    if batch_size < 1:
+        raise QuotaError(f"a batch of {batch_size} questions cannot be asked; give at least 1")
+    if not samples:
+        raise QuotaError("there are no questions to evaluate on")
+    expected = [_known_answer(sample) for sample in samples]
+    answers: list[str] = []
+    new_tokens, seconds = 0, 0.0
+    for start in range(0, len(samples), batch_size):
+        batch = build_inputs(processor, samples[start : start + batch_size])
+        began = time.perf_counter()
+        generated = generate(model, processor, batch)
+        seconds += time.perf_counter() - began
+        new_tokens += count_tokens(processor, generated)
+        answers += decode(processor, generated)
+        if progress is not None:
+            progress(len(answers), len(samples))
+    outcomes: dict[str, list[bool]] = {}
+    known: dict[str, list[str]] = {}
+    for sample, answer, right_answer in zip(samples, answers, expected, strict=True):
+        task = sample.task or UNNAMED_TASK
+        outcomes.setdefault(task, []).append(matches(answer, right_answer))
+        known.setdefault(task, []).append(normalize_answer(right_answer))
+    majority = {task: Counter(right).most_common(1)[0][1] / len(right) for task, right in known.items()}
+    return Evaluation(outcomes, majority, answers, new_tokens, seconds, seed)
+
+
+def _known_answer(sample: Sample) -> str:
+    if sample.answer is None:
+        raise QuotaError(f"the question {sample.question!r} has no answer to compare with; add one to its line")
+    return sample.answer

@@ -1,0 +1,138 @@
+"""Tables for the terminal. Accuracies are shown in percent, intervals as low-high, sizes in KB and MB of 1000."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+from quota.demo import Demo
+from quota.evaluation.evaluate import Evaluation
+from quota.report.inspection import Inspection
+
+VARIANTS = {
+    "full": "full precision",
+    "quantized": "quantised only",
+    "pruned": "pruned only",
+    "quota": "QUOTA",
+}
+
+
+def percent(fraction: float | None) -> str:
+    """0.8765 -> "87.7"; "-" for what is undefined."""
+    return "-" if fraction is None else f"{100 * fraction:.1f}"
+
+
+def percent_range(interval: Sequence[float] | None) -> str:
+    """(0.85, 0.9) -> "85.0-90.0"."""
+    return "-" if interval is None else f"{percent(interval[0])}-{percent(interval[1])}"
+
+
+def size(count: int) -> str:
+    """Bytes as a person reads them: 12345 -> "12.3 KB"."""
+    return f"{count / 1e6:.2f} MB" if count >= 1e6 else f"{count / 1e3:.1f} KB"
+
+
+def evaluation_table(evaluation: Evaluation, title: str) -> Table:
+    """Accuracy per task beside the majority answer's, then the average with its interval."""
+    table = Table(title=title, box=box.SIMPLE_HEAD)
+    for name in ("task", "questions", "accuracy %", "majority answer %"):
+        table.add_column(name, justify="left" if name == "task" else "right")
+    for task, accuracy in evaluation.accuracy.items():
+        count = str(len(evaluation.outcomes[task]))
+        table.add_row(task, count, percent(accuracy), percent(evaluation.majority[task]))
+    table.add_section()
+    average = f"{percent(evaluation.average)} ({percent_range(evaluation.interval)})"
+    majority = sum(evaluation.majority.values()) / len(evaluation.majority)
+    table.add_row("average (95% interval)", str(evaluation.questions), average, percent(majority))
+    return table
+
+
+def demo_tables(demo: Demo) -> list[Table]:
+    """Some answers, the accuracies of the four variants, and what each of them costs."""
+    return [_answers_table(demo), _variants_table(demo)]
+
+
+def _answers_table(demo: Demo) -> Table:
+    table = Table(title="Questions about pictures", box=box.SIMPLE_HEAD)
+    for name in ("question", "expected", "full precision", "QUOTA"):
+        table.add_column(name)
+    for shown in demo.shown:
+        table.add_row(shown.question, shown.expected, shown.full, shown.quota)
+    return table
+
+
+def _variants_table(demo: Demo) -> Table:
+    """A column a variant: there are more figures than variants."""
+    variants = list(demo.variants.values())
+    first = variants[0].evaluation
+    table = Table(
+        title=f"The reference model, {first.questions} questions, {demo.backend} kernels", box=box.SIMPLE_HEAD
+    )
+    table.add_column("accuracy in %", no_wrap=True)
+    for name in ("majority answer", *(VARIANTS[name] for name in demo.variants)):
+        # In two lines, so that the table fits a terminal of 80 columns.
+        table.add_column(name.replace(" ", "\n"), justify="right", min_width=9)
+    for task, majority in first.majority.items():
+        table.add_row(task, percent(majority), *(percent(variant.evaluation.accuracy[task]) for variant in variants))
+    table.add_section()
+
+    def add(title: str, cells: Iterable[str]) -> None:
+        table.add_row(title, "", *cells)
+
+    add("average", (percent(variant.evaluation.average) for variant in variants))
+    add("  95% interval", (percent_range(variant.evaluation.interval) for variant in variants))
+    add("retention", (percent(demo.retention(name)) for name in demo.variants))
+    add("  95% interval", (percent_range(demo.retention_interval(name)) for name in demo.variants))
+    table.add_section()
+    tokens = [variant.footprint.visual_tokens_per_layer for variant in variants]
+    add("tokens by layer", (" ".join(map(str, layers)) for layers in tokens))
+    add("KV cache", (size(variant.footprint.kv_bytes) for variant in variants))
+    add("weights on disk", (size(variant.disk_bytes) for variant in variants))
+    add("answer tokens/s", (f"{variant.evaluation.tokens_per_second:.0f}" for variant in variants))
+    table.caption = "Tokens: visual ones that enter the layer. KV cache: after prefill; 16-bit if not quantised."
+    return table
+
+
+def inspection_table(inspection: Inspection, title: str) -> Table:
+    """A checkpoint or recipe as name-value rows."""
+    table = Table(title=title, show_header=False, box=box.SIMPLE_HEAD)
+    table.add_column(style="bold")
+    table.add_column()
+    scheme, recipe, packed = inspection.scheme, inspection.recipe, inspection.packed
+    table.add_row("scheme", "full precision" if scheme is None else _describe_scheme(scheme))
+    if packed is not None:
+        table.add_row("quantised layers", f"{packed.layers}, {packed.weights:,} weights")
+        table.add_row("bytes per weight", f"{packed.bytes_per_weight:.4f} (scales included)")
+    if inspection.disk_bytes is not None:
+        table.add_row("weights on disk", size(inspection.disk_bytes))
+    if recipe is None:
+        table.add_row("recipe", "none: no token is pruned")
+        return table
+    table.add_section()
+    counts = recipe.counts(recipe.reference_tokens)
+    table.add_row("candidate layers", ", ".join(map(str, recipe.layers)))
+    table.add_row("sensitivities", ", ".join(f"{value:.4f}" for value in recipe.sensitivities) or "not measured")
+    table.add_row("keep ratios", ", ".join(f"{ratio:.3f}" for ratio in recipe.keep_ratios))
+    table.add_row(f"kept of {recipe.reference_tokens} tokens", ", ".join(map(str, counts)))
+    if inspection.visual_tokens_per_layer is not None:
+        table.add_row("tokens entering layers", ", ".join(map(str, inspection.visual_tokens_per_layer)))
+    average = inspection.layer_average_keep
+    table.add_row("final keep ratio", f"{percent(recipe.keep)}%")
+    if average is not None:
+        table.add_row("average over layers", f"{percent(average)}%")
+        table.add_row("prefill FLOPs of visual tokens", f"{percent(inspection.prefill_flops_ratio)}% of unpruned")
+    table.add_row("score", " + ".join(f"{weight:g} {name}" for name, weight in recipe.weights.items()))
+    table.add_row("calibrated on", f"{recipe.samples} samples, seed {recipe.seed}")
+    table.add_row("model fingerprint", recipe.model_fingerprint[:16])
+    table.add_row("versions", ", ".join(f"{name} {version}" for name, version in recipe.versions.items()))
+    return table
+
+
+def _describe_scheme(scheme: Any) -> str:
+    return (
+        f"{scheme.name}: weights in groups of {scheme.weight_group} ({scheme.weight_rounding}), activations in groups "
+        f"of {scheme.activation_group}, block-Hadamard {scheme.hadamard or 'none'}; {', '.join(scheme.modules)}"
+    )

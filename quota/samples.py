@@ -1,0 +1,145 @@
+"""Questions about pictures: the one form in which calibration and evaluation data come.
+
+On disk a set is a folder with `questions.jsonl` and its images, or any `.jsonl` file with images beside it. One
+line is one question, and only these keys exist:
+
+    {"image": "images/0001.png", "question": "What colour is the cat?", "answer": "black", "task": "attributes"}
+
+`image` is relative to the file; `answer` and `task` may be left out (calibration needs neither).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, UnidentifiedImageError
+
+from quota.errors import QuotaError
+
+QUESTIONS_FILE = "questions.jsonl"
+_REQUIRED = ("image", "question")
+_OPTIONAL = ("answer", "task")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One question about one picture.
+
+    `image` is a picture, or the path of one that is read when it is needed: a large set stays small in memory.
+    """
+
+    image: Image.Image | Path
+    question: str
+    answer: str | None = None
+    task: str | None = None
+
+    def picture(self) -> Image.Image:
+        """The picture in RGB. Raises QuotaError if the file cannot be read as an image."""
+        if isinstance(self.image, Image.Image):
+            return self.image.convert("RGB")
+        try:
+            with Image.open(self.image) as file:
+                return file.convert("RGB")
+        except (OSError, UnidentifiedImageError) as error:
+            raise QuotaError(f"cannot read the image {self.image}: {error}") from error
+
+
+def read_samples(path: str | Path) -> list[Sample]:
+    """Read a folder with `questions.jsonl`, or a `.jsonl` file, in the order of its lines.
+
+    Raises QuotaError, naming the file and the line, for a line that is not such an object, a key that is missing
+    or unknown, an image that is not there, and a file without a single question.
+    """
+    path = Path(path)
+    file = path / QUESTIONS_FILE if path.is_dir() else path
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError as error:
+        raise QuotaError(f"{file} does not exist; give a .jsonl file or a folder with {QUESTIONS_FILE}") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise QuotaError(f"cannot read {file}: {error}") from error
+    samples = [
+        _parse(line, file.parent, f"{file}, line {number}")
+        for number, line in enumerate(lines, start=1)
+        if line.strip()
+    ]
+    if not samples:
+        raise QuotaError(f"{file} holds no questions; write one JSON object a line")
+    return samples
+
+
+def _parse(line: str, folder: Path, place: str) -> Sample:
+    try:
+        entry = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise QuotaError(f"{place}: not valid JSON ({error.msg}, column {error.colno})") from error
+    if not isinstance(entry, dict):
+        raise QuotaError(f"{place}: expected an object with the keys image and question")
+    for key in entry:
+        if key not in _REQUIRED + _OPTIONAL:
+            raise QuotaError(f"{place}: unknown key {key!r}; known are {', '.join(_REQUIRED + _OPTIONAL)}")
+    for key in _REQUIRED:
+        if key not in entry:
+            raise QuotaError(f"{place}: the key {key!r} is missing")
+    for key, value in entry.items():
+        if not isinstance(value, str):
+            raise QuotaError(f"{place}: {key!r} must be a string, not {type(value).__name__}")
+    image = folder / entry["image"]
+    if not image.is_file():
+        raise QuotaError(f"{place}: the image {image} does not exist")
+    return Sample(image, entry["question"], entry.get("answer"), entry.get("task"))
+
+
+def first_of_each_task(samples: Sequence[Sample], count: int) -> list[Sample]:
+    """The first `count` questions of every task, in their order: the same subset every time, and no task lost."""
+    if count < 1:
+        raise QuotaError(f"cannot take {count} questions of each task; ask for at least 1")
+    taken: dict[str | None, int] = {}
+    chosen = []
+    for sample in samples:
+        if taken.get(sample.task, 0) < count:
+            taken[sample.task] = taken.get(sample.task, 0) + 1
+            chosen.append(sample)
+    return chosen
+
+
+def fingerprint(samples: Sequence[Sample]) -> str:
+    """SHA-256, in hex, of the questions, answers, tasks and decoded pixels, in order.
+
+    A picture in memory and the lossless file it was saved to have one fingerprint.
+    """
+    digest = hashlib.sha256()
+    for sample in samples:
+        picture = sample.picture()
+        text = json.dumps([sample.question, sample.answer, sample.task, picture.size])
+        digest.update(text.encode())
+        digest.update(picture.tobytes())
+    return digest.hexdigest()
+
+
+def build_inputs(processor: Any, samples: Sequence[Sample], with_answer: bool = False) -> Any:
+    """What the model takes for a batch of questions: `input_ids` and `attention_mask` [B, L], `pixel_values`.
+
+    The processor's own chat template writes the prompt, and shorter prompts are padded on the left, as generation
+    needs. With `with_answer` the answer stands behind the question as the assistant's turn (calibration text).
+
+    Raises QuotaError for a processor without a chat template and, with `with_answer`, a sample without an answer.
+    """
+    if getattr(processor, "chat_template", None) is None:
+        raise QuotaError("the model's processor has no chat template; add chat_template.jinja to its folder")
+    prompts = []
+    for sample in samples:
+        content = [{"type": "image"}, {"type": "text", "text": sample.question}]
+        turns: list[dict[str, Any]] = [{"role": "user", "content": content}]
+        if with_answer:
+            if sample.answer is None:
+                raise QuotaError(f"the question {sample.question!r} has no answer to calibrate with")
+            turns.append({"role": "assistant", "content": [{"type": "text", "text": sample.answer}]})
+        prompts.append(processor.apply_chat_template(turns, add_generation_prompt=not with_answer))
+    pictures = [sample.picture() for sample in samples]
+    return processor(images=pictures, text=prompts, padding=True, padding_side="left", return_tensors="pt")

@@ -1,0 +1,46 @@
+"""What `quota inspect` reads from files, against the files' own contents."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from quota.errors import QuotaError
+from quota.recipe import PruningRecipe
+from quota.report.inspection import inspect_path
+from quota.scheme import QuantizationScheme
+
+
+def test_a_checkpoint(quota_folder: Path) -> None:
+    found = inspect_path(quota_folder)
+    recipe = PruningRecipe.load(quota_folder / "recipe.json")
+    assert found.recipe == recipe
+    assert found.scheme == QuantizationScheme()
+    assert found.visual_tokens_per_layer == recipe.tokens_per_layer(16, 6)
+    assert found.layer_average_keep == pytest.approx(sum(found.visual_tokens_per_layer) / (6 * 16))
+    assert found.prefill_flops_ratio is not None and 0.3 < found.prefill_flops_ratio < 1
+
+    tensors = load_file(quota_folder / "model.safetensors")
+    packed = [name for name in tensors if name.endswith("weight_packed")]
+    assert found.packed is not None
+    assert found.packed.layers == len(packed)
+    # Eight 4-bit weights an int32.
+    assert found.packed.weights == sum(tensors[name].numel() * 8 for name in packed)
+    assert 0.5 + 2 / 64 <= found.packed.bytes_per_weight < 0.56
+    assert found.figures()["bytes_per_weight"] == found.packed.bytes_per_weight
+
+
+def test_a_lone_recipe(quota_folder: Path) -> None:
+    found = inspect_path(quota_folder / "recipe.json")
+    assert found.recipe == PruningRecipe.load(quota_folder / "recipe.json")
+    assert found.packed is None and found.layer_average_keep is None
+    assert found.figures()["disk_bytes"] is None
+
+
+def test_what_quota_did_not_write(full_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(QuotaError, match="not written by quota"):
+        inspect_path(full_folder)
+    with pytest.raises(QuotaError, match="no such recipe"):
+        inspect_path(tmp_path / "recipe.json")

@@ -1,0 +1,129 @@
+"""Reading questions, drawing subsets of them, and turning them into what the model takes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from quota.errors import QuotaError
+from quota.samples import Sample, build_inputs, fingerprint, first_of_each_task, read_samples
+
+
+def write_questions(folder: Path, *lines: str) -> Path:
+    Image.new("RGB", (4, 4), "red").save(folder / "red.png")
+    (folder / "questions.jsonl").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def line(**keys: object) -> str:
+    return json.dumps({"image": "red.png", "question": "What colour?", **keys})
+
+
+def test_a_folder_and_its_file_read_the_same(tmp_path: Path) -> None:
+    write_questions(tmp_path, line(answer="red", task="colour"), "", line())
+    samples = read_samples(tmp_path)
+    assert samples == read_samples(tmp_path / "questions.jsonl")
+    assert samples == [
+        Sample(tmp_path / "red.png", "What colour?", "red", "colour"),
+        Sample(tmp_path / "red.png", "What colour?", None, None),
+    ]
+    assert samples[0].picture().getpixel((0, 0)) == (255, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("bad", "says"),
+    [
+        pytest.param("{", "not valid JSON", id="truncated"),
+        pytest.param("[1]", "expected an object", id="not an object"),
+        pytest.param('{"image": "red.png"}', "'question' is missing", id="no question"),
+        pytest.param(line(colour="red"), "unknown key 'colour'", id="unknown key"),
+        pytest.param(line(answer=3), "'answer' must be a string, not int", id="number for an answer"),
+        pytest.param(line(image="blue.png"), "blue.png does not exist", id="missing image"),
+    ],
+)
+def test_a_bad_line_is_named_in_one_line(tmp_path: Path, bad: str, says: str) -> None:
+    write_questions(tmp_path, line(), bad)
+    with pytest.raises(QuotaError) as raised:
+        read_samples(tmp_path)
+    message = str(raised.value)
+    assert says in message and "line 2" in message and "questions.jsonl" in message
+    assert "\n" not in message
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(QuotaError, match="does not exist"):
+        read_samples(tmp_path / "nothing.jsonl")
+    with pytest.raises(QuotaError, match="holds no questions"):
+        read_samples(write_questions(tmp_path))
+    (tmp_path / "questions.jsonl").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(QuotaError, match="cannot read"):
+        read_samples(tmp_path)
+
+
+def test_a_damaged_image_is_named(tmp_path: Path) -> None:
+    (tmp_path / "broken.png").write_bytes(b"not a picture")
+    with pytest.raises(QuotaError, match=r"broken\.png"):
+        Sample(tmp_path / "broken.png", "What?").picture()
+
+
+def test_fingerprint_is_of_what_the_model_sees(tmp_path: Path) -> None:
+    write_questions(tmp_path, line(answer="red"))
+    [stored] = read_samples(tmp_path)
+    in_memory = Sample(Image.new("RGB", (4, 4), "red"), "What colour?", "red")
+    assert fingerprint([stored]) == fingerprint([in_memory])
+    others = [
+        Sample(Image.new("RGB", (4, 4), "blue"), "What colour?", "red"),
+        Sample(in_memory.image, "What colour ?", "red"),
+        Sample(in_memory.image, "What colour?", "blue"),
+        Sample(in_memory.image, "What colour?", "red", "colour"),
+    ]
+    assert len({fingerprint([sample]) for sample in [in_memory, *others]}) == 5
+    assert fingerprint([in_memory, others[0]]) != fingerprint([others[0], in_memory])
+
+
+@given(st.lists(st.sampled_from(["a", "b", None])), st.integers(min_value=1, max_value=4))
+def test_first_of_each_task_keeps_order_and_loses_no_task(tasks: list[str | None], count: int) -> None:
+    picture = Image.new("RGB", (1, 1))
+    samples = [Sample(picture, str(number), task=task) for number, task in enumerate(tasks)]
+    chosen = first_of_each_task(samples, count)
+    assert chosen == sorted(chosen, key=lambda sample: int(sample.question))
+    for task in set(tasks):
+        expected = [sample for sample in samples if sample.task == task][:count]
+        assert [sample for sample in chosen if sample.task == task] == expected
+
+
+def test_first_of_each_task_needs_a_count() -> None:
+    with pytest.raises(QuotaError, match="at least 1"):
+        first_of_each_task([], 0)
+
+
+def test_inputs_are_padded_on_the_left_and_hold_all_image_tokens(tiny_processor) -> None:
+    picture = Image.new("RGB", (50, 30), "green")
+    samples = [Sample(picture, "what is this"), Sample(picture, "how many cats are in the picture")]
+    inputs = build_inputs(tiny_processor, samples)
+    mask, tokens = inputs["attention_mask"], inputs["input_ids"]
+    assert mask[0, 0] == 0 and mask[0, -1] == 1 and mask[1].all()
+    image_tokens = (tokens == tiny_processor.image_token_id).sum(dim=1)
+    assert image_tokens.tolist() == [16, 16]
+    assert inputs["pixel_values"].shape == (2, 3, 32, 32)
+
+
+def test_the_answer_follows_the_question_only_when_asked_for(tiny_processor) -> None:
+    sample = Sample(Image.new("RGB", (8, 8)), "how many cats", "two")
+    prompt, full = (build_inputs(tiny_processor, [sample], with_answer=flag)["input_ids"][0] for flag in (False, True))
+    words = tiny_processor.tokenizer.decode(full[len(prompt) :])
+    assert full[: len(prompt)].tolist() == prompt.tolist()
+    assert "two" in words
+    with pytest.raises(QuotaError, match="no answer"):
+        build_inputs(tiny_processor, [Sample(sample.image, "how many cats")], with_answer=True)
+
+
+def test_a_processor_without_a_chat_template_is_refused(tiny_processor) -> None:
+    tiny_processor.chat_template = None
+    with pytest.raises(QuotaError, match="chat template"):
+        build_inputs(tiny_processor, [Sample(Image.new("RGB", (8, 8)), "what")])
