@@ -1,0 +1,188 @@
+"""Train the reference VLM from nothing, on a CPU, in about an hour:
+
+    python -m quota.reference.train OUT
+
+Three things make a model this small learn this fast (measured; see the model card):
+- an auxiliary loss on the projector's output says what each patch shows, through the embeddings of the words that
+  name it, so that a question's word and a visual token match from the start; its heads are dropped afterwards;
+- some twenty questions a picture share one pass (`lessons.py`);
+- Muon on the hidden matrices, AdamW on the rest, with a linear decay to zero.
+
+The run is seeded, writes a checkpoint every 500 steps and resumes from it exactly (see `state.py`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
+
+from quota.reference.architecture import build_model
+from quota.reference.easy_vqa import EasyVQA
+from quota.reference.labels import GRID, PATCH_WORDS
+from quota.reference.lessons import IGNORE, PREFIX, Batch, Lessons, to_float
+from quota.reference.state import load_state, save_state
+from quota.reference.tokenizer import build_processor, build_tokenizer
+from quota.reference.words import COLORS
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long and how fast. The first `tower_steps` train the tower and projector alone, on patch labels."""
+
+    steps: int = 6000
+    tower_steps: int = 2000
+    batch: int = 16
+    muon: float = 0.02
+    adamw: float = 2e-3
+    warmup: int = 200
+    decay: float = 0.5  # the share of the run over which the learning rate falls to zero
+    seed: int = 0
+
+    def scale(self, step: int) -> float:
+        """Learning rate at `step`, relative to its peak."""
+        return min(1.0, (step + 1) / self.warmup, (self.steps - step) / (self.decay * self.steps))
+
+
+class PatchHeads(nn.Module):
+    """The auxiliary loss: patch words and colours through tied word embeddings, places through heads of their own."""
+
+    def __init__(self, width: int, tokenizer: PreTrainedTokenizerFast) -> None:
+        super().__init__()
+        self.place = nn.Linear(width, 2 * GRID + 2)
+        self.words = self._ids(tokenizer, PATCH_WORDS)
+        self.colors = self._ids(tokenizer, tuple(COLORS))
+
+    @staticmethod
+    def _ids(tokenizer: PreTrainedTokenizerFast, words: tuple[str, ...]) -> Tensor:
+        # A letter is a token without a space before it, a word one with.
+        texts = [word if len(word) == 1 else f" {word}" for word in words]
+        return torch.tensor([tokenizer.encode(text, add_special_tokens=False)[-1] for text in texts])
+
+    def forward(self, visual: Tensor, embeddings: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """visual [B, 144, D], labels [B, 5, 144] -> one mean loss a field."""
+        word, color, row, column, center = labels.unbind(1)
+        place = self.place(visual)
+        rows, columns, centers = place.split((GRID, GRID, 2), -1)
+        known = word >= 0
+        return {
+            "word": _loss(visual @ embeddings[self.words].T, word),
+            "color": _loss(visual @ embeddings[self.colors].T, color),
+            "row": _loss(rows, row),
+            "column": _loss(columns, column),
+            "center": _loss(centers, torch.where(known, center, -1)),
+        }
+
+
+WEIGHTS = {"word": 1.0, "color": 0.5, "row": 0.2, "column": 0.2, "center": 0.5}
+
+
+def _loss(logits: Tensor, labels: Tensor) -> Tensor:
+    chosen = labels >= 0
+    return F.cross_entropy(logits[chosen].float(), labels[chosen]) if chosen.any() else logits.sum() * 0
+
+
+def see(model: LlavaForConditionalGeneration, pixels: Tensor) -> Tensor:
+    """Visual tokens [B, 144, D] of pictures [B, 3, 144, 144], by the model's own path."""
+    features = model.model.get_image_features(pixel_values=pixels).pooler_output
+    return torch.stack(list(features))
+
+
+def answer_loss(model: LlavaForConditionalGeneration, visual: Tensor, batch: Batch) -> Tensor:
+    """Mean cross-entropy of the answers' tokens; only they pass through the output layer."""
+    embed = model.model.language_model.get_input_embeddings()
+    text = embed(batch.ids)
+    inputs = torch.cat((text[:, :1], visual.to(text.dtype), text[:, PREFIX:]), 1)
+    hidden = model.model.language_model(
+        inputs_embeds=inputs, attention_mask=batch.mask(), position_ids=batch.positions, use_cache=False
+    ).last_hidden_state
+    chosen = batch.targets != IGNORE
+    return F.cross_entropy(model.lm_head(hidden[chosen]).float(), batch.targets[chosen])
+
+
+def optimizers(model: nn.Module, heads: nn.Module, plan: Plan) -> list[torch.optim.Optimizer]:
+    hidden, rest = [], list(heads.parameters())
+    for name, parameter in model.named_parameters():
+        matrix = parameter.ndim == 2 and "embed" not in name and "lm_head" not in name
+        (hidden if matrix else rest).append(parameter)
+    return [
+        torch.optim.Muon(hidden, lr=plan.muon, weight_decay=0.01, momentum=0.95),
+        torch.optim.AdamW(rest, lr=plan.adamw, weight_decay=0.0, betas=(0.9, 0.98)),
+    ]
+
+
+def train(out: Path, plan: Plan) -> None:
+    """Train and write the finished model to `out`; `out`.state holds the checkpoint of an unfinished run."""
+    torch.manual_seed(plan.seed)
+    tokenizer = build_tokenizer(plan.seed)
+    model, heads = build_model(), PatchHeads(256, tokenizer)
+    groups = optimizers(model, heads, plan)
+    parts = nn.ModuleDict({"model": model, "heads": heads})
+    state = out.with_name(out.name + ".state")
+    start = load_state(state, parts, groups)
+    model.model.vision_tower.compile()
+    model.model.language_model.compile()
+    lessons = Lessons(tokenizer, plan.batch, plan.seed, EasyVQA("train"))
+    batches = DataLoader(lessons, batch_size=None, sampler=range(start, plan.steps), num_workers=1, prefetch_factor=4)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    log = out.with_name(out.name + ".log.jsonl").open("a")
+    began = time.monotonic()
+    with Progress(*columns) as bar, log:
+        shown = bar.add_task("training", total=plan.steps, completed=start)
+        for step, batch in enumerate(batches, start):
+            losses = _step(step, plan, model, heads, groups, batch)
+            bar.update(shown, completed=step + 1)
+            if step % 50 == 0:
+                line = {"step": step, "seconds": round(time.monotonic() - began, 1), **losses}
+                log.write(json.dumps(line) + "\n")
+                log.flush()
+                bar.update(shown, description=" ".join(f"{name} {value:.3f}" for name, value in losses.items()))
+            if (step + 1) % 500 == 0:
+                save_state(state, parts, groups, step + 1)
+    model.eval().to(torch.bfloat16).save_pretrained(out)
+    build_processor(tokenizer).save_pretrained(out)
+
+
+def _step(
+    step: int, plan: Plan, model: LlavaForConditionalGeneration, heads: PatchHeads,
+    groups: list[torch.optim.Optimizer], batch: Batch,
+) -> dict[str, float]:  # fmt: skip
+    scale = plan.scale(step)
+    for group, peak in zip(groups, (plan.muon, plan.adamw), strict=True):
+        group.param_groups[0]["lr"] = peak * scale
+    with torch.autocast("cpu", torch.bfloat16):
+        visual = see(model, to_float(batch.pixels))
+        losses = heads(visual, model.model.language_model.get_input_embeddings().weight, batch.labels)
+        total = torch.stack([WEIGHTS[name] * loss for name, loss in losses.items()]).sum()
+        if step >= plan.tower_steps:
+            losses["answer"] = answer_loss(model, visual, batch)
+            total = total * 0.5 + losses["answer"]
+    total.backward()
+    for group in groups:
+        parameters = [p for p in group.param_groups[0]["params"] if p.grad is not None]
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        group.step()
+        group.zero_grad(set_to_none=True)
+    return {name: round(float(loss), 4) for name, loss in losses.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Train the reference VLM (resumes an unfinished run).")
+    parser.add_argument("out", type=Path)
+    for name, kind in (("steps", int), ("tower_steps", int), ("batch", int), ("seed", int)):
+        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, default=getattr(Plan, name))
+    arguments = vars(parser.parse_args())
+    train(arguments.pop("out"), Plan(**arguments))
+
+
+if __name__ == "__main__":
+    main()
