@@ -1,9 +1,9 @@
 """The reference VLM, its suite and the generator behind both: what QUOTA is tried on where no hub is at hand.
 
-    model_path()            a small LLaVA in stock layout, trained by `train.py`
-    suite_path()            six tasks of 1,000 fixed questions each, written by `suite.py`
-    easy_vqa_path()         1,000 questions of the test half of easy-vqa (PyPI, MIT), as a seventh
-    calibration_samples()   fresh pictures and questions, disjoint from all of the above
+model_path()            a small LLaVA in stock layout, trained by `train.py`
+suite_path()            six tasks of 1,000 fixed questions each, written by `suite.py`
+easy_vqa_path()         1,000 questions of the test half of easy-vqa (PyPI, MIT), as a seventh
+calibration_samples()   fresh pictures and questions, disjoint from all of the above
 """
 
 from __future__ import annotations

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+from torch import Tensor
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from quota.reference import tokenizer
@@ -44,5 +46,22 @@ def build_config() -> LlavaConfig:
 
 
 def build_model() -> LlavaForConditionalGeneration:
-    """The untrained model in float32; seed torch before for a reproducible start."""
-    return LlavaForConditionalGeneration(build_config())
+    """The untrained model in float32; seed torch before for a reproducible start.
+
+    Position embeddings of the patches start as sines and cosines of row and column. From random ones the tower learns
+    rows, which backgrounds give away, and hardly any columns.
+    """
+    model = LlavaForConditionalGeneration(build_config())
+    embedding = model.model.vision_tower.embeddings.position_embedding.weight
+    with torch.no_grad():
+        embedding[1:] = positions(PICTURE // PATCH, embedding.shape[1])
+    return model
+
+
+def positions(side: int, width: int) -> Tensor:
+    """Sines and cosines of row and column at geometric frequencies, [side * side, width], at half amplitude."""
+    place = torch.arange(side).float()
+    angle = place[:, None] * torch.logspace(0, -2, width // 4)
+    wave = torch.cat((angle.sin(), angle.cos()), 1)
+    rows, columns = wave[:, None].expand(-1, side, -1), wave[None].expand(side, -1, -1)
+    return 0.5 * torch.cat((rows, columns), -1).reshape(side * side, width)

@@ -3,7 +3,7 @@
 For a picture of 12 x 12 patches:
     word    the name that fits the patch: a thing, a letter of the sign, or the place where nothing stands
     color   the colour of the shape on it, or -1
-    row     the row (0..11) of the centre of the thing it belongs to, or -1
+    row     the row (0..11) of the centre of the thing or letter it belongs to, or -1
     column  likewise
     center  1 where the centre of a thing lies
 """
@@ -29,8 +29,9 @@ def patch_labels(scene: Scene, coverage: float = 0.25) -> np.ndarray:
     labels[0] = _WORD[scene.place]
     labels[4] = 0
     pixels = np.asarray(scene.owners).reshape(GRID, PATCH, GRID, PATCH).swapaxes(1, 2).reshape(GRID, GRID, -1)
-    shares = np.stack([(pixels == index).mean(-1) for index in range(1, len(scene.things) + 1)] or [np.zeros((GRID, GRID))])
-    owner, covered = shares.argmax(0), shares.max(0) >= coverage
+    # A layer of zeros in front, so that a scene without things needs no case of its own.
+    shares = np.stack([np.zeros((GRID, GRID)), *((pixels == index + 1).mean(-1) for index in range(len(scene.things)))])
+    owner, covered = shares.argmax(0) - 1, shares.max(0) >= coverage
     for index, thing in enumerate(scene.things):
         mine = covered & (owner == index)
         x, y = thing.center
@@ -58,4 +59,5 @@ def _label_letters(labels: np.ndarray, scene: Scene) -> None:
             overlaps = [min(right, end) - max(left, start) for start, end in sign.letters]
             best = int(np.argmax(overlaps))
             if overlaps[best] >= PATCH / 3:
-                labels[:, row, column] = (_WORD[sign.word[best]], -1, -1, best, 0)
+                middle = int(sum(sign.letters[best]) / 2) // PATCH
+                labels[:, row, column] = (_WORD[sign.word[best]], -1, (top + bottom) // 2 // PATCH, middle, 0)

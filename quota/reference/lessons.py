@@ -67,7 +67,12 @@ class Lessons(Dataset):
         pixels, labels, text = zip(*rows, strict=True)
         ids, targets, positions, turns = torch.from_numpy(np.stack(text)).unbind(1)
         return Batch(
-            torch.from_numpy(np.stack(pixels)), torch.from_numpy(np.stack(labels)).long(), ids, targets, positions, turns
+            torch.from_numpy(np.stack(pixels)),
+            torch.from_numpy(np.stack(labels)).long(),
+            ids,
+            targets,
+            positions,
+            turns,
         )
 
     def _row(self, rng: Random, conversation: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -109,5 +114,3 @@ class Lessons(Dataset):
 def to_float(pixels: Tensor) -> Tensor:
     """[B, H, W, 3] uint8 -> [B, 3, H, W], as the processor normalises (mean 0.5, standard deviation 0.25)."""
     return (pixels.permute(0, 3, 1, 2).float() / 255 - 0.5) / 0.25
-
-

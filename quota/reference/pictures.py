@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import pairwise
 from random import Random
 
 from PIL import Image, ImageDraw, ImageFont
@@ -20,6 +21,7 @@ from quota.reference.words import CATEGORY, COLORS, EMOJI, LETTERS, SCENES, SHAP
 
 PICTURE = 144
 FONTS = ("DejaVuSans-Bold", "DejaVuSerif-Bold", "DejaVuSansMono-Bold", "DejaVuSansCondensed")
+BOARDS = (((252, 252, 248), (16, 16, 16)), ((250, 226, 90), (16, 16, 16)), ((30, 60, 120), (250, 250, 250)))
 Box = tuple[int, int, int, int]
 
 
@@ -185,11 +187,11 @@ def _draw_sign(image: Image.Image, word: str, rng: Random) -> Sign:
     width = int(starts[-1]) + 2 * margin
     left, top = rng.randint(0, PICTURE - width), rng.randint(0, PICTURE - height)
     box = (left, top, left + width, top + height)
-    board, ink = rng.choice((((252, 252, 248), (16, 16, 16)), ((250, 226, 90), (16, 16, 16)), ((30, 60, 120), (250,) * 3)))
+    board, ink = rng.choice(
+        (((252, 252, 248), (16, 16, 16)), ((250, 226, 90), (16, 16, 16)), ((30, 60, 120), (250,) * 3))
+    )
     pen = ImageDraw.Draw(image)
     pen.rectangle((left, top, box[2] - 1, box[3] - 1), fill=board, outline=ink)
     pen.text((left + margin, top + height / 2), word, font=font, fill=ink, anchor="lm")
     edges = [left + margin + start for start in starts]
-    return Sign(word, box, tuple(zip(edges[:-1], edges[1:], strict=True)))
-
-
+    return Sign(word, box, tuple(pairwise(edges)))

@@ -62,6 +62,9 @@ def _yes(truth: bool) -> str:
     return "yes" if truth else "no"
 
 
+EXISTENCE = ("Is there {} in the picture?", "Is there {}?", "Can you see {}?", "Does the picture show {}?")
+
+
 def _existence(scene: Scene, rng: Random) -> Question | None:
     if rng.random() < 0.5 and scene.things:
         name, truth = rng.choice(scene.things).words, True
@@ -69,7 +72,12 @@ def _existence(scene: Scene, rng: Random) -> Question | None:
         name, truth = _absent(scene, rng), False
     noun = article(name)
     form = rng.choice(
-        (f"Is there {noun} in the picture?", f"Is there {noun}?", f"Can you see {noun}?", f"Does the picture show {noun}?")
+        (
+            f"Is there {noun} in the picture?",
+            f"Is there {noun}?",
+            f"Can you see {noun}?",
+            f"Does the picture show {noun}?",
+        )
     )
     return Question("existence", form, _yes(truth))
 
@@ -145,9 +153,7 @@ EXTREMES = {"further left": (0, 1), "further right": (0, -1), "higher": (1, 1), 
 
 def _pair(scene: Scene, axis: int, rng: Random) -> tuple[Thing, Thing] | None:
     things = _unique(scene)
-    pairs = [
-        (one, other) for one in things for other in things if abs(one.center[axis] - other.center[axis]) >= APART
-    ]
+    pairs = [(one, other) for one in things for other in things if abs(one.center[axis] - other.center[axis]) >= APART]
     return rng.choice(pairs) if pairs else None
 
 

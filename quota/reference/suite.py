@@ -17,7 +17,7 @@ from rich.progress import track
 
 from quota.files import staged_folder
 from quota.reference import easy_vqa_path, suite_path
-from quota.reference.easy_vqa import TASK, EasyVQA
+from quota.reference.easy_vqa import EasyVQA
 from quota.reference.pictures import draw
 from quota.reference.questions import TASKS, Question, ask
 

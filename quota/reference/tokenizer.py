@@ -84,7 +84,9 @@ def _corpus(rng: Random, pictures: int) -> list[str]:
                 split = [word[:-1] if word.endswith("s") and word[:-1] in known else word for word in split]
                 lines.append(" " + " ".join(split).replace(" ?", "?").replace(" .", ".").replace(" ,", ","))
     lines += [f" {word}" for word in words()] * 40
-    lines += [f" {form}" for form in ("Read the sign.", "What does the sign say?", "What is written on the sign?")] * 400
+    lines += [
+        f" {form}" for form in ("Read the sign.", "What does the sign say?", "What is written on the sign?")
+    ] * 400
     lines += [f" What is the {which} letter on the sign?" for which in ("first", "last")] * 200
     lines += [" does the image not contain a shape?", " is there no shape present in the image?"] * 400
     lines += [" what color is the shape?", " what shape is in the image?", " what is the shape?"] * 100

@@ -39,8 +39,8 @@ from quota.reference.words import COLORS
 class Plan:
     """How long and how fast. The first `tower_steps` train the tower and projector alone, on patch labels."""
 
-    steps: int = 6000
-    tower_steps: int = 2000
+    steps: int = 4700
+    tower_steps: int = 1200
     batch: int = 16
     muon: float = 0.02
     adamw: float = 2e-3
@@ -83,7 +83,7 @@ class PatchHeads(nn.Module):
         }
 
 
-WEIGHTS = {"word": 1.0, "color": 0.5, "row": 0.2, "column": 0.2, "center": 0.5}
+WEIGHTS = {"word": 1.0, "color": 0.5, "row": 0.4, "column": 0.4, "center": 0.5}
 
 
 def _loss(logits: Tensor, labels: Tensor) -> Tensor:
