@@ -32,7 +32,7 @@ def build_config() -> LlavaConfig:
         bos_token_id=tokenizer.BOS,
         eos_token_id=tokenizer.EOS,
         pad_token_id=tokenizer.PAD,
-        tie_word_embeddings=True,
+        tie_word_embeddings=False,
     )
     return LlavaConfig(
         vision_config=vision,
@@ -41,20 +41,29 @@ def build_config() -> LlavaConfig:
         image_seq_length=(PICTURE // PATCH) ** 2,
         vision_feature_layer=-1,
         vision_feature_select_strategy="default",
-        tie_word_embeddings=True,
+        tie_word_embeddings=False,
     )
 
 
 def build_model() -> LlavaForConditionalGeneration:
     """The untrained model in float32; seed torch before for a reproducible start.
 
-    Position embeddings of the patches start as sines and cosines of row and column. From random ones the tower learns
-    rows, which backgrounds give away, and hardly any columns.
+    - Position embeddings of the patches start as sines and cosines of row and column. From random ones the tower
+      learns rows, which backgrounds give away, and hardly any columns.
+    - Word embeddings start with unit variance, the output layer as a small copy of them, and the branches of the
+      decoder's residual stream at zero: the words stay readable in it, so that a question's word and a visual token
+      that was pulled towards the same word match from the start.
     """
     model = LlavaForConditionalGeneration(build_config())
-    embedding = model.model.vision_tower.embeddings.position_embedding.weight
+    position = model.model.vision_tower.embeddings.position_embedding.weight
+    words = model.get_input_embeddings().weight
     with torch.no_grad():
-        embedding[1:] = positions(PICTURE // PATCH, embedding.shape[1])
+        position[1:] = positions(PICTURE // PATCH, position.shape[1])
+        words.normal_()
+        model.lm_head.weight.copy_(words * words.shape[1] ** -0.5)
+        for layer in model.model.language_model.layers:
+            layer.self_attn.o_proj.weight.zero_()
+            layer.mlp.down_proj.weight.zero_()
     return model
 
 

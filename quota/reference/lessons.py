@@ -19,6 +19,7 @@ from torch.utils.data import Dataset
 from transformers import PreTrainedTokenizerFast
 
 from quota.reference.easy_vqa import EasyVQA
+from quota.reference.grounding import GROUND_FIELDS, Grounding
 from quota.reference.labels import FIELDS, GRID, patch_labels
 from quota.reference.pictures import draw
 from quota.reference.questions import TASKS, Question, ask, describe
@@ -33,10 +34,11 @@ IGNORE = -100
 
 @dataclass
 class Batch:
-    """pixels [B, 144, 144, 3] uint8; labels [B, 5, 144]; ids, targets, positions, turns [B, PREFIX + TEXT]."""
+    """pixels [B, 144, 144, 3] uint8; labels [B, 5, 144]; grounds [B, 4, L]; the rest [B, L], L = PREFIX + TEXT."""
 
     pixels: Tensor
     labels: Tensor
+    grounds: Tensor
     ids: Tensor
     targets: Tensor
     positions: Tensor
@@ -56,6 +58,7 @@ class Lessons(Dataset):
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast, batch: int, seed: int, easy_vqa: EasyVQA | None) -> None:
         self.tokenizer, self.batch, self.seed, self.easy_vqa = tokenizer, batch, seed, easy_vqa
+        self.grounding = Grounding(tokenizer)
 
     def __len__(self) -> int:
         return 2**31
@@ -64,21 +67,15 @@ class Lessons(Dataset):
         rng = Random(f"lessons {self.seed} {index}")
         conversation = rng.random() < 0.2
         rows = [self._row(rng, conversation) for _ in range(self.batch)]
-        pixels, labels, text = zip(*rows, strict=True)
-        ids, targets, positions, turns = torch.from_numpy(np.stack(text)).unbind(1)
-        return Batch(
-            torch.from_numpy(np.stack(pixels)),
-            torch.from_numpy(np.stack(labels)).long(),
-            ids,
-            targets,
-            positions,
-            turns,
-        )
+        pixels, labels, grounds, text = (torch.from_numpy(np.stack(part)) for part in zip(*rows, strict=True))
+        return Batch(pixels, labels.long(), grounds.long(), *text.unbind(1))
 
-    def _row(self, rng: Random, conversation: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _row(self, rng: Random, conversation: bool) -> tuple[np.ndarray, ...]:
         if self.easy_vqa is not None and rng.random() < EASY_VQA:
             image, questions = self.easy_vqa.lesson(rng)
             labels = np.full((len(FIELDS), GRID * GRID), -1, np.int16)
+            text = self._text(questions, conversation)
+            grounds = np.full((len(GROUND_FIELDS), text.shape[1]), -1, np.int16)
         else:
             image, scene = draw(rng, UNLISTED_WORDS)
             labels = patch_labels(scene)
@@ -87,7 +84,9 @@ class Lessons(Dataset):
                 asked.append(describe(scene))
             questions = list(dict.fromkeys(filter(None, asked)))
             rng.shuffle(questions)
-        return np.asarray(image), labels, self._text(questions, conversation)
+            text = self._text(questions, conversation)
+            grounds = self.grounding(text, scene)
+        return np.asarray(image), labels, grounds, text
 
     def _text(self, questions: list[Question], conversation: bool) -> np.ndarray:
         """ids, targets, positions, turns [4, PREFIX + TEXT]; only answers are targets."""

@@ -2,9 +2,11 @@
 
     python -m quota.reference.train OUT
 
-Three things make a model this small learn this fast (measured; see the model card):
+Four things make a model this small learn this fast:
 - an auxiliary loss on the projector's output says what each patch shows, through the embeddings of the words that
-  name it, so that a question's word and a visual token match from the start; its heads are dropped afterwards;
+  name it, so that a question's word and a visual token match from the start;
+- a second one asks the nouns of a question, three layers into the decoder, what they found in the picture
+  (`grounding.py`); the heads of both are dropped afterwards;
 - some twenty questions a picture share one pass (`lessons.py`);
 - Muon on the hidden matrices, AdamW on the rest, with a linear decay to zero.
 
@@ -28,23 +30,26 @@ from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
 from quota.reference.architecture import build_model
 from quota.reference.easy_vqa import EasyVQA
+from quota.reference.grounding import GROUND_FIELDS, MOST
 from quota.reference.labels import GRID, PATCH_WORDS
 from quota.reference.lessons import IGNORE, PREFIX, Batch, Lessons, to_float
 from quota.reference.state import load_state, save_state
 from quota.reference.tokenizer import build_processor, build_tokenizer
 from quota.reference.words import COLORS
 
+GROUND_LAYER = 3  # decoder layers that a noun has to find what it names: candidates for pruning come right behind
+
 
 @dataclass(frozen=True)
 class Plan:
     """How long and how fast. The first `tower_steps` train the tower and projector alone, on patch labels."""
 
-    steps: int = 4700
-    tower_steps: int = 1200
+    steps: int = 2800
+    tower_steps: int = 600
     batch: int = 16
     muon: float = 0.02
     adamw: float = 2e-3
-    warmup: int = 200
+    warmup: int = 100
     decay: float = 0.5  # the share of the run over which the learning rate falls to zero
     seed: int = 0
 
@@ -53,12 +58,16 @@ class Plan:
         return min(1.0, (step + 1) / self.warmup, (self.steps - step) / (self.decay * self.steps))
 
 
-class PatchHeads(nn.Module):
-    """The auxiliary loss: patch words and colours through tied word embeddings, places through heads of their own."""
+class Heads(nn.Module):
+    """The auxiliary losses: what patches show and what nouns refer to.
+
+    Patch words and colours go through the word embeddings themselves, everything else through heads of its own.
+    """
 
     def __init__(self, width: int, tokenizer: PreTrainedTokenizerFast) -> None:
         super().__init__()
         self.place = nn.Linear(width, 2 * GRID + 2)
+        self.ground = nn.Linear(width, MOST + 1 + 2 * GRID + len(COLORS))
         self.words = self._ids(tokenizer, PATCH_WORDS)
         self.colors = self._ids(tokenizer, tuple(COLORS))
 
@@ -68,22 +77,35 @@ class PatchHeads(nn.Module):
         texts = [word if len(word) == 1 else f" {word}" for word in words]
         return torch.tensor([tokenizer.encode(text, add_special_tokens=False)[-1] for text in texts])
 
-    def forward(self, visual: Tensor, embeddings: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    def patches(self, visual: Tensor, embeddings: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """visual [B, 144, D], labels [B, 5, 144] -> one mean loss a field."""
         word, color, row, column, center = labels.unbind(1)
-        place = self.place(visual)
-        rows, columns, centers = place.split((GRID, GRID, 2), -1)
-        known = word >= 0
+        rows, columns, centers = self.place(visual).split((GRID, GRID, 2), -1)
+        embeddings = embeddings * embeddings.shape[1] ** -0.5
         return {
             "word": _loss(visual @ embeddings[self.words].T, word),
             "color": _loss(visual @ embeddings[self.colors].T, color),
             "row": _loss(rows, row),
             "column": _loss(columns, column),
-            "center": _loss(centers, torch.where(known, center, -1)),
+            "center": _loss(centers, torch.where(word >= 0, center, -1)),
+        }
+
+    def nouns(self, hidden: Tensor, grounds: Tensor) -> dict[str, Tensor]:
+        """hidden [B, L, D] of decoder layer GROUND_LAYER, grounds [B, 4, L] -> one mean loss a field."""
+        named = grounds[:, 0] >= 0
+        found = self.ground(F.rms_norm(hidden[named], hidden.shape[-1:]))
+        parts = found.split((MOST + 1, GRID, GRID, len(COLORS)), -1)
+        labels = grounds.transpose(1, 2)[named].unbind(-1)
+        return {
+            f"noun_{field}": _loss(logits, label)
+            for field, logits, label in zip(GROUND_FIELDS, parts, labels, strict=True)
         }
 
 
-WEIGHTS = {"word": 1.0, "color": 0.5, "row": 0.4, "column": 0.4, "center": 0.5}
+WEIGHTS = {
+    "word": 0.5, "color": 0.25, "row": 0.2, "column": 0.2, "center": 0.25,
+    "noun_count": 0.5, "noun_row": 0.2, "noun_column": 0.2, "noun_color": 0.2, "answer": 1.0,
+}  # fmt: skip
 
 
 def _loss(logits: Tensor, labels: Tensor) -> Tensor:
@@ -97,16 +119,21 @@ def see(model: LlavaForConditionalGeneration, pixels: Tensor) -> Tensor:
     return torch.stack(list(features))
 
 
-def answer_loss(model: LlavaForConditionalGeneration, visual: Tensor, batch: Batch) -> Tensor:
-    """Mean cross-entropy of the answers' tokens; only they pass through the output layer."""
-    embed = model.model.language_model.get_input_embeddings()
-    text = embed(batch.ids)
+def read(model: LlavaForConditionalGeneration, visual: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Mean cross-entropy of the answers' tokens, and the hidden states [B, L, D] behind GROUND_LAYER layers."""
+    text = model.get_input_embeddings()(batch.ids)
     inputs = torch.cat((text[:, :1], visual.to(text.dtype), text[:, PREFIX:]), 1)
-    hidden = model.model.language_model(
-        inputs_embeds=inputs, attention_mask=batch.mask(), position_ids=batch.positions, use_cache=False
-    ).last_hidden_state
+    output = model.model.language_model(
+        inputs_embeds=inputs,
+        attention_mask=batch.mask(),
+        position_ids=batch.positions,
+        use_cache=False,
+        output_hidden_states=True,
+    )
     chosen = batch.targets != IGNORE
-    return F.cross_entropy(model.lm_head(hidden[chosen]).float(), batch.targets[chosen])
+    # Only answers pass through the output layer.
+    logits = model.lm_head(output.last_hidden_state[chosen])
+    return F.cross_entropy(logits.float(), batch.targets[chosen]), output.hidden_states[GROUND_LAYER]
 
 
 def optimizers(model: nn.Module, heads: nn.Module, plan: Plan) -> list[torch.optim.Optimizer]:
@@ -115,7 +142,7 @@ def optimizers(model: nn.Module, heads: nn.Module, plan: Plan) -> list[torch.opt
         matrix = parameter.ndim == 2 and "embed" not in name and "lm_head" not in name
         (hidden if matrix else rest).append(parameter)
     return [
-        torch.optim.Muon(hidden, lr=plan.muon, weight_decay=0.01, momentum=0.95),
+        torch.optim.Muon(hidden, lr=plan.muon, weight_decay=0.2, momentum=0.95),
         torch.optim.AdamW(rest, lr=plan.adamw, weight_decay=0.0, betas=(0.9, 0.98)),
     ]
 
@@ -124,7 +151,7 @@ def train(out: Path, plan: Plan) -> None:
     """Train and write the finished model to `out`; `out`.state holds the checkpoint of an unfinished run."""
     torch.manual_seed(plan.seed)
     tokenizer = build_tokenizer(plan.seed)
-    model, heads = build_model(), PatchHeads(256, tokenizer)
+    model, heads = build_model(), Heads(256, tokenizer)
     groups = optimizers(model, heads, plan)
     parts = nn.ModuleDict({"model": model, "heads": heads})
     state = out.with_name(out.name + ".state")
@@ -153,7 +180,7 @@ def train(out: Path, plan: Plan) -> None:
 
 
 def _step(
-    step: int, plan: Plan, model: LlavaForConditionalGeneration, heads: PatchHeads,
+    step: int, plan: Plan, model: LlavaForConditionalGeneration, heads: Heads,
     groups: list[torch.optim.Optimizer], batch: Batch,
 ) -> dict[str, float]:  # fmt: skip
     scale = plan.scale(step)
@@ -161,18 +188,17 @@ def _step(
         group.param_groups[0]["lr"] = peak * scale
     with torch.autocast("cpu", torch.bfloat16):
         visual = see(model, to_float(batch.pixels))
-        losses = heads(visual, model.model.language_model.get_input_embeddings().weight, batch.labels)
-        total = torch.stack([WEIGHTS[name] * loss for name, loss in losses.items()]).sum()
+        losses = heads.patches(visual, model.get_input_embeddings().weight, batch.labels)
         if step >= plan.tower_steps:
-            losses["answer"] = answer_loss(model, visual, batch)
-            total = total * 0.5 + losses["answer"]
-    total.backward()
+            answer, hidden = read(model, visual, batch)
+            losses |= heads.nouns(hidden, batch.grounds) | {"answer": answer}
+    torch.stack([WEIGHTS[name] * loss for name, loss in losses.items()]).sum().backward()
     for group in groups:
         parameters = [p for p in group.param_groups[0]["params"] if p.grad is not None]
         nn.utils.clip_grad_norm_(parameters, 1.0)
         group.step()
         group.zero_grad(set_to_none=True)
-    return {name: round(float(loss), 4) for name, loss in losses.items()}
+    return {name: round(float(loss.detach()), 4) for name, loss in losses.items()}
 
 
 def main() -> None:
