@@ -118,14 +118,10 @@ def keep_count(ratio: float, tokens: int) -> int:
 def check_keep(keep: float) -> None:
     """Raise QuotaError unless `keep` is a ratio in (0, 1]."""
     if not 0 < keep <= 1:
-        raise QuotaError(
-            f"keep must be above 0 and at most 1 (0.30 keeps 30% of the visual tokens), got {keep}"
-        )
+        raise QuotaError(f"keep must be above 0 and at most 1 (0.30 keeps 30% of the visual tokens), got {keep}")
 
 
-def candidate_layers(
-    concentration: Numbers, concentration_iqr: Numbers, redundancy: Numbers, layers: int
-) -> list[int]:
+def candidate_layers(concentration: Numbers, concentration_iqr: Numbers, redundancy: Numbers, layers: int) -> list[int]:
     """The decoder layers that drop tokens: a contiguous early range, found from three curves over the layers.
 
     A layer is ready to drop tokens when text attends to few of them (concentration c: the median over
@@ -153,17 +149,13 @@ def candidate_layers(
     }
     for name, curve in curves.items():
         if len(curve) != layers:
-            raise QuotaError(
-                f"the {name} curve has {len(curve)} points for {layers} decoder layers; give one each"
-            )
+            raise QuotaError(f"the {name} curve has {len(curve)} points for {layers} decoder layers; give one each")
         if name != "redundancy" and min(curve) < 0:
             raise QuotaError(f"the {name} curve must not be negative, got {min(curve)}")
 
     first, end = 2, layers - layers // 3
     if end <= first:
-        raise QuotaError(
-            f"{layers} decoder layers are too few to choose candidates from; pass layers= to name them"
-        )
+        raise QuotaError(f"{layers} decoder layers are too few to choose candidates from; pass layers= to name them")
     readiness = [_readiness(*point) for point in zip(*curves.values(), strict=True)]
     width = min(_WIDEST_WINDOW, math.isqrt(layers), end - first)
     starts = range(first, end - width + 1)

@@ -96,9 +96,7 @@ def refuse_foreign(target: Path) -> None:
     except OSError as error:
         raise _cannot_write(target, error) from error
     if foreign:
-        raise QuotaError(
-            f"{target} is not empty and was not written by quota; give a new folder or empty this one"
-        )
+        raise QuotaError(f"{target} is not empty and was not written by quota; give a new folder or empty this one")
 
 
 def _swap(temporary: Path, target: Path) -> None:

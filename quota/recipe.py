@@ -76,19 +76,13 @@ class PruningRecipe(BaseModel):
         if not self.layers or self.layers[0] < 0 or any(b <= a for a, b in pairwise(self.layers)):
             raise QuotaError(f"layers must be ascending decoder layer numbers, got {list(self.layers)}")
         if len(self.keep_ratios) != len(self.layers):
-            raise QuotaError(
-                f"{len(self.keep_ratios)} keep_ratios for {len(self.layers)} layers; give one each"
-            )
+            raise QuotaError(f"{len(self.keep_ratios)} keep_ratios for {len(self.layers)} layers; give one each")
         for ratio in self.keep_ratios:
             check_keep(ratio)
         if any(b > a for a, b in pairwise(self.keep_ratios)) or self.keep_ratios[-1] != self.keep:
-            raise QuotaError(
-                f"keep_ratios must never rise and end at keep={self.keep}, got {list(self.keep_ratios)}"
-            )
+            raise QuotaError(f"keep_ratios must never rise and end at keep={self.keep}, got {list(self.keep_ratios)}")
         if self.sensitivities and len(self.sensitivities) != len(self.layers):
-            raise QuotaError(
-                f"{len(self.sensitivities)} sensitivities for {len(self.layers)} layers; give one each"
-            )
+            raise QuotaError(f"{len(self.sensitivities)} sensitivities for {len(self.layers)} layers; give one each")
         low, high = self.percentiles
         if not 0 <= low < high <= 100:
             raise QuotaError(f"percentiles must satisfy 0 <= low < high <= 100, got {low} and {high}")
@@ -105,9 +99,7 @@ class PruningRecipe(BaseModel):
         if known and not any(self.weights.values()):
             raise QuotaError("at least one score weight must be above 0")
         if self.scheme is None and self.weights.get("risk"):
-            raise QuotaError(
-                "'risk' has a weight but full precision has no quantisation risk; remove it from weights"
-            )
+            raise QuotaError("'risk' has a weight but full precision has no quantisation risk; remove it from weights")
 
     def counts(self, tokens: int) -> list[int]:
         """Equation (5) at each candidate layer, for a sample with `tokens` visual tokens."""
@@ -119,9 +111,7 @@ class PruningRecipe(BaseModel):
         Raises QuotaError if the recipe names a layer that the decoder does not have.
         """
         if self.layers[-1] >= total_layers:
-            raise QuotaError(
-                f"the recipe prunes layer {self.layers[-1]}, the decoder has {total_layers} (from 0)"
-            )
+            raise QuotaError(f"the recipe prunes layer {self.layers[-1]}, the decoder has {total_layers} (from 0)")
         after = dict(zip(self.layers, self.counts(tokens), strict=True))
         entering = []
         for layer in range(total_layers):
@@ -170,9 +160,7 @@ def _differences(recipe: QuantizationScheme | None, model: QuantizationScheme | 
         names = ("full precision" if scheme is None else scheme.name for scheme in (recipe, model))
         return "recipe {}, model {}".format(*names)
     ours, theirs = recipe.model_dump(), model.model_dump()
-    return ", ".join(
-        f"{key}: recipe {ours[key]}, model {theirs[key]}" for key in ours if ours[key] != theirs[key]
-    )
+    return ", ".join(f"{key}: recipe {ours[key]}, model {theirs[key]}" for key in ours if ours[key] != theirs[key])
 
 
 def _read_object(path: Path) -> dict[str, Any]:
@@ -181,13 +169,9 @@ def _read_object(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise QuotaError(f"{path}: no such recipe; `quota compress` writes one") from None
     except OSError as error:
-        raise QuotaError(
-            f"{path}: cannot be read ({error.strerror}); correct the path or its permissions"
-        ) from None
+        raise QuotaError(f"{path}: cannot be read ({error.strerror}); correct the path or its permissions") from None
     except ValueError as error:
-        raise QuotaError(
-            f"{path}: not a whole recipe ({error}); restore the file or compress again"
-        ) from None
+        raise QuotaError(f"{path}: not a whole recipe ({error}); restore the file or compress again") from None
     if not isinstance(fields, dict):
         raise QuotaError(f"{path}: not a recipe (a JSON object); `quota compress` writes one")
     return fields

@@ -36,9 +36,7 @@ def normalize(metric: Tensor, valid: Tensor, percentiles: tuple[float, float] = 
     # float64: the range of a finite float32 metric cannot overflow.
     metric = metric.double()
     if not bool((metric.isfinite() | ~valid).all()):
-        raise QuotaError(
-            "a token metric holds NaN or infinity; run the model in bfloat16 or float32, not float16"
-        )
+        raise QuotaError("a token metric holds NaN or infinity; run the model in bfloat16 or float32, not float16")
     if metric.shape[-1] == 0:
         return metric.float()
     # Padding sorts behind every valid entry, so a rank among the valid ones is a column here.

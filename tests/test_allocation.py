@@ -84,9 +84,7 @@ class TestNormalize:
             expected = np.clip((np.array(values) - low) / (high - low), 0.1, 0.9)
             assert normalize_sensitivities(values) == pytest.approx(expected.tolist(), rel=1e-6, abs=1e-6)
 
-    @pytest.mark.parametrize(
-        "values", [[0.7], [0.2] * 5, [0.0, 0.0]], ids=["one layer", "all alike", "zeros"]
-    )
+    @pytest.mark.parametrize("values", [[0.7], [0.2] * 5, [0.0, 0.0]], ids=["one layer", "all alike", "zeros"])
     def test_no_spread_gives_one_half(self, values: list[float]) -> None:
         assert normalize_sensitivities(values) == [0.5] * len(values)
 
@@ -159,9 +157,7 @@ class TestKeepRatios:
         with pytest.raises(QuotaError, match="temperature"):
             keep_ratios([0.1, 0.2], temperature=temperature)
 
-    @pytest.mark.parametrize(
-        "values", [[], [0.1, math.nan], [math.inf, 0.1]], ids=["none", "nan", "infinite"]
-    )
+    @pytest.mark.parametrize("values", [[], [0.1, math.nan], [math.inf, 0.1]], ids=["none", "nan", "infinite"])
     def test_refuses_sensitivities(self, values: list[float]) -> None:
         with pytest.raises(QuotaError, match="sensitivities"):
             keep_ratios(values)
@@ -244,9 +240,7 @@ class TestCandidateLayers:
         [(LLAVA, [2, 3, 4, 5, 6]), (QWEN, [8, 9, 10, 11, 12])],
         ids=["LLaVA-1.5-7B", "Qwen2.5-VL-7B"],
     )
-    def test_published_ranges(
-        self, shape: dict[str, int], expected: list[int], noise: float, seed: int
-    ) -> None:
+    def test_published_ranges(self, shape: dict[str, int], expected: list[int], noise: float, seed: int) -> None:
         assert candidate_layers(*curves(**shape, noise=noise, seed=seed), shape["layers"]) == expected
 
     @pytest.mark.parametrize(

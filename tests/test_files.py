@@ -20,9 +20,7 @@ def checkpoint(folder: Path, content: str) -> None:
 
 
 class TestWriteAtomically:
-    @pytest.mark.parametrize(
-        ("content", "bytes_"), [("Ümlaut\n", "Ümlaut\n".encode()), (b"\x00\xff", b"\x00\xff")]
-    )
+    @pytest.mark.parametrize(("content", "bytes_"), [("Ümlaut\n", "Ümlaut\n".encode()), (b"\x00\xff", b"\x00\xff")])
     def test_writes(self, tmp_path: Path, content: str | bytes, bytes_: bytes) -> None:
         write_atomically(tmp_path / "new" / "file", content)
         assert (tmp_path / "new" / "file").read_bytes() == bytes_

@@ -111,9 +111,7 @@ class TestFile:
         edit(saved, version=version, key_of_the_future=1)
         refused(saved, f"version {version!r}", "update quota")
 
-    @pytest.mark.parametrize(
-        "key", ["layers", "keep_ratios", "keep", "reference_tokens", "model_fingerprint"]
-    )
+    @pytest.mark.parametrize("key", ["layers", "keep_ratios", "keep", "reference_tokens", "model_fingerprint"])
     def test_missing_key(self, saved: Path, key: str) -> None:
         fields = json.loads(saved.read_text())
         del fields[key]

@@ -74,9 +74,7 @@ class TestNormalize:
         expected = ((torch.arange(101.0) - low) / (high - low)).clamp(0, 1)
         torch.testing.assert_close(normalize(metric, whole(metric), percentiles)[0], expected)
 
-    @pytest.mark.parametrize(
-        "row", [[3.0] * 5, [0.0] * 4, [7.0], []], ids=["constant", "zero", "one", "none"]
-    )
+    @pytest.mark.parametrize("row", [[3.0] * 5, [0.0] * 4, [7.0], []], ids=["constant", "zero", "one", "none"])
     def test_no_spread_gives_zeros(self, row: list[float]) -> None:
         metric = torch.tensor([row])
         assert torch.equal(normalize(metric, whole(metric)), torch.zeros(1, len(row)))
@@ -88,9 +86,7 @@ class TestNormalize:
     def test_the_widest_range_does_not_overflow(self) -> None:
         biggest = torch.finfo(torch.float32).max
         metric = torch.tensor([[-biggest, 0.0, biggest]])
-        torch.testing.assert_close(
-            normalize(metric, whole(metric), (0, 100)), torch.tensor([[0.0, 0.5, 1.0]])
-        )
+        torch.testing.assert_close(normalize(metric, whole(metric), (0, 100)), torch.tensor([[0.0, 0.5, 1.0]]))
 
     def test_bfloat16_becomes_float32(self) -> None:
         metric = torch.rand(2, 9, generator=torch.Generator().manual_seed(0)).bfloat16()
@@ -143,9 +139,7 @@ class TestTopK:
         assert top_k(score, [count], whole(score))[0].tolist() == naive_top_k(row.tolist(), count)
 
     @given(st.lists(st.tuples(tied, st.integers(0, 45), st.integers(0, 4), st.sampled_from([9e9, math.nan]))))
-    def test_a_batch_selects_what_its_rows_do_alone(
-        self, samples: list[tuple[np.ndarray, int, int, float]]
-    ) -> None:
+    def test_a_batch_selects_what_its_rows_do_alone(self, samples: list[tuple[np.ndarray, int, int, float]]) -> None:
         width = max((len(row) + left for row, _, left, _ in samples), default=0)
         score = torch.zeros(len(samples), width)
         valid = torch.zeros(len(samples), width, dtype=torch.bool)

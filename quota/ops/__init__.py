@@ -45,7 +45,5 @@ def backend(name: str | None = None) -> Backend:
     chosen = name or os.environ.get(ENVIRONMENT_VARIABLE) or DEFAULT
     if chosen not in _BACKENDS:
         names = ", ".join(_BACKENDS)
-        raise QuotaError(
-            f"unknown backend {chosen!r}; choose one of {names} (argument or {ENVIRONMENT_VARIABLE})"
-        )
+        raise QuotaError(f"unknown backend {chosen!r}; choose one of {names} (argument or {ENVIRONMENT_VARIABLE})")
     return _BACKENDS[chosen]

@@ -34,9 +34,7 @@ def group_sums_naive(x: Tensor, weight: Tensor, group: int) -> Tensor:
     return products.unflatten(-1, (-1, group)).sum(-1, dtype=torch.int32)
 
 
-def linear(
-    x: Tensor, x_scale: Tensor, x_zero: Tensor, packed: Tensor, weight_scale: Tensor, bits: int
-) -> Tensor:
+def linear(x: Tensor, x_scale: Tensor, x_zero: Tensor, packed: Tensor, weight_scale: Tensor, bits: int) -> Tensor:
     """The quantised linear operator, without bias: float32 [M, N].
 
     x uint8 [M, K], x_scale and x_zero [M, K / g] from `quantize_activation`; packed int32 [N, K * bits /

@@ -55,9 +55,7 @@ def dequantize_activation(q: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
     return (groups.sub_(zero.unsqueeze(-1)).mul_(scale.unsqueeze(-1))).flatten(-2)
 
 
-def quantize_weight(
-    weight: Tensor, bits: int, group: int, importance: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+def quantize_weight(weight: Tensor, bits: int, group: int, importance: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Round `weight` [N, K] to nearest, per row and group of `group` input channels (`group` divides K).
 
     `importance` [K] weighs the squared error of each input channel in the search for scales (all alike

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+from transformers import CLIPVisionConfig, GenerationConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from quota.reference import tokenizer
 from quota.reference.labels import PATCH
@@ -37,7 +39,7 @@ def build_config() -> LlavaConfig:
     return LlavaConfig(
         vision_config=vision,
         text_config=text,
-        image_token_id=tokenizer.IMAGE,
+        image_token_index=tokenizer.IMAGE,
         image_seq_length=(PICTURE // PATCH) ** 2,
         vision_feature_layer=-1,
         vision_feature_select_strategy="default",
@@ -54,7 +56,10 @@ def build_model() -> LlavaForConditionalGeneration:
       decoder's residual stream at zero: the words stay readable in it, so that a question's word and a visual token
       that was pulled towards the same word match from the start.
     """
-    model = LlavaForConditionalGeneration(build_config())
+    model: Any = LlavaForConditionalGeneration(build_config())
+    model.generation_config = GenerationConfig(
+        bos_token_id=tokenizer.BOS, eos_token_id=tokenizer.EOS, pad_token_id=tokenizer.PAD, max_new_tokens=128
+    )
     position = model.model.vision_tower.embeddings.position_embedding.weight
     words = model.get_input_embeddings().weight
     with torch.no_grad():

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from random import Random
+from typing import Any
 
 from PIL import Image
 from rich.progress import track
@@ -50,7 +51,7 @@ def write_easy_vqa(folder: Path, questions: int = QUESTIONS, seed: int = 0) -> N
     _write(folder, pictures, "png", optimize=True)
 
 
-def _write(folder: Path, pictures: list[tuple[Image.Image, list[Question]]], kind: str, **how: object) -> None:
+def _write(folder: Path, pictures: list[tuple[Image.Image, list[Question]]], kind: str, **how: Any) -> None:
     with staged_folder(folder) as stage:
         (stage / "images").mkdir()
         lines = []

@@ -20,13 +20,14 @@ import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
-from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from quota.reference.architecture import build_model
 from quota.reference.easy_vqa import EasyVQA
@@ -113,13 +114,13 @@ def _loss(logits: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(logits[chosen].float(), labels[chosen]) if chosen.any() else logits.sum() * 0
 
 
-def see(model: LlavaForConditionalGeneration, pixels: Tensor) -> Tensor:
+def see(model: Any, pixels: Tensor) -> Tensor:
     """Visual tokens [B, 144, D] of pictures [B, 3, 144, 144], by the model's own path."""
     features = model.model.get_image_features(pixel_values=pixels).pooler_output
     return torch.stack(list(features))
 
 
-def read(model: LlavaForConditionalGeneration, visual: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+def read(model: Any, visual: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
     """Mean cross-entropy of the answers' tokens, and the hidden states [B, L, D] behind GROUND_LAYER layers."""
     text = model.get_input_embeddings()(batch.ids)
     inputs = torch.cat((text[:, :1], visual.to(text.dtype), text[:, PREFIX:]), 1)
@@ -175,12 +176,12 @@ def train(out: Path, plan: Plan) -> None:
                 bar.update(shown, description=" ".join(f"{name} {value:.3f}" for name, value in losses.items()))
             if (step + 1) % 500 == 0:
                 save_state(state, parts, groups, step + 1)
-    model.eval().to(torch.bfloat16).save_pretrained(out)
+    model.eval().bfloat16().save_pretrained(out)
     build_processor(tokenizer).save_pretrained(out)
 
 
 def _step(
-    step: int, plan: Plan, model: LlavaForConditionalGeneration, heads: Heads,
+    step: int, plan: Plan, model: Any, heads: Heads,
     groups: list[torch.optim.Optimizer], batch: Batch,
 ) -> dict[str, float]:  # fmt: skip
     scale = plan.scale(step)

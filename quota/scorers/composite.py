@@ -24,9 +24,7 @@ from quota.selection import combine, normalize
 WEIGHTS: Mapping[str, float] = {"inter": 0.45, "mag": 0.25, "intra": 0.10, "risk": 0.20}
 
 
-def score(
-    signals: Signals, weights: Mapping[str, float], percentiles: tuple[float, float] = (1.0, 99.0)
-) -> Tensor:
+def score(signals: Signals, weights: Mapping[str, float], percentiles: tuple[float, float] = (1.0, 99.0)) -> Tensor:
     """Signals of B samples with V visual tokens -> score [B, V] float32, high means keep, 0 at padding.
 
     Only the metrics named in `weights` are used. Raises QuotaError for an unknown name, no name at all, or a
@@ -43,7 +41,5 @@ def _metric(name: str, signals: Signals) -> Tensor:
         return torch.linalg.vector_norm(signals.hidden.float(), dim=-1)
     metric = getattr(signals, name)
     if metric is None:
-        raise QuotaError(
-            f"the score weighs {name!r}, which this forward pass does not measure; set no weight for it"
-        )
+        raise QuotaError(f"the score weighs {name!r}, which this forward pass does not measure; set no weight for it")
     return metric

@@ -18,7 +18,7 @@ from quota.reference.lessons import IGNORE, PREFIX, Batch, Lessons, to_float
 from quota.reference.pictures import draw
 from quota.reference.questions import Question
 from quota.reference.state import load_state, save_state
-from quota.reference.train import PatchHeads, Plan, _step, answer_loss, optimizers, see
+from quota.reference.train import Heads, Plan, _step, optimizers, read, see
 
 
 @pytest.fixture(scope="module")
@@ -61,9 +61,9 @@ def test_packed_turns_cost_what_they_would_alone(
     questions = [Question("reading", "Read the sign.", "STOP"), Question("existence", "Is there a cat?", "no")]
     rows = torch.from_numpy(lessons(processor)._text(questions, conversation=False))[:, None]
     pixels = torch.from_numpy(np.array(image))[None]
-    batch = Batch(pixels, torch.empty(0), *rows)
+    batch = Batch(pixels, torch.empty(0), torch.empty(0), *rows)
     with torch.no_grad():
-        packed = answer_loss(model, see(model, to_float(pixels)), batch)
+        packed, _ = read(model, see(model, to_float(pixels)), batch)
         total, count = torch.zeros(()), 0
         for question in questions:
             prompt = f"<s><image><user> {question.text}<assistant>"
@@ -82,7 +82,7 @@ def test_an_interrupted_run_resumes_exactly(processor: LlavaProcessor, tmp_path:
 
     def run(start: int, stop: int, state: Path) -> dict[str, torch.Tensor]:
         torch.manual_seed(0)
-        model, heads = build_model(), PatchHeads(256, processor.tokenizer)
+        model, heads = build_model(), Heads(256, processor.tokenizer)
         parts = torch.nn.ModuleDict({"model": model, "heads": heads})
         groups = optimizers(model, heads, plan)
         assert load_state(state, parts, groups) == start

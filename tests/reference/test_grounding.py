@@ -1,0 +1,64 @@
+"""What nouns refer to, on packed questions about a scene made by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from quota.reference.grounding import GROUND_FIELDS, Grounding
+from quota.reference.labels import PATCH
+from quota.reference.lessons import Lessons
+from quota.reference.pictures import Scene, Thing
+from quota.reference.questions import Question
+from quota.reference.tokenizer import build_tokenizer
+from quota.reference.words import COLORS
+
+SCENE = Scene(
+    "beach",
+    [
+        Thing("circle", "red", (0, 0, 24, 24)),
+        Thing("circle", "blue", (60, 48, 84, 72)),
+        Thing("cat", None, (100, 100, 130, 130)),
+    ],
+)
+
+
+def grounded(question: str, answer: str) -> dict[str, dict[str, int]]:
+    """Token -> its labels, for the tokens that have any."""
+    tokenizer = build_tokenizer()
+    text = Lessons(tokenizer, 1, 0, None)._text([Question("", question, answer)], conversation=False)
+    labels = Grounding(tokenizer)(text, SCENE)
+    found = np.flatnonzero(labels[0] >= 0)
+    names = tokenizer.convert_ids_to_tokens(text[0, found].tolist())
+    return {
+        name.strip("Ġ"): dict(zip(GROUND_FIELDS, map(int, labels[:, at]), strict=True))
+        for name, at in zip(names, found, strict=True)
+    }
+
+
+def test_a_colour_narrows_the_name_behind_it() -> None:
+    color = list(COLORS).index("red")
+    expected = {"count": 1, "row": 12 // PATCH, "column": 12 // PATCH, "color": color}
+    assert grounded("Where is the red circle?", "top left") == {"circle": expected}
+
+
+def test_several_have_a_count_and_no_place() -> None:
+    assert grounded("How many circles are there?", "2")["circle"] == {"count": 2, "row": -1, "column": -1, "color": -1}
+
+
+def test_what_is_not_there_counts_zero() -> None:
+    assert grounded("Is there a dog?", "no")["dog"]["count"] == 0
+
+
+def test_emoji_have_a_place_and_no_colour() -> None:
+    place = 115 // PATCH
+    assert grounded("Where is the cat?", "bottom right")["cat"] == {
+        "count": 1,
+        "row": place,
+        "column": place,
+        "color": -1,
+    }
+
+
+def test_what_the_model_says_is_not_asked() -> None:
+    assert set(grounded("Which is higher, the cat or the red circle?", "red circle")) == {"cat", "circle"}
+    assert grounded("What is at the left?", "cat") == {}
