@@ -18,9 +18,9 @@ VARIANTS = ["full", "quantized", "pruned", "quota"]
 
 @pytest.fixture
 def tiny_reference(monkeypatch: pytest.MonkeyPatch, full_folder: Path, suite_folder: Path) -> None:
-    monkeypatch.setattr(reference, "model_path", lambda: full_folder, )
-    monkeypatch.setattr(reference, "suite_path", lambda: suite_folder, )
-    monkeypatch.setattr(reference, "calibration_samples", lambda count, seed: make_samples(6, seed), )
+    monkeypatch.setattr(reference, "model_path", lambda: full_folder)
+    monkeypatch.setattr(reference, "suite_path", lambda: suite_folder)
+    monkeypatch.setattr(reference, "calibration_samples", lambda count, seed: make_samples(6, seed))
 
 
 @pytest.mark.usefixtures("tiny_reference")

@@ -7,6 +7,9 @@ decoder, is asked what it found in the picture:
     row     the row (0..11) of its centre, if there is one only; else -1
     column  likewise
     color   the colour of a shape, if there is one only; else -1
+
+Reading is taught likewise: the word "sign" refers to the sign, and while a sign is spelt out, each token is asked for
+the row and column of the letter that it has to say next.
 """
 
 from __future__ import annotations
@@ -15,8 +18,8 @@ import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from quota.reference.labels import PATCH
-from quota.reference.pictures import Scene
-from quota.reference.words import COLORS, EMOJI, SHAPES
+from quota.reference.pictures import Scene, Sign
+from quota.reference.words import COLORS, EMOJI, LETTERS, SHAPES
 
 GROUND_FIELDS = ("count", "row", "column", "color")
 MOST = 4
@@ -28,6 +31,8 @@ class Grounding:
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         self.names = {self._id(tokenizer, name): name for name in (*EMOJI, *SHAPES)}
         self.colors = {self._id(tokenizer, color): color for color in COLORS}
+        self.letters = {tokenizer.convert_tokens_to_ids(letter): letter for letter in LETTERS}
+        self.sign, self.last = self._id(tokenizer, "sign"), self._id(tokenizer, "last")
         self.color_index = {color: index for index, color in enumerate(COLORS)}
 
     @staticmethod
@@ -49,4 +54,24 @@ class Grounding:
                 grounds[1, at], grounds[2, at] = int(y) // PATCH, int(x) // PATCH
                 if found[0].color is not None:
                     grounds[3, at] = self.color_index[found[0].color]
+        grounds[0, ids == self.sign] = int(scene.sign is not None)
+        if scene.sign is not None:
+            self._spell(text, scene.sign, grounds)
         return grounds
+
+    def _spell(self, text: np.ndarray, sign: Sign, grounds: np.ndarray) -> None:
+        """Where the letters stand that answers spell out: the whole word, or its first or last letter."""
+        ids, targets, _, turns = text
+        columns = [int(start + end) // 2 // PATCH for start, end in sign.letters]
+        spelt = np.isin(targets, list(self.letters))
+        for start in np.flatnonzero(spelt[1:] & ~spelt[:-1]) + 1:
+            length = int(np.argmin(spelt[start:]))
+            said = "".join(self.letters[int(token)] for token in targets[start : start + length])
+            asked_last = self.last in ids[:start][turns[:start] == turns[start]]
+            if said == sign.word:
+                grounds[2, start : start + length] = columns
+            elif length == 1:
+                grounds[2, start] = columns[-1 if asked_last else 0]
+            else:
+                continue
+            grounds[1, start : start + length] = (sign.box[1] + sign.box[3]) // 2 // PATCH

@@ -93,7 +93,7 @@ class Heads(nn.Module):
 
     def nouns(self, hidden: Tensor, grounds: Tensor) -> dict[str, Tensor]:
         """hidden [B, L, D] of decoder layer GROUND_LAYER, grounds [B, 4, L] -> one mean loss a field."""
-        named = grounds[:, 0] >= 0
+        named = (grounds >= 0).any(1)
         found = self.ground(F.rms_norm(hidden[named], hidden.shape[-1:]))
         parts = found.split((MOST + 1, GRID, GRID, len(COLORS)), -1)
         labels = grounds.transpose(1, 2)[named].unbind(-1)

@@ -7,7 +7,7 @@ import numpy as np
 from quota.reference.grounding import GROUND_FIELDS, Grounding
 from quota.reference.labels import PATCH
 from quota.reference.lessons import Lessons
-from quota.reference.pictures import Scene, Thing
+from quota.reference.pictures import Scene, Sign, Thing
 from quota.reference.questions import Question
 from quota.reference.tokenizer import build_tokenizer
 from quota.reference.words import COLORS
@@ -22,12 +22,15 @@ SCENE = Scene(
 )
 
 
-def grounded(question: str, answer: str) -> dict[str, dict[str, int]]:
+SIGN = Sign("STOP", (20, 100, 84, 124), ((24, 38), (38, 52), (52, 66), (66, 80)))
+
+
+def grounded(question: str, answer: str, scene: Scene = SCENE) -> dict[str, dict[str, int]]:
     """Token -> its labels, for the tokens that have any."""
     tokenizer = build_tokenizer()
     text = Lessons(tokenizer, 1, 0, None)._text([Question("", question, answer)], conversation=False)
-    labels = Grounding(tokenizer)(text, SCENE)
-    found = np.flatnonzero(labels[0] >= 0)
+    labels = Grounding(tokenizer)(text, scene)
+    found = np.flatnonzero((labels >= 0).any(0))
     names = tokenizer.convert_ids_to_tokens(text[0, found].tolist())
     return {
         name.strip("Ġ"): dict(zip(GROUND_FIELDS, map(int, labels[:, at]), strict=True))
@@ -62,3 +65,19 @@ def test_emoji_have_a_place_and_no_colour() -> None:
 def test_what_the_model_says_is_not_asked() -> None:
     assert set(grounded("Which is higher, the cat or the red circle?", "red circle")) == {"cat", "circle"}
     assert grounded("What is at the left?", "cat") == {}
+
+
+def test_spelling_looks_from_letter_to_letter() -> None:
+    scene = Scene("beach", sign=SIGN)
+    row = 112 // PATCH
+    found = grounded("Read the sign.", "STOP", scene)
+    assert found.pop("sign") == {"count": 1, "row": -1, "column": -1, "color": -1}
+    # Each token is asked for the letter after it: the space for S, S for T, and so on.
+    expected = [31 // PATCH, 45 // PATCH, 59 // PATCH, 73 // PATCH]
+    assert [(label["row"], label["column"]) for label in found.values()] == [(row, column) for column in expected]
+    assert list(found) == ["", "S", "T", "O"]
+
+
+def test_the_last_letter_is_looked_for_at_the_end() -> None:
+    found = grounded("What is the last letter on the sign?", "P", Scene("beach", sign=SIGN))
+    assert found[""]["column"] == 73 // PATCH
