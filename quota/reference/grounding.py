@@ -54,7 +54,8 @@ class Grounding:
                 grounds[1, at], grounds[2, at] = int(y) // PATCH, int(x) // PATCH
                 if found[0].color is not None:
                     grounds[3, at] = self.color_index[found[0].color]
-        grounds[0, ids == self.sign] = int(scene.sign is not None)
+        asked = (ids == self.sign) & (np.roll(targets, 1) < 0)
+        grounds[0, asked] = int(scene.sign is not None)
         if scene.sign is not None:
             self._spell(text, scene.sign, grounds)
         return grounds
