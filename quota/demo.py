@@ -22,7 +22,7 @@ from typing import Any, cast
 
 from PIL import Image
 
-from quota import ops, reference
+from quota import reference
 from quota.checkpoint import RECIPE_FILE, save_pretrained
 from quota.compress import compress, prune_only
 from quota.evaluation import Evaluation, Footprint, evaluate, footprint, retention, retention_interval
@@ -34,7 +34,7 @@ from quota.pruning import Pruner
 from quota.recipe import PruningRecipe
 from quota.report.explain import Explanation, explain
 from quota.report.sheet import Row, draw_sheet, save_picture
-from quota.samples import first_of_each_task, read_samples
+from quota.samples import Sample, first_of_each_task, read_samples
 
 QUESTIONS = 100
 """Questions of each task by default: what lets the whole demo end within 8 minutes on 2 cores."""
@@ -125,7 +125,7 @@ def run_demo(out: Path, questions: int = QUESTIONS, progress: Progress | None = 
     refuse_foreign(checkpoint)
     samples = first_of_each_task(read_samples(reference.suite_path()), questions)
     calibration = reference.calibration_samples(CALIBRATION_SAMPLES, seed=0)
-    shown = first_of_each_task(samples, 1)
+    shown = one_of_each_task(samples)
     tell = progress or _silent
 
     def measure(model: Any, processor: Any, step: str, size: int) -> Variant:
@@ -161,7 +161,16 @@ def run_demo(out: Path, questions: int = QUESTIONS, progress: Progress | None = 
     save_picture(_sheet(entries, explained), picture)
     variants = {"full": full, "quantized": quantized, "pruned": pruned, "quota": joint}
     seconds = time.perf_counter() - began
-    return Demo(variants, result.recipe, entries, picture, checkpoint, ops.backend().name, seconds)
+    return Demo(variants, result.recipe, entries, picture, checkpoint, str(joint.evaluation.operators), seconds)
+
+
+def one_of_each_task(samples: Sequence[Sample]) -> list[Sample]:
+    """The first question of every task that is about a picture of its own (any picture, where there is none left)."""
+    chosen: dict[str | None, Sample] = {}
+    for sample in samples:
+        if sample.task not in chosen and sample.image not in [other.image for other in chosen.values()]:
+            chosen[sample.task] = sample
+    return [chosen.get(sample.task, sample) for sample in first_of_each_task(samples, 1)]
 
 
 def _sheet(entries: Sequence[Shown], explained: Sequence[Explanation]) -> Image.Image:

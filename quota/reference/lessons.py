@@ -27,6 +27,7 @@ from quota.reference.tokenizer import ASSISTANT, BOS, EOS, IMAGE, PAD, USER
 
 PREFIX = 1 + GRID * GRID  # <s> and the visual tokens
 TEXT = 256  # text tokens a picture
+SIGNS = 0.9  # share of pictures with a sign: letters are learnt last
 UNLISTED_WORDS = 0.3  # share of signs with random letters, so that reading is not guessing
 EASY_VQA = 0.08  # share of pictures from the training half of easy-vqa
 IGNORE = -100
@@ -77,7 +78,7 @@ class Lessons(Dataset):
             text = self._text(questions, conversation)
             grounds = np.full((len(GROUND_FIELDS), text.shape[1]), -1, np.int16)
         else:
-            image, scene = draw(rng, UNLISTED_WORDS)
+            image, scene = draw(rng, UNLISTED_WORDS, SIGNS)
             labels = patch_labels(scene)
             asked = [ask(task, scene, rng) for task in TASKS for _ in range(6)]
             if rng.random() < 0.3:

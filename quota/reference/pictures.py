@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from functools import cache
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from random import Random
 
 from PIL import Image, ImageDraw, ImageFont
@@ -22,6 +22,7 @@ from quota.reference.words import CATEGORY, COLORS, EMOJI, LETTERS, SCENES, SHAP
 PICTURE = 144
 FONTS = ("DejaVuSans-Bold", "DejaVuSerif-Bold", "DejaVuSansMono-Bold", "DejaVuSansCondensed")
 BOARDS = (((252, 252, 248), (16, 16, 16)), ((250, 226, 90), (16, 16, 16)), ((30, 60, 120), (250, 250, 250)))
+LETTER_SPAN = 13.0  # pixels, one more than a patch
 Box = tuple[int, int, int, int]
 
 
@@ -62,15 +63,16 @@ class Scene:
     owners: Image.Image = field(default_factory=lambda: Image.new("L", (PICTURE, PICTURE)))
 
 
-def draw(rng: Random, unlisted_words: float = 0.0) -> tuple[Image.Image, Scene]:
+def draw(rng: Random, unlisted_words: float = 0.0, signs: float = 0.5) -> tuple[Image.Image, Scene]:
     """Draw one picture of 144 x 144 pixels.
 
-    `unlisted_words` is the share of signs that carry random letters rather than a word of `words.SIGNS`.
+    `signs` is the share of pictures with a sign; `unlisted_words` is the share of signs that carry random letters
+    rather than a word of `words.SIGNS`.
     """
     scene = Scene(rng.choice(SCENES))
     image = background(scene.place, PICTURE, rng)
     taken: list[Box] = []
-    if rng.random() < 0.5:
+    if rng.random() < signs:
         scene.sign = _draw_sign(image, _sign_word(rng, unlisted_words), rng)
         taken.append(scene.sign.box)
     for name, color in _choose_things(rng):
@@ -181,17 +183,18 @@ def _font(name: str, size: int) -> ImageFont.FreeTypeFont:
 
 
 def _draw_sign(image: Image.Image, word: str, rng: Random) -> Sign:
+    """Letters are set apart so far that each is the main content of at least one column of patches."""
     font = _font(rng.choice(FONTS), rng.randint(17, 22))
-    starts = [font.getlength(word[:count]) for count in range(len(word) + 1)]
+    spans = [max(LETTER_SPAN, font.getlength(letter)) for letter in word]
     margin, height = 4, int(font.size * 1.15)
-    width = int(starts[-1]) + 2 * margin
+    width = int(sum(spans)) + 2 * margin
     left, top = rng.randint(0, PICTURE - width), rng.randint(0, PICTURE - height)
     box = (left, top, left + width, top + height)
-    board, ink = rng.choice(
-        (((252, 252, 248), (16, 16, 16)), ((250, 226, 90), (16, 16, 16)), ((30, 60, 120), (250,) * 3))
-    )
+    board, ink = rng.choice(BOARDS)
     pen = ImageDraw.Draw(image)
     pen.rectangle((left, top, box[2] - 1, box[3] - 1), fill=board, outline=ink)
-    pen.text((left + margin, top + height / 2), word, font=font, fill=ink, anchor="lm")
-    edges = [left + margin + start for start in starts]
-    return Sign(word, box, tuple(pairwise(edges)))
+    edges = list(accumulate(spans, initial=left + margin))
+    letters = tuple(pairwise(edges))
+    for letter, (start, end) in zip(word, letters, strict=True):
+        pen.text(((start + end) / 2, top + height / 2), letter, font=font, fill=ink, anchor="mm")
+    return Sign(word, box, letters)

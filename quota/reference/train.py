@@ -1,4 +1,4 @@
-"""Train the reference VLM from nothing, on a CPU, in about an hour:
+"""Train the reference VLM from nothing, on a CPU, in about two hours:
 
     python -m quota.reference.train OUT
 
@@ -8,7 +8,7 @@ Four things make a model this small learn this fast:
 - a second one asks the nouns of a question, three layers into the decoder, what they found in the picture
   (`grounding.py`); the heads of both are dropped afterwards;
 - some twenty questions a picture share one pass (`lessons.py`);
-- Muon on the hidden matrices, AdamW on the rest, with a linear decay to zero.
+- Muon on the hidden matrices, AdamW on the rest, each of the two stages with a linear decay.
 
 The run is seeded, writes a checkpoint every 500 steps and resumes from it exactly (see `state.py`).
 """
@@ -36,8 +36,9 @@ from quota.reference.labels import GRID, PATCH_WORDS
 from quota.reference.lessons import IGNORE, PREFIX, Batch, Lessons, to_float
 from quota.reference.state import load_state, save_state
 from quota.reference.tokenizer import build_processor, build_tokenizer
-from quota.reference.words import COLORS
+from quota.reference.words import COLORS, EMOJI, LETTERS, SCENES, SHAPES
 
+THINGS = len(EMOJI) + len(SHAPES)
 GROUND_LAYER = 3  # decoder layers that a noun has to find what it names: candidates for pruning come right behind
 
 
@@ -45,18 +46,25 @@ GROUND_LAYER = 3  # decoder layers that a noun has to find what it names: candid
 class Plan:
     """How long and how fast. The first `tower_steps` train the tower and projector alone, on patch labels."""
 
-    steps: int = 2800
-    tower_steps: int = 600
+    steps: int = 8800
+    tower_steps: int = 3500
     batch: int = 16
     muon: float = 0.02
     adamw: float = 2e-3
     warmup: int = 100
-    decay: float = 0.5  # the share of the run over which the learning rate falls to zero
+    decay: float = 0.5  # the share of either stage over which its learning rate falls
+    seen: float = 0.3  # where the tower's learning rate stands once it can see: its first stage falls to this
     seed: int = 0
 
-    def scale(self, step: int) -> float:
-        """Learning rate at `step`, relative to its peak."""
-        return min(1.0, (step + 1) / self.warmup, (self.steps - step) / (self.decay * self.steps))
+    def scale(self, step: int) -> tuple[float, float]:
+        """Learning rates of what sees and of what reads, relative to their peaks."""
+        if step < self.tower_steps:
+            left = (self.tower_steps - step) / (self.decay * self.tower_steps)
+            scale = min(1.0, (step + 1) / self.warmup, max(left, self.seen))
+            return scale, scale
+        left = (self.steps - step) / (self.decay * (self.steps - self.tower_steps))
+        scale = min(1.0, (step - self.tower_steps + 1) / self.warmup, left)
+        return self.seen * scale, scale
 
 
 class Heads(nn.Module):
@@ -84,12 +92,20 @@ class Heads(nn.Module):
         rows, columns, centers = self.place(visual).split((GRID, GRID, 2), -1)
         embeddings = embeddings * embeddings.shape[1] ** -0.5
         return {
-            "word": _loss(visual @ embeddings[self.words].T, word),
+            **self._words(visual @ embeddings[self.words].T, word),
             "color": _loss(visual @ embeddings[self.colors].T, color),
             "row": _loss(rows, row),
             "column": _loss(columns, column),
             "center": _loss(centers, torch.where(word >= 0, center, -1)),
         }
+
+    @staticmethod
+    def _words(logits: Tensor, word: Tensor) -> dict[str, Tensor]:
+        """One mean each for things, places and letters: letters are few, and drown among the rest."""
+        kinds = {"thing": (0, THINGS), "place": (THINGS, THINGS + len(SCENES)), "letter": (-len(LETTERS), None)}
+        indices = torch.arange(len(PATCH_WORDS))
+        ofkind = {name: torch.isin(word, indices[start:end]) for name, (start, end) in kinds.items()}
+        return {name: _loss(logits, torch.where(chosen, word, -1)) for name, chosen in ofkind.items()}
 
     def nouns(self, hidden: Tensor, grounds: Tensor) -> dict[str, Tensor]:
         """hidden [B, L, D] of decoder layer GROUND_LAYER, grounds [B, 4, L] -> one mean loss a field."""
@@ -104,7 +120,7 @@ class Heads(nn.Module):
 
 
 WEIGHTS = {
-    "word": 0.5, "color": 0.25, "row": 0.2, "column": 0.2, "center": 0.25,
+    "thing": 0.5, "place": 0.1, "letter": 1.0, "color": 0.25, "row": 0.2, "column": 0.2, "center": 0.25,
     "noun_count": 0.5, "noun_row": 0.2, "noun_column": 0.2, "noun_color": 0.2, "answer": 1.0,
 }  # fmt: skip
 
@@ -138,13 +154,21 @@ def read(model: Any, visual: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
 
 
 def optimizers(model: nn.Module, heads: nn.Module, plan: Plan) -> list[torch.optim.Optimizer]:
-    hidden, rest = [], list(heads.parameters())
+    """One group each: matrices that see, matrices that read, the patch embedding, everything else.
+
+    The patch embedding learns at a twentieth of AdamW's rate: any faster, and its noise hides letters.
+    """
+    sees, reads, patches, rest = [], [], [], list(heads.parameters())
     for name, parameter in model.named_parameters():
-        matrix = parameter.ndim == 2 and "embed" not in name and "lm_head" not in name
-        (hidden if matrix else rest).append(parameter)
+        if "patch_embedding" in name:
+            patches.append(parameter)
+        elif parameter.ndim == 2 and "embed" not in name and "lm_head" not in name:
+            (reads if "language_model" in name else sees).append(parameter)
+        else:
+            rest.append(parameter)
     return [
-        torch.optim.Muon(hidden, lr=plan.muon, weight_decay=0.2, momentum=0.95),
-        torch.optim.AdamW(rest, lr=plan.adamw, weight_decay=0.0, betas=(0.9, 0.98)),
+        *(torch.optim.Muon(part, lr=plan.muon, weight_decay=0.2, momentum=0.95) for part in (sees, reads)),
+        *(torch.optim.AdamW(part, weight_decay=0.0, betas=(0.9, 0.98)) for part in (patches, rest)),
     ]
 
 
@@ -184,9 +208,10 @@ def _step(
     step: int, plan: Plan, model: Any, heads: Heads,
     groups: list[torch.optim.Optimizer], batch: Batch,
 ) -> dict[str, float]:  # fmt: skip
-    scale = plan.scale(step)
-    for group, peak in zip(groups, (plan.muon, plan.adamw), strict=True):
-        group.param_groups[0]["lr"] = peak * scale
+    sees, reads = plan.scale(step)
+    rates = (plan.muon * sees, plan.muon * reads, plan.adamw * sees / 20, plan.adamw * reads)
+    for group, rate in zip(groups, rates, strict=True):
+        group.param_groups[0]["lr"] = rate
     with torch.autocast("cpu", torch.bfloat16):
         visual = see(model, to_float(batch.pixels))
         losses = heads.patches(visual, model.get_input_embeddings().weight, batch.labels)
@@ -196,6 +221,8 @@ def _step(
     torch.stack([WEIGHTS[name] * loss for name, loss in losses.items()]).sum().backward()
     for group in groups:
         parameters = [p for p in group.param_groups[0]["params"] if p.grad is not None]
+        if not parameters:
+            continue  # the decoder, while the tower is trained alone
         nn.utils.clip_grad_norm_(parameters, 1.0)
         group.step()
         group.zero_grad(set_to_none=True)
