@@ -46,7 +46,7 @@ GROUND_LAYER = 3  # decoder layers that a noun has to find what it names: candid
 class Plan:
     """How long and how fast. The first `tower_steps` train the tower and projector alone, on patch labels."""
 
-    steps: int = 8800
+    steps: int = 6000
     tower_steps: int = 3500
     batch: int = 16
     muon: float = 0.02
