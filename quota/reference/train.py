@@ -1,4 +1,4 @@
-"""Train the reference VLM from nothing, on a CPU, in about two hours:
+"""Train the reference VLM from nothing, on a CPU, in about an hour:
 
     python -m quota.reference.train OUT
 

@@ -51,10 +51,6 @@ def outcome() -> Evaluation:
     return evaluate(model, processor, first_of_each_task(read_samples(reference.suite_path()), 40))
 
 
-# The interim weights do not read yet; strict, so that weights that do must come with this mark's removal.
-UNREAD = pytest.param("reading", marks=pytest.mark.xfail(strict=True, reason="the interim weights do not read signs"))
-
-
-@pytest.mark.parametrize("task", [*(task for task in TASKS if task != "reading"), UNREAD])
+@pytest.mark.parametrize("task", TASKS)
 def test_it_is_well_above_the_majority_answer(outcome: Evaluation, task: str) -> None:
     assert outcome.accuracy[task] > outcome.majority[task] + 0.15
