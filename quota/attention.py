@@ -1,15 +1,18 @@
-"""Attention cues: how much attention each token receives, without returning attention weights.
+"""quota's own attention function: it measures what each token receives, and it reads the packed cache.
 
     inter_i = 1/H sum_h sum_{j in text}   A_h[j, i]
     intra_i = 1/H sum_h sum_{k in visual} A_h[k, i]           (METHOD section 4, equations 6-9)
 
-A is the softmax of the very queries and keys of the forward pass, so `output_attentions`, eager attention and a second
-forward pass are all avoided. While `observe` is active, a decoder's attention goes through the function registered here
-with transformers' `AttentionInterface`: it adds up the rows of A in chunks, never holding all of A, and then hands the
-call unchanged to the implementation that the user has chosen.
+The function is registered with transformers' `AttentionInterface` and switched on for as long as it is needed:
 
-The switch lasts for one decoder layer. Masks are made outside of it, for the user's own implementation, which is why no
-mask function need be registered beside this one.
+    observe   for one decoder layer: A is the softmax of the very queries and keys of the pass, so `output_attentions`,
+              eager attention and a second forward pass are all avoided
+    deploy    for a pass over a quantised cache: attention is then the backend's. In a prefill it gives output and sums
+              from one softmax; in a decoding step it reads the packed integers
+
+Under a quantised cache observing changes no bit, since the same function runs without it. In a full-precision model it
+changes none either: the output stays that of the implementation which the user has chosen. Masks of a layer observed
+there are made outside of the switch, for that implementation; those of a deployed pass are made inside, as sdpa's.
 """
 
 from __future__ import annotations
@@ -19,17 +22,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from transformers import AttentionInterface, PreTrainedConfig
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig
+from transformers.masking_utils import sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-NAME = "quota"
+from quota import ops
 
-# Attention probabilities held at once, in numbers; 2^24 of them are 64 MiB.
-_CHUNK = 1 << 24
+NAME = "quota"
 
 
 @dataclass
@@ -45,89 +48,107 @@ class Observation:
     """[B, T] bool: queries that are visual tokens."""
     keys: Tensor
     """[B, S] bool: keys that may be attended to; padding and empty slots may not."""
-    implementation: str = field(default="", init=False)
-    """The attention implementation that the user has chosen."""
     inter: Tensor | None = field(default=None, init=False)
     """[B, T] float32, attention that each token of this pass receives from the text."""
     intra: Tensor | None = field(default=None, init=False)
     """[B, T] float32, the same from the visual tokens."""
 
 
-_active: ContextVar[Observation | None] = ContextVar("observation", default=None)
+class PackedLayer(Protocol):
+    """A cache layer that holds integers."""
+
+    def attend(self, query: Tensor, valid: Tensor | None, scaling: float) -> Tensor:
+        """Attention of one query a sample [B, H, 1, D] over the `valid` [B, T] slots -> [B, H, 1, D]."""
+        ...
+
+
+_chosen: ContextVar[str] = ContextVar("implementation that the user has chosen", default="eager")
+_observation: ContextVar[Observation | None] = ContextVar("observation", default=None)
+_deployed: ContextVar[bool] = ContextVar("deployed", default=False)
 
 
 @contextmanager
 def observe(config: PreTrainedConfig, observation: Observation) -> Iterator[Observation]:
     """Fill `observation` from the attention call made inside the block by a layer with this (text) config."""
+    with _switched_on(config):
+        _observation.set(observation)
+        try:
+            yield observation
+        finally:
+            _observation.set(None)
+
+
+@contextmanager
+def deploy(config: PreTrainedConfig) -> Iterator[None]:
+    """Let layers with this (text) config attend by the backend inside the block, to a quantised cache."""
+    with _switched_on(config):
+        _deployed.set(True)
+        try:
+            yield
+        finally:
+            _deployed.set(False)
+
+
+def reads_packed(queries: int) -> bool:
+    """Whether the attention call that comes next, for so many queries a sample, does without the numbers themselves."""
+    return queries == 1 and _deployed.get() and _observation.get() is None
+
+
+def from_cache(keys: Tensor, layer: PackedLayer) -> Tensor:
+    """Mark `keys` as those of a quantised cache layer, for the attention function; returns them."""
+    keys.quota_layer = layer  # pyright: ignore[reportAttributeAccessIssue]
+    return keys
+
+
+@contextmanager
+def _switched_on(config: PreTrainedConfig) -> Iterator[None]:
     implementation = config._attn_implementation
-    observation.implementation = implementation or "eager"
-    _active.set(observation)
+    if implementation == NAME:
+        yield
+        return
+    _chosen.set(implementation or "eager")
     config._attn_implementation = NAME
     try:
-        yield observation
+        yield
     finally:
-        config._attn_implementation = implementation
-        _active.set(None)
+        # After an interrupted pass this may come late, when the user has made another choice.
+        if config._attn_implementation == NAME:
+            config._attn_implementation = implementation
 
 
-def attention_sums(query: Tensor, key: Tensor, scaling: float, rows: Tensor, keys: Tensor) -> Tensor:
-    """Attention that each key receives from sets of queries, summed over the set and averaged over heads.
-
-    Args:
-        query: [B, H, T, D] after the rotary embedding. key: [B, G, S, D], G divides H; the last T keys are the
-            queries' own tokens, and a query attends to no later one. scaling: factor of the logits.
-        rows: [B, R, T] bool, R sets of queries. keys: [B, S] bool, keys that may be attended to.
-
-    Returns [B, R, S] float32. Works in chunks of queries.
-    """
-    batch, heads, queries, width = query.shape
-    groups, length = key.shape[1], key.shape[2]
-    query = query.reshape(batch, groups, heads // groups, queries, width)
-    transposed = key.float().transpose(-1, -2).unsqueeze(2)
-    places = torch.arange(length, device=key.device)
-    weights = rows.float()
-    sums = weights.new_zeros(batch, rows.shape[1], length)
-    step = max(1, _CHUNK // (batch * heads * length))
-    for start in range(0, queries, step):
-        chunk = slice(start, min(start + step, queries))
-        logits = query[..., chunk, :].float() @ transposed * scaling
-        last = places[length - queries :][chunk]
-        visible = keys[:, None] & (places <= last[:, None])
-        # The lowest number, not infinity: a padding query sees nothing, and its row has weight 0 but must not be NaN.
-        logits.masked_fill_(~visible[:, None, None], torch.finfo(logits.dtype).min)
-        sums += weights[..., chunk] @ logits.softmax(dim=-1).mean(dim=(1, 2))
-    return sums
-
-
-def naive_attention_sums(query: Tensor, key: Tensor, scaling: float, rows: Tensor, keys: Tensor) -> Tensor:
-    """`attention_sums` with all of A at once, head by head: what it must equal."""
-    heads, queries = query.shape[1], query.shape[2]
-    length, shared = key.shape[2], query.shape[1] // key.shape[1]
-    earlier = torch.ones(queries, length, dtype=torch.bool, device=key.device).tril(length - queries)
-    sums = torch.zeros(query.shape[0], rows.shape[1], length, device=key.device)
-    for head in range(heads):
-        logits = query[:, head].float() @ key[:, head // shared].float().transpose(1, 2) * scaling
-        allowed = earlier & keys[:, None]
-        attention = logits.masked_fill(~allowed, torch.finfo(logits.dtype).min).softmax(dim=-1)
-        sums += rows.float() @ attention / heads
-    return sums
-
-
-def _observed_attention(
+def _attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any
 ) -> tuple[Tensor, Tensor | None]:
-    observation = _active.get()
-    if observation is None:
-        raise RuntimeError(f"the {NAME!r} attention runs only inside quota.attention.observe")
+    observation, layer = _observation.get(), getattr(key, "quota_layer", None)
     scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
-    rows = torch.stack([observation.text, observation.visual], dim=1)
-    own = slice(-query.shape[2], None)
-    sums = attention_sums(query.detach(), key.detach(), scaling, rows, observation.keys)[..., own]
-    observation.inter, observation.intra = sums.unbind(dim=1)
+    if observation is None and layer is None:
+        raise RuntimeError(f"the {NAME!r} attention runs only inside quota.attention.observe or deploy")
+    if layer is not None and reads_packed(query.shape[2]):
+        valid = None if attention_mask is None else _visible(attention_mask, key)
+        return layer.attend(query, valid, scaling).transpose(1, 2), None
+    if observation is None:
+        rows, visible = query.new_zeros(len(query), 0, query.shape[2], dtype=torch.bool), _visible(attention_mask, key)
+    else:
+        rows, visible = torch.stack([observation.text, observation.visual], dim=1), observation.keys
+    attention = ops.for_attention(query.device).attention
+    output, sums = attention(query.detach(), key.detach(), value.detach(), rows, visible, scaling)
+    if observation is not None:
+        observation.inter, observation.intra = sums[..., -query.shape[2] :].unbind(dim=1)
+    if layer is not None:
+        return output.transpose(1, 2), None
     # Eager attention has no entry in the interface: each modelling file brings its own.
     eager = sys.modules[type(module).__module__].eager_attention_forward
-    implementation = ALL_ATTENTION_FUNCTIONS.get_interface(observation.implementation, eager)
+    implementation = ALL_ATTENTION_FUNCTIONS.get_interface(_chosen.get(), eager)
     return implementation(module, query, key, value, attention_mask, **kwargs)
 
 
-AttentionInterface.register(NAME, _observed_attention)
+def _visible(mask: Tensor | None, key: Tensor) -> Tensor:
+    """[B, S] bool: keys that the mask [B, 1, T, S] leaves to the last query, before which all of them stand."""
+    batch, length = key.shape[0], key.shape[2]
+    if mask is None:
+        return torch.ones(batch, length, dtype=torch.bool, device=key.device)
+    return mask[:, 0, -1].expand(batch, -1)
+
+
+AttentionInterface.register(NAME, _attention)
+AttentionMaskInterface.register(NAME, sdpa_mask)

@@ -19,6 +19,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from quota import ops
 from quota.allocation import candidate_layers, keep_ratios
 from quota.calibration import Calibration, Curves, Progress, calibrate
 from quota.checkpoint import mark, settings
@@ -46,6 +47,8 @@ class CompressionResult:
     quantized: int
     """Linear layers replaced."""
     seconds: float
+    operators: ops.Usage
+    """The backends that ran in the sweep."""
 
     @property
     def sensitivities(self) -> list[float]:
@@ -80,7 +83,8 @@ def compress(
     """
     began = time.perf_counter()
     _check_options(model, keep, layers, temperature)
-    calibration = quantize_only(model, processor, samples, scheme, progress)
+    with ops.record() as operators:
+        calibration = quantize_only(model, processor, samples, scheme, progress)
     curves = calibration.curves
     if layers is None:
         layers = candidate_layers(
@@ -103,7 +107,8 @@ def compress(
     )
     Pruner(model, recipe, scheme).attach()
     mark(model, scheme, recipe=True)
-    return CompressionResult(recipe, scheme, curves, calibration.quantized, time.perf_counter() - began)
+    seconds = time.perf_counter() - began
+    return CompressionResult(recipe, scheme, curves, calibration.quantized, seconds, operators)
 
 
 def quantize_only(

@@ -4,42 +4,32 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from tiny import IMAGE, tiny_batch, tiny_llava, tiny_prompt
+from torch import Tensor
+from transformers import LlavaForConditionalGeneration
 
 from quota import attention
-from quota.attention import Observation, attention_sums, naive_attention_sums, observe
+from quota.attention import Observation, observe
+from quota.quantization.kv_cache import attach_cache
+from quota.scheme import QuantizationScheme
 
 
-@settings(deadline=None, max_examples=40)
-@given(
-    batch=st.integers(1, 3),
-    groups=st.integers(1, 2),
-    shared=st.integers(1, 3),
-    queries=st.integers(1, 9),
-    past=st.integers(0, 4),
-    chunk=st.integers(1, 200),
-    seed=st.integers(0, 999),
-)
-def test_equals_the_naive_version(
-    batch: int, groups: int, shared: int, queries: int, past: int, chunk: int, seed: int
-) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    query = torch.randn(batch, groups * shared, queries, 8, generator=generator)
-    key = torch.randn(batch, groups, past + queries, 8, generator=generator)
-    keys = torch.rand(batch, past + queries, generator=generator) < 0.8
-    rows = torch.rand(batch, 2, queries, generator=generator) < 0.5
-    # A query that sees no key has no attention to give.
-    sees = (keys[:, None] & torch.ones(queries, past + queries, dtype=torch.bool).tril(past)).any(dim=-1)
-    rows &= sees[:, None]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(attention, "_CHUNK", chunk)
-        sums = attention_sums(query, key, 0.3, rows, keys)
-    torch.testing.assert_close(sums, naive_attention_sums(query, key, 0.3, rows, keys), atol=1e-5, rtol=0)
-    # Every row of attention adds up to one, and nothing goes to a masked key.
-    torch.testing.assert_close(sums.sum(dim=-1), rows.sum(dim=-1).float(), atol=1e-4, rtol=0)
-    assert not sums.masked_select(~keys[:, None]).any()
+def observed(
+    model: LlavaForConditionalGeneration, index: int, observation: Observation, batch: dict[str, Tensor]
+) -> Tensor:
+    """Logits of a pass in which decoder layer `index` is observed."""
+    layer = model.model.language_model.layers[index]
+    forward = layer.forward
+
+    def under_observation(*args: object, **kwargs: object) -> object:
+        with observe(model.config.get_text_config(), observation):
+            return forward(*args, **kwargs)
+
+    layer.forward = under_observation
+    try:
+        return model(**batch).logits
+    finally:
+        layer.forward = forward
 
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
@@ -51,25 +41,35 @@ def test_sees_the_attention_of_the_model(implementation: str) -> None:
     model = tiny_llava(implementation, heads=4, kv_heads=2)
     valid = batch["attention_mask"].bool()
     visual = batch["input_ids"] == IMAGE
-    config, layer = model.config.get_text_config(), model.model.language_model.layers[2]
+    config = model.config.get_text_config()
     observation = Observation(text=valid & ~visual, visual=visual, keys=valid)
     expected = {}
     with torch.no_grad():
-        unobserved = model(**batch).logits
-        forward = layer.forward
-
-        def observed(*args: object, **kwargs: object) -> object:
-            with observe(config, observation):
-                return forward(*args, **kwargs)
-
-        layer.forward = observed
-        assert torch.equal(model(**batch).logits, unobserved)
+        assert torch.equal(observed(model, 2, observation, batch), model(**batch).logits)
     average = weights[2].mean(dim=1)
     for name, rows in {"inter": observation.text, "intra": observation.visual}.items():
         expected[name] = (average * rows[..., None]).sum(dim=1)
         measured = getattr(observation, name)
         torch.testing.assert_close(measured[valid], expected[name][valid], atol=1e-5, rtol=0)
     assert config._attn_implementation == implementation
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+def test_over_a_quantised_cache_output_and_sums_are_of_one_softmax(implementation: str) -> None:
+    batch = tiny_batch([tiny_prompt(1, 3, seed=1), tiny_prompt(1, 9, seed=2)])
+    model = tiny_llava(implementation, heads=4, kv_heads=2)
+    attach_cache(model, QuantizationScheme())
+    valid = batch["attention_mask"].bool()
+    visual = batch["input_ids"] == IMAGE
+    config = model.config.get_text_config()
+    observation = Observation(text=valid & ~visual, visual=visual, keys=valid)
+    with torch.no_grad():
+        assert torch.equal(observed(model, 2, observation, batch), model(**batch).logits)
+    assert config._attn_implementation == implementation
+    for sums, rows in ((observation.inter, observation.text), (observation.intra, observation.visual)):
+        assert sums is not None
+        torch.testing.assert_close(sums.sum(dim=1), rows.sum(dim=1).float(), atol=1e-4, rtol=0)
+        assert not sums[~valid].any()
 
 
 def test_the_implementation_comes_back_after_an_error() -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from tiny_llava import make_samples
 
-from quota.cli import LONGEST_ANSWER, main
+from quota.cli import main
+from quota.cli.questions import LONGEST_ANSWER
 from quota.evaluation.generation import answer
 from quota.loading import load_model
 from quota.recipe import PruningRecipe
@@ -50,7 +51,7 @@ def test_compress_inspect_eval_and_run(
 
     assert call("eval", out, "--suite", suite_folder, "--limit", 2, "--json", figures) == 0
     measured = json.loads(figures.read_text())
-    assert set(measured) == {"accuracy", "average", "interval", "questions", "tokens_per_second"}
+    assert set(measured) == {"accuracy", "average", "interval", "questions", "tokens_per_second", "backends"}
     assert measured["questions"] == 4 and set(measured["accuracy"]) == {"easy", "hard"}
     assert "majority" in capsys.readouterr().out
 
@@ -81,9 +82,11 @@ def test_explain_draws_and_writes(quota_folder: Path, picture: Path, tmp_path: P
     )
 
 
-@pytest.mark.parametrize("command", ["compress", "run", "eval", "inspect", "explain", "demo"])
+@pytest.mark.parametrize(
+    "command", ["compress", "run", "eval", "inspect", "explain", "demo", "doctor", "bench ops", "bench e2e"]
+)
 def test_help_teaches_with_an_example(command: str, capsys) -> None:
-    assert call(command, "--help") == 0
+    assert call(*command.split(), "--help") == 0
     assert f"quota {command} " in capsys.readouterr().out.split("Usage:")[1].split("\n", 1)[1]
 
 

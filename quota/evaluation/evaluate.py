@@ -10,9 +10,10 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from quota import ops
 from quota.errors import QuotaError
 from quota.evaluation.answers import matches, normalize_answer
 from quota.evaluation.generation import count_tokens, decode, generate
@@ -39,6 +40,8 @@ class Evaluation:
     new_tokens: int
     seconds: float
     seed: int = 0
+    operators: ops.Usage = field(default_factory=ops.Usage)
+    """The backends that ran."""
 
     @property
     def accuracy(self) -> dict[str, float]:
@@ -71,6 +74,7 @@ class Evaluation:
             "interval": list(self.interval),
             "questions": self.questions,
             "tokens_per_second": self.tokens_per_second,
+            "backends": self.operators.backends(),
         }
 
 
@@ -94,10 +98,12 @@ def evaluate(
     expected = [_known_answer(sample) for sample in samples]
     answers: list[str] = []
     new_tokens, seconds = 0, 0.0
+    operators = ops.Usage()
     for start in range(0, len(samples), batch_size):
         batch = build_inputs(processor, samples[start : start + batch_size])
         began = time.perf_counter()
-        generated = generate(model, processor, batch)
+        with ops.record(operators):
+            generated = generate(model, processor, batch)
         seconds += time.perf_counter() - began
         new_tokens += count_tokens(processor, generated)
         answers += decode(processor, generated)
@@ -110,7 +116,7 @@ def evaluate(
         outcomes.setdefault(task, []).append(matches(answer, right_answer))
         known.setdefault(task, []).append(normalize_answer(right_answer))
     majority = {task: Counter(right).most_common(1)[0][1] / len(right) for task, right in known.items()}
-    return Evaluation(outcomes, majority, answers, new_tokens, seconds, seed)
+    return Evaluation(outcomes, majority, answers, new_tokens, seconds, seed, operators)
 
 
 def _known_answer(sample: Sample) -> str:

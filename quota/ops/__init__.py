@@ -1,49 +1,181 @@
-"""One operator, several backends: which there are, and which one runs.
+"""One operator interface, several backends: which there are, which one runs, and a record of which ones did.
 
-A backend implements the quantised linear operator as `quota.ops.reference.linear` defines it and must equal
-that one exactly before scaling. The choice is made by name: an argument, else the environment variable
-QUOTA_BACKEND, else the default. A backend that is asked for and cannot run is an error; nothing is replaced
-in silence.
+A backend is an object as `quota.ops.interface.Backend` describes it. For every job one is chosen:
+
+    by name    `use(name)` or the environment variable QUOTA_BACKEND: this one or an error, nothing in its place
+    by speed   otherwise the first in the order of the device that runs on this machine and has the job
+
+The second may differ from layer to layer (a fast backend need not know every bit width), so `record` notes what was
+taken for what, and every report prints it.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from importlib import import_module
 
-from torch import Tensor
+import torch
 
 from quota.errors import QuotaError
-from quota.ops import reference
+from quota.ops.interface import Backend, CacheSpec, LinearSpec
+from quota.ops.usage import Usage, note, record
+
+__all__ = [
+    "ENVIRONMENT_VARIABLE",
+    "NAMES",
+    "Usage",
+    "available_backends",
+    "backend",
+    "device_of",
+    "for_attention",
+    "for_cache",
+    "for_linear",
+    "forced",
+    "order",
+    "record",
+    "use",
+    "why_not",
+]
 
 ENVIRONMENT_VARIABLE = "QUOTA_BACKEND"
-DEFAULT = "reference"
+
+# Name -> module and class (called without arguments). Imported only when asked for: each may lack what it needs.
+_REGISTRY = {
+    "triton": ("quota.ops.triton", "TritonBackend"),
+    "cpu": ("quota.ops.cpu", "CpuBackend"),
+    "torch": ("quota.ops.torch_int8", "TorchBackend"),
+    "reference": ("quota.ops.reference", "ReferenceBackend"),
+}
+NAMES = tuple(_REGISTRY)
+
+# Fastest first.
+_ORDER = {"cuda": ("triton", "torch", "reference"), "cpu": ("cpu", "torch", "reference")}
+_ANYWHERE = ("reference",)
+
+# A plain variable, not one of the context: `generate` may run in a thread of its own.
+_used: str | None = None
 
 
-@dataclass(frozen=True)
-class Backend:
-    """A named implementation; `linear` has the arguments and result of `quota.ops.reference.linear`."""
-
-    name: str
-    linear: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, int], Tensor]
-
-
-_BACKENDS = {backend.name: backend for backend in (Backend("reference", reference.linear),)}
+def why_not(name: str) -> str | None:
+    """Why the backend called `name` cannot run on this machine; None if it can. QuotaError for an unknown name."""
+    found = _load(name)
+    return found if isinstance(found, str) else found.why_not()
 
 
 def available_backends() -> tuple[str, ...]:
     """Names of the backends that can run on this machine."""
-    return tuple(_BACKENDS)
+    return tuple(name for name in NAMES if why_not(name) is None)
 
 
-def backend(name: str | None = None) -> Backend:
-    """The backend called `name`, else the one that QUOTA_BACKEND names, else the default.
+def forced() -> str | None:
+    """The backend that `use` or QUOTA_BACKEND asks for; None if the choice is free."""
+    return _used or os.environ.get(ENVIRONMENT_VARIABLE) or None
+
+
+@contextmanager
+def use(name: str | None) -> Iterator[None]:
+    """Force one backend inside the block, in all threads; None leaves the choice as it is.
+
+    Raises QuotaError, before the block, for a name that is unknown or cannot run here.
+    """
+    global _used
+    if name is not None:
+        _by_name(name)
+    before = _used
+    _used = name or before
+    try:
+        yield
+    finally:
+        _used = before
+
+
+def order(device: str) -> tuple[str, ...]:
+    """Names of the backends made for a kind of device, the fastest first."""
+    return _ORDER.get(device, _ANYWHERE)
+
+
+def device_of(name: str) -> str:
+    """The kind of device to try a backend on: an accelerator if it is made for one."""
+    return "cuda" if name not in order("cpu") and torch.cuda.is_available() else "cpu"
+
+
+def backend(name: str | None = None, device: torch.device | str = "cpu") -> Backend:
+    """The backend called `name`, else the forced one, else the fastest that runs on this kind of device.
 
     Raises QuotaError for a name that is unknown or cannot run here.
     """
-    chosen = name or os.environ.get(ENVIRONMENT_VARIABLE) or DEFAULT
-    if chosen not in _BACKENDS:
-        names = ", ".join(_BACKENDS)
-        raise QuotaError(f"unknown backend {chosen!r}; choose one of {names} (argument or {ENVIRONMENT_VARIABLE})")
-    return _BACKENDS[chosen]
+    return _choose(name or forced(), torch.device(device).type, None)[0]
+
+
+def for_linear(spec: LinearSpec, device: torch.device) -> Backend:
+    """The backend for a linear layer. QuotaError if one is forced and lacks such layers."""
+    return note("linear", *_choose(forced(), device.type, spec))
+
+
+def for_cache(spec: CacheSpec, device: torch.device) -> Backend:
+    """The backend for quantize_kv, dequantize_kv and decode_attention. QuotaError if one is forced and lacks them."""
+    return note("cache", *_choose(forced(), device.type, spec))
+
+
+def for_attention(device: torch.device) -> Backend:
+    """The backend for prefill attention with sums."""
+    return note("attention", *_choose(forced(), device.type, None))
+
+
+@lru_cache(maxsize=1024)
+def _choose(name: str | None, device: str, spec: LinearSpec | CacheSpec | None) -> tuple[Backend, tuple[str, ...]]:
+    """The backend to take, and what each faster one that runs here lacks."""
+    if name is not None:
+        found = _by_name(name)
+        reason = _wrong_device(name, device) or _lacks(found, spec)
+        if reason is not None:
+            raise QuotaError(f"backend {name!r} was asked for and cannot run this: {reason}; choose another or none")
+        return found, ()
+    lacking: list[str] = []
+    for candidate in order(device):
+        found = _load(candidate)
+        if isinstance(found, str) or found.why_not() is not None:
+            continue
+        reason = _lacks(found, spec)
+        if reason is None:
+            return found, tuple(lacking)
+        lacking.append(f"{candidate}: {reason}")
+    raise QuotaError(f"no backend can run {spec} on {device}; `quota doctor` says what each one needs")
+
+
+def _by_name(name: str) -> Backend:
+    found = _load(name)
+    if isinstance(found, str) or found.why_not() is not None:
+        raise QuotaError(f"backend {name!r} cannot run here: {why_not(name)}; `quota doctor` lists those that can")
+    return found
+
+
+@lru_cache
+def _load(name: str) -> Backend | str:
+    """The backend, or why it cannot be imported."""
+    if name not in _REGISTRY:
+        raise QuotaError(
+            f"unknown backend {name!r}; choose one of {', '.join(NAMES)} (argument or {ENVIRONMENT_VARIABLE})"
+        )
+    module, attribute = _REGISTRY[name]
+    try:
+        found = import_module(module)
+    except ImportError as error:
+        return f"{error.name or module} cannot be imported"
+    return getattr(found, attribute)() if hasattr(found, attribute) else f"{module} is not part of this installation"
+
+
+def _lacks(found: Backend, spec: LinearSpec | CacheSpec | None) -> str | None:
+    if spec is None:
+        return None
+    return found.lacks(spec) if isinstance(spec, LinearSpec) else found.lacks_cache(spec)
+
+
+def _wrong_device(name: str, device: str) -> str | None:
+    # Triton's interpreter works on tensors in main memory.
+    if name in order(device) or (name == "triton" and os.environ.get("TRITON_INTERPRET") == "1"):
+        return None
+    return f"the tensors are on {device}"

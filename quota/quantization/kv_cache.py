@@ -6,12 +6,17 @@
 execution form. Keys are rotated by a Hadamard matrix per head (after RoPE) before they are quantised and rotated back
 when read: it spreads their outlier channels, for which the whole head would otherwise pay with its scale.
 
+A decoding step, one new token a sample, reads the packed integers themselves: `update` then returns a stand-in without
+memory, and quota's attention function (quota/attention.py) asks the layer to attend. What quantises, dequantises and
+attends, there and in the prefill, is the backend that `quota.ops` chooses.
+
 `attach_cache` puts these layers into the cache objects that pass through a model's decoder. That happens in a hook, so
 `generate` and plain calls, with `use_cache` or without, all attend to quantised keys and values.
 """
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -20,9 +25,11 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
+from quota import ops
+from quota.attention import deploy, from_cache, reads_packed
 from quota.errors import QuotaError
 from quota.models import family
-from quota.quantization.hadamard import block_hadamard
+from quota.ops.interface import Backend, CacheSpec, PackedTensor
 from quota.quantization.kv_slots import SlotLayer
 from quota.scheme import QuantizationScheme
 
@@ -34,89 +41,52 @@ class QuantizedLayer(SlotLayer):
     """
 
     tensors = ("keys", "key_scale", "key_zero", "values", "value_scale", "value_zero")
+    key_scale: Tensor
 
     def __init__(self, scheme: QuantizationScheme) -> None:
         super().__init__()
         self.scheme = scheme
 
-    def _encode(self, keys: Tensor, values: Tensor) -> dict[str, Tensor]:
-        self.width = keys.shape[-1]
-        bits = self.scheme.kv_bits
-        q_keys, key_scale, key_zero = quantize_kv(self._rotate(keys.float()), bits)
-        q_values, value_scale, value_zero = quantize_kv(values, bits)
-        stored = (pack(q_keys, bits), key_scale, key_zero, pack(q_values, bits), value_scale, value_zero)
-        return dict(zip(self.tensors, stored, strict=True))
-
-    def _decode(self) -> tuple[Tensor, Tensor]:
-        bits, width = self.scheme.kv_bits, self.width
+    def packed(self) -> tuple[PackedTensor, PackedTensor]:
+        """Keys, which are rotated, and values, which are not."""
         keys, key_scale, key_zero, values, value_scale, value_zero = (getattr(self, name) for name in self.tensors)
-        # The rotation is its own inverse.
-        keys = self._rotate(dequantize_kv(unpack(keys, bits, width), key_scale, key_zero))
-        values = dequantize_kv(unpack(values, bits, width), value_scale, value_zero)
-        return keys.to(self.dtype), values.to(self.dtype)
+        bits, width = self.scheme.kv_bits, self.spec.width
+        return (
+            PackedTensor(keys, key_scale, key_zero, bits, width, self.spec.hadamard),
+            PackedTensor(values, value_scale, value_zero, bits, width, 0),
+        )
 
-    def _rotate(self, keys: Tensor) -> Tensor:
-        return block_hadamard(keys, self.scheme.hadamard_for(self.width))
+    def attend(self, query: Tensor, valid: Tensor | None, scaling: float) -> Tensor:
+        """Attention of one query a sample [B, H, 1, D] over the `valid` [B, T] slots -> [B, H, 1, D]."""
+        return self._backend().decode_attention(query, *self.packed(), valid, scaling)
+
+    def _encode(self, keys: Tensor, values: Tensor) -> dict[str, Tensor]:
+        width = keys.shape[-1]
+        self.spec = CacheSpec(self.scheme.kv_bits, width, self.scheme.hadamard_for(width))
+        backend = self._backend()
+        stored = (
+            backend.quantize_kv(keys, self.spec.bits, self.spec.hadamard),
+            backend.quantize_kv(values, self.spec.bits, 0),
+        )
+        parts = (part for tensor in stored for part in (tensor.packed, tensor.scale, tensor.zero))
+        return dict(zip(self.tensors, parts, strict=True))
+
+    def _decode(self, new: int) -> tuple[Tensor, Tensor]:
+        if reads_packed(new):
+            shape = (*self.key_scale.shape[:3], self.spec.width)
+            nothing = torch.full((), torch.nan, dtype=self.dtype, device=self.device).expand(shape)
+            return from_cache(nothing, self), nothing
+        backend = self._backend()
+        keys, values = (backend.dequantize_kv(stored, self.dtype) for stored in self.packed())
+        return from_cache(keys, self), values
+
+    def _backend(self) -> Backend:
+        return ops.for_cache(self.spec, self.device)
 
 
 def new_layer(scheme: QuantizationScheme | None) -> SlotLayer:
     """An empty cache layer under this scheme; without one, or with 16 bits, it does not quantise."""
     return SlotLayer() if scheme is None or scheme.kv_bits == 16 else QuantizedLayer(scheme)
-
-
-def quantize_kv(x: Tensor, bits: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Quantise [..., D] over its last dimension: q uint8 [..., D], scale and zero float16 [..., 1].
-
-    QuotaError if x holds NaN, infinity or anything beyond float16, in which scale and zero are kept.
-    """
-    x = x.float()
-    low, high = x.amin(-1, keepdim=True), x.amax(-1, keepdim=True)
-    levels = 2**bits - 1
-    smallest = torch.finfo(torch.float16).tiny
-    scale, zero = ((high - low) / levels).clamp(min=smallest).half(), low.half()
-    if not bool((scale.isfinite() & zero.isfinite()).all()):
-        raise QuotaError("keys or values hold NaN, infinity or numbers beyond 65504; check the model in float32")
-    # Rounded against the stored scale and zero, not against the exact ones.
-    q = ((x - zero.float()) / scale.float()).round().clamp(0, levels)
-    return q.to(torch.uint8), scale, zero
-
-
-def dequantize_kv(q: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
-    """zero + scale * q, float32 [..., D]."""
-    return q.float() * scale.float() + zero.float()
-
-
-def pack(q: Tensor, bits: int) -> Tensor:
-    """Pack numbers of `bits` bits: uint8 [..., D] -> uint8 [..., D * bits / 8], D a multiple of 8.
-
-    The bits of a number are split into fields that fill a byte evenly (3 bits: two low ones, then one high one), and
-    the packed fields follow one another.
-    """
-    if q.shape[-1] % 8:
-        raise QuotaError(f"a head of {q.shape[-1]} channels cannot be packed: not a multiple of 8; use kv_bits=16")
-    packed, start = [], 0
-    for width in _fields(bits):
-        values = (q >> start & 2**width - 1).unflatten(-1, (-1, 8 // width))
-        places = torch.arange(0, 8, width, dtype=torch.uint8, device=q.device)
-        # The fields do not overlap: their sum is their union.
-        packed.append((values << places).sum(dim=-1, dtype=torch.uint8))
-        start += width
-    return torch.cat(packed, dim=-1)
-
-
-def unpack(packed: Tensor, bits: int, width: int) -> Tensor:
-    """Undo `pack`: uint8 [..., width * bits / 8] -> uint8 [..., width]."""
-    fields = _fields(bits)
-    q, start = torch.zeros((), dtype=torch.uint8, device=packed.device), 0
-    for field, values in zip(fields, packed.split([width * field // 8 for field in fields], dim=-1), strict=True):
-        places = torch.arange(0, 8, field, dtype=torch.uint8, device=packed.device)
-        q = q | (values.unsqueeze(-1) >> places & 2**field - 1).flatten(-2) << start
-        start += field
-    return q
-
-
-def _fields(bits: int) -> list[int]:
-    return [2, 1] if bits == 3 else [bits]
 
 
 class CacheHook:
@@ -127,6 +97,7 @@ class CacheHook:
         self.scheme = scheme
         self._handles: list[RemovableHandle] = []
         self._borrowed = False
+        self._deployed = ExitStack()
 
     def attach(self) -> None:
         """Take effect, in place of a hook attached earlier."""
@@ -136,12 +107,13 @@ class CacheHook:
         self._handles = [
             # First of all hooks: the Pruner looks for these layers.
             decoder.register_forward_pre_hook(self._before, with_kwargs=True, prepend=True),
-            decoder.register_forward_hook(self._after),
+            decoder.register_forward_hook(self._after, always_call=True),
         ]
         self.model.quota_cache = self
 
     def detach(self) -> None:
         """Leave the model as it was."""
+        self._deployed.close()
         for handle in self._handles:
             handle.remove()
         self._handles = []
@@ -149,17 +121,28 @@ class CacheHook:
             del self.model.quota_cache
 
     def _before(self, decoder: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        # A pass that was interrupted may not have come to its end.
+        self._deployed.close()
         cache, use_cache = kwargs.get("past_key_values"), kwargs.get("use_cache")
         # Without use_cache a new cache serves this one pass, and must not be taken for a past.
         self._borrowed = cache is None and not (decoder.config.use_cache if use_cache is None else use_cache)
         if cache is None:
             cache = DynamicCache(config=decoder.config)
         adopt(cache, len(decoder.layers), self.scheme)
+        if isinstance(cache.layers[0], QuantizedLayer) and _may_deploy(decoder, kwargs):
+            self._deployed.enter_context(deploy(decoder.config))
         return args, kwargs | {"past_key_values": cache}
 
     def _after(self, decoder: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if self._borrowed:
+        self._deployed.close()
+        if self._borrowed and output is not None:
             output.past_key_values = None
+
+
+def _may_deploy(decoder: Any, kwargs: dict[str, Any]) -> bool:
+    """Whether this pass has a mask of tokens, if any, and no wish to see attention weights."""
+    mask, weights = kwargs.get("attention_mask"), kwargs.get("output_attentions")
+    return (mask is None or mask.ndim == 2) and not (decoder.config.output_attentions if weights is None else weights)
 
 
 def attach_cache(model: PreTrainedModel, scheme: QuantizationScheme | None) -> CacheHook:

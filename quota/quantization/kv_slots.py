@@ -4,10 +4,13 @@ Pruning makes the layers of one KV cache differ in length, and the samples of a 
 position of its token (-1: empty), kept tokens are right-aligned, and a layer has two lengths: the tokens it has *seen*,
 which positions and `generate` count by, and the slots it *holds*, which masks are sized by. Beam search, multi-turn and
 assisted decoding then need nothing special: they reorder, append and crop slots.
+
+Slots are appended in memory that doubles when it is full, so a decoding step copies one token and not the cache.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,7 +24,7 @@ class SlotLayer(CacheLayerMixin):
     """One decoder layer's cache, in the type that the model computes in.
 
     `keys` and `values` are [B, H, T, ...]. Subclasses may store others; each tensor named in `tensors` has samples
-    first and slots third.
+    first and slots third. They are views of the first T slots of the memory behind them.
     """
 
     is_sliding = False
@@ -66,12 +69,13 @@ class SlotLayer(CacheLayerMixin):
             self._expected = None
             self.in_order = False
             self.ragged |= bool((positions < 0).any())
-        self.positions = torch.cat([self.positions, positions.to(torch.int32).expand(batch, -1)], dim=1)
         self.seen += advance
-        for name, tensor in self._encode(key_states, value_states).items():
-            stored = getattr(self, name)
-            setattr(self, name, tensor if stored is None else torch.cat([stored, tensor], dim=2))
-        return self._decode()
+        stored = self._encode(key_states, value_states)
+        stored["positions"] = positions.to(torch.int32).expand(batch, -1)
+        for name, tensor in stored.items():
+            self._memory[name] = append(self._memory.get(name), self.held, tensor, _slot_dim(name))
+        self._show(self.held + new)
+        return self._decode(new)
 
     def keep(self, kept: Tensor) -> None:
         """Drop the slots not in `kept` [B, T] bool and right-align the others."""
@@ -80,9 +84,11 @@ class SlotLayer(CacheLayerMixin):
         self.ragged = not bool(filled.all())
         for name in self.tensors:
             tensor = getattr(self, name)
-            index = slots[:, None, :, None].expand(-1, tensor.shape[1], -1, tensor.shape[3])
-            setattr(self, name, tensor.gather(2, index))
-        self.positions = self.positions.gather(1, slots).masked_fill(~filled, -1)
+            # Sample by sample: whole slots are copied, where `gather` would look every number up.
+            rows = [tensor[sample : sample + 1].index_select(2, row) for sample, row in enumerate(slots)]
+            self._memory[name] = torch.cat(rows)
+        self._memory["positions"] = self.positions.gather(1, slots).masked_fill(~filled, -1)
+        self._show(slots.shape[1])
 
     @property
     def held(self) -> int:
@@ -97,7 +103,10 @@ class SlotLayer(CacheLayerMixin):
         return filled & attention_mask.bool().gather(1, self.positions.long().clamp(min=0))
 
     def nbytes(self) -> int:
-        """Bytes held: keys and values, with scales and zeros if any, and the positions of the slots."""
+        """Bytes of the slots held: keys and values, with scales and zeros if any, and positions.
+
+        Memory set aside for later tokens, at most as much again, does not count.
+        """
         if not self.is_initialized:
             return 0
         return sum(getattr(self, name).nbytes for name in (*self.tensors, "positions"))
@@ -121,10 +130,17 @@ class SlotLayer(CacheLayerMixin):
         """Forget the newest `-tokens_to_remove` tokens; transformers counts them with a minus sign."""
         if tokens_to_remove > 0:
             raise QuotaError("crop takes a negative number: how many of the newest tokens to remove")
-        if tokens_to_remove and self.is_initialized:
+        if not tokens_to_remove or not self.is_initialized:
+            return
+        self.seen = max(0, self.seen + tokens_to_remove)
+        forgotten = self.positions >= self.seen
+        newest = int(forgotten.sum(dim=1).max())
+        if bool(forgotten[:, self.held - newest :].all()):
+            # The same slots in all samples: nothing need be moved.
+            self._show(self.held - newest)
+        else:
             in_order = self.in_order
-            self.seen = max(0, self.seen + tokens_to_remove)
-            self.keep((self.positions >= 0) & (self.positions < self.seen))
+            self.keep((self.positions >= 0) & ~forgotten)
             self.in_order = in_order
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
@@ -133,30 +149,62 @@ class SlotLayer(CacheLayerMixin):
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep these samples, in this order."""
-        if self.is_initialized:
-            for name in (*self.tensors, "positions"):
-                setattr(self, name, getattr(self, name)[indices.to(self.device)])
+        self._each_sample(lambda memory: memory[indices.to(memory.device)])
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Repeat every sample."""
-        if self.is_initialized:
-            for name in (*self.tensors, "positions"):
-                setattr(self, name, getattr(self, name).repeat_interleave(repeats, dim=0))
+        self._each_sample(lambda memory: memory.repeat_interleave(repeats, dim=0))
 
     def reset(self) -> None:
         """Forget everything."""
         for name in self.tensors:
             setattr(self, name, None)
+        self._memory: dict[str, Tensor] = {}
         self.is_initialized = False
         self.seen = 0
         self.in_order, self.ragged = True, False
         self._expected: tuple[Tensor, int] | None = None
 
+    def _show(self, held: int) -> None:
+        for name, memory in self._memory.items():
+            setattr(self, name, memory.narrow(_slot_dim(name), 0, held))
+
+    def _each_sample(self, change: Callable[[Tensor], Tensor]) -> None:
+        """Change the samples of all that is stored."""
+        if self.is_initialized:
+            held = self.held
+            self._memory = {name: change(memory) for name, memory in self._memory.items()}
+            self._show(held)
+
     def _encode(self, keys: Tensor, values: Tensor) -> dict[str, Tensor]:
         return {"keys": keys, "values": values}
 
-    def _decode(self) -> tuple[Tensor, Tensor]:
+    def _decode(self, new: int) -> tuple[Tensor, Tensor]:
+        """All that is stored, as the model's attention reads it; `new` slots have just been appended."""
         return self.keys, self.values  # pyright: ignore[reportReturnType]
+
+
+def append(memory: Tensor | None, used: int, new: Tensor, dim: int) -> Tensor:
+    """`memory` with `new` behind its first `used` entries along `dim`, in a copy of twice the size if it was full.
+
+    The first memory is exactly as large as what comes first: after a prefill nothing is set aside.
+    """
+    needed = used + new.shape[dim]
+    # A tensor made in inference mode cannot be written to outside of it.
+    frozen = memory is not None and memory.is_inference() and not torch.is_inference_mode_enabled()
+    if memory is None or frozen or needed > memory.shape[dim]:
+        shape = list(new.shape)
+        shape[dim] = needed if memory is None else max(needed, 2 * memory.shape[dim])
+        grown = new.new_empty(shape)
+        if memory is not None:
+            grown.narrow(dim, 0, used).copy_(memory.narrow(dim, 0, used))
+        memory = grown
+    memory.narrow(dim, used, new.shape[dim]).copy_(new)
+    return memory
+
+
+def _slot_dim(name: str) -> int:
+    return 1 if name == "positions" else 2
 
 
 def right_align(kept: Tensor) -> tuple[Tensor, Tensor]:

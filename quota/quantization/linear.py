@@ -3,12 +3,15 @@
     y = dequantise(Q_a(x H) . Q_w(W H)) + b
 
 H is the block Hadamard rotation (an identity in exact arithmetic, as it stands on both sides), Q_a the
-dynamic activation quantiser, Q_w the stored weights. The integer product is the operator of `quota.ops`.
-Tensors have the names and the layout of compressed-tensors' "pack-quantized" format, so the state dict is
-the checkpoint.
+dynamic activation quantiser, Q_w the stored weights. All of it is one operator of `quota.ops`, whose backends
+read the weights as they are stored. Tensors have the names and the layout of compressed-tensors'
+"pack-quantized" format, so the state dict is the checkpoint.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +19,7 @@ from torch.nn import functional
 
 from quota import ops
 from quota.errors import QuotaError
+from quota.ops.interface import LinearSpec, LinearWeight
 from quota.quantization.gptq import gptq
 from quota.quantization.hadamard import block_hadamard
 from quota.quantization.integer import (
@@ -74,6 +78,15 @@ class W4A4Linear(nn.Module):
         self.in_features = in_features
         self.out_features = out_features
         self.scheme = scheme
+        self.spec = LinearSpec(
+            rows=out_features,
+            columns=in_features,
+            weight_bits=scheme.weight_bits,
+            activation_bits=scheme.activation_bits,
+            activation_group=scheme.activation_group_for(in_features),
+            hadamard=scheme.hadamard_for(in_features),
+        )
+        self._made: _Made | None = None
         if scheme.weight_bits == 16:
             self.register_buffer("weight", torch.empty(out_features, in_features, dtype=dtype, device=device))
         else:
@@ -113,19 +126,19 @@ class W4A4Linear(nn.Module):
         layer.weight_scale = scale.to(torch.bfloat16)
         return layer
 
-    @torch.no_grad()
     def forward(self, x: Tensor) -> Tensor:
         """x [..., K] to [..., N] in x's dtype, without a gradient; QuotaError if x holds NaN or infinity."""
-        # Autocast would turn exact products into bfloat16 ones.
-        with torch.autocast(x.device.type, enabled=False):
-            if self.scheme.weight_bits == 16:
+        x = x.detach()
+        if self.scheme.weight_bits == 16:
+            # Autocast would round what was quantised to bfloat16.
+            with torch.autocast(x.device.type, enabled=False):
                 seen = self.fake_quantize_input(x).to(self.weight.dtype)
                 return functional.linear(seen, self.weight, self.bias).to(x.dtype)
-            rotated = block_hadamard(x.float(), self.scheme.hadamard_for(self.in_features))
-            y = self._product(rotated.reshape(-1, self.in_features))
-            if self.bias is not None:
-                y += self.bias
-            return y.reshape(*x.shape[:-1], self.out_features).to(x.dtype)
+        rows = x.reshape(-1, self.in_features).contiguous()
+        if x.dtype == torch.float64:
+            rows = rows.float()
+        y = ops.for_linear(self.spec, x.device).linear(rows, self._operand())
+        return y.reshape(*x.shape[:-1], self.out_features).to(x.dtype)
 
     def fake_quantize_input(self, x: Tensor) -> Tensor:
         """`fake_quantize` under this layer's scheme."""
@@ -142,11 +155,34 @@ class W4A4Linear(nn.Module):
             f"bias={self.bias is not None}, scheme={self.scheme.name}"
         )
 
-    def _product(self, x: Tensor) -> Tensor:
-        """Rotated x float32 [M, K] to float32 [M, N], without bias."""
-        bits = self.scheme.activation_bits
-        if bits == 16:
-            return x @ self.dequantized_weight().T
-        q, scale, zero = quantize_activation(x, bits, self.scheme.activation_group_for(self.in_features))
-        linear = ops.backend().linear
-        return linear(q, scale, zero, self.weight_packed, self.weight_scale, self.scheme.weight_bits)
+    def _operand(self) -> LinearWeight:
+        """The buffers as backends take them; made anew when a buffer was replaced, moved or written to."""
+        buffers = self.weight_packed, self.weight_scale, self.bias
+        state = tuple(_state(tensor) for tensor in buffers)
+        if self._made is None or self._made.state != state:
+            bias = None if self.bias is None else self.bias.float()
+            scale = self.weight_scale.to(torch.bfloat16).contiguous()
+            weight = LinearWeight(self.spec, self.weight_packed.contiguous(), scale, bias)
+            self._made = _Made(weight, state, buffers)
+        return self._made.weight
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What backends prepared is theirs, and may not be copied or pickled.
+        return self.__dict__ | {"_made": None}
+
+
+@dataclass
+class _Made:
+    """An operand, and what it was made from."""
+
+    weight: LinearWeight
+    state: tuple[tuple[int, ...], ...]
+    buffers: tuple[Tensor | None, ...]
+    """Held, so that no other tensor can take their place in memory and look the same."""
+
+
+def _state(tensor: Tensor | None) -> tuple[int, ...]:
+    """Changes if the tensor is another one, or was written to (which inference tensors do not count)."""
+    if tensor is None:
+        return ()
+    return id(tensor), tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version

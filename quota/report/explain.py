@@ -8,6 +8,7 @@ from typing import Any
 
 from PIL import Image
 
+from quota import ops
 from quota.evaluation.generation import decode, generate
 from quota.pruning import record
 from quota.recipe import PruningRecipe
@@ -29,6 +30,8 @@ class Explanation:
     """Visual tokens that enter each decoder layer."""
     panels: list[tuple[str, Image.Image]]
     """Captioned pictures: what the model saw, then the kept tokens of every candidate layer."""
+    operators: ops.Usage
+    """The backends that ran."""
 
     def figures(self) -> dict[str, Any]:
         """What `quota explain --json` writes."""
@@ -36,6 +39,7 @@ class Explanation:
             "answer": self.answer,
             "kept": {str(layer): indices for layer, indices in self.kept.items()},
             "visual_tokens_per_layer": self.visual_tokens_per_layer,
+            "backends": self.operators.backends(),
         }
 
 
@@ -46,7 +50,7 @@ def explain(model: Any, processor: Any, sample: Sample, size: int = 288) -> Expl
     """
     inputs = build_inputs(processor, [sample])
     pixels = inputs["pixel_values"][0]
-    with record(model) as trace:
+    with record(model) as trace, ops.record() as operators:
         text = decode(processor, generate(model, processor, inputs))[0]
     tokens = list(trace.tokens_per_layer)
     kept = {layer: [index for index in rows[0].tolist() if index >= 0] for layer, rows in trace.kept.items()}
@@ -55,7 +59,7 @@ def explain(model: Any, processor: Any, sample: Sample, size: int = 288) -> Expl
     panels = [(f"what the model sees: {tokens[0]} tokens", overlay(seen, grid, range(tokens[0]), size))]
     for layer, indices in sorted(kept.items()):
         panels.append((f"after layer {layer}: {len(indices)} kept", overlay(seen, grid, indices, size)))
-    return Explanation(text, model.quota_pruner.recipe, kept, tokens, panels)
+    return Explanation(text, model.quota_pruner.recipe, kept, tokens, panels, operators)
 
 
 def draw_explanation(question: str, explanation: Explanation, path: Path) -> None:

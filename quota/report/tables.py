@@ -69,7 +69,7 @@ def _variants_table(demo: Demo) -> Table:
     variants = list(demo.variants.values())
     first = variants[0].evaluation
     table = Table(
-        title=f"The reference model, {first.questions} questions, {demo.backend} kernels", box=box.SIMPLE_HEAD
+        title=f"The reference model, {first.questions} questions, operators: {demo.backend}", box=box.SIMPLE_HEAD
     )
     table.add_column("accuracy in %", no_wrap=True)
     for name in ("majority answer", *(VARIANTS[name] for name in demo.variants)):

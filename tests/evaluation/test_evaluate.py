@@ -19,13 +19,14 @@ def test_figures_of_a_known_suite(full_model, tiny_processor, suite_folder: Path
     samples = read_samples(suite_folder)
     evaluation = evaluate(full_model, tiny_processor, samples, batch_size=3, progress=lambda *at: seen.append(at))
     figures = evaluation.figures()
-    assert list(figures) == ["accuracy", "average", "interval", "questions", "tokens_per_second"]
+    assert list(figures) == ["accuracy", "average", "interval", "questions", "tokens_per_second", "backends"]
     assert figures["accuracy"] == {"easy": 1.0, "hard": 0.5}
     assert figures["average"] == 0.75
     assert figures["questions"] == 8
     low, high = figures["interval"]
     assert 0.5 <= low < 0.75 < high <= 1.0
     assert figures["tokens_per_second"] > 0
+    assert figures["backends"] == {}
     assert evaluation.majority["hard"] == 0.5
     assert seen == [(3, 8), (6, 8), (8, 8)]
 

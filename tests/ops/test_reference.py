@@ -1,4 +1,4 @@
-"""The reference operator against plain int32 arithmetic, exactly, before scaling; the choice of backend."""
+"""The reference operator against plain int32 arithmetic, exactly, before scaling."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from quota import ops
-from quota.errors import QuotaError
-from quota.ops.reference import group_sums, group_sums_naive, linear
+from quota.ops.reference import group_sums, group_sums_naive, quantized_product
 from quota.quantization.integer import (
     dequantize_activation,
     dequantize_weight,
@@ -77,7 +75,7 @@ def test_the_operator_is_the_oracle_scaled(x: Tensor, group: int, bits: int, wei
     weight = torch.randn(10, 128, generator=torch.Generator().manual_seed(3))
     w, w_scale = quantize_weight(weight, weight_bits, group)
     q, x_scale, zero = quantize_activation(x, bits, group)
-    result = linear(q, x_scale, zero, pack_int32(w, weight_bits), w_scale.to(torch.bfloat16), weight_bits)
+    result = quantized_product(q, x_scale, zero, pack_int32(w, weight_bits), w_scale.to(torch.bfloat16), weight_bits)
     assert torch.equal(result, scaled_oracle(q, x_scale, zero, w, w_scale))
 
 
@@ -86,7 +84,7 @@ def test_groups_of_activations_and_weights_may_differ(x_group: int, w_group: int
     x, weight = ROWS["random"], torch.randn(10, 128, generator=torch.Generator().manual_seed(3))
     w, w_scale = quantize_weight(weight, 4, w_group)
     q, x_scale, zero = quantize_activation(x, 4, x_group)
-    result = linear(q, x_scale, zero, pack_int32(w, 4), w_scale, 4)
+    result = quantized_product(q, x_scale, zero, pack_int32(w, 4), w_scale, 4)
     expected = dequantize_activation(q, x_scale, zero).double() @ dequantize_weight(w, w_scale).double().T
     torch.testing.assert_close(result.double(), expected, rtol=1e-5, atol=1e-5)
 
@@ -98,9 +96,9 @@ def test_a_row_does_not_depend_on_the_rest_of_the_batch(seed: int, row: int) -> 
     q, x_scale, zero = quantize_activation(torch.randn(9, 192, generator=generator), 4, 64)
     w, w_scale = quantize_weight(torch.randn(5, 192, generator=generator), 4, 64)
     packed = pack_int32(w, 4)
-    together = linear(q, x_scale, zero, packed, w_scale, 4)
+    together = quantized_product(q, x_scale, zero, packed, w_scale, 4)
     one = slice(row, row + 1)
-    assert torch.equal(together[one], linear(q[one], x_scale[one], zero[one], packed, w_scale, 4))
+    assert torch.equal(together[one], quantized_product(q[one], x_scale[one], zero[one], packed, w_scale, 4))
 
 
 def test_sums_stay_exact_when_float32_products_may_be_made_of_bfloat16() -> None:
@@ -122,15 +120,4 @@ def test_the_operator_reads_the_padded_last_word_of_an_odd_layer() -> None:
     assert packed.shape == (4, 2)
     assert torch.equal(unpack_int32(packed, 4, 12), w)
     quantized = quantize_activation(torch.randn(3, 12, generator=torch.Generator().manual_seed(6)), 4, 4)
-    assert torch.equal(linear(*quantized, packed, w_scale, 4), scaled_oracle(*quantized, w, w_scale))
-
-
-def test_backends_are_named_and_chosen_by_argument_then_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("QUOTA_BACKEND", raising=False)
-    assert "reference" in ops.available_backends()
-    assert ops.backend().name in ops.available_backends()
-    assert ops.backend("reference").linear is linear
-    monkeypatch.setenv("QUOTA_BACKEND", "abacus")
-    assert ops.backend("reference").name == "reference"
-    with pytest.raises(QuotaError, match=r"'abacus'.*reference"):
-        ops.backend()
+    assert torch.equal(quantized_product(*quantized, packed, w_scale, 4), scaled_oracle(*quantized, w, w_scale))

@@ -4,25 +4,17 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from tiny import IMAGE, tiny_batch, tiny_llava, tiny_prompt
 from torch import Tensor
-from transformers import DynamicCache, StaticCache
+from transformers import DynamicCache, LlavaForConditionalGeneration, StaticCache
 from transformers.cache_utils import DynamicSlidingWindowLayer
 
+from quota import attention, ops
 from quota.errors import QuotaError
+from quota.quantization import kv_cache
 from quota.quantization.hadamard import block_hadamard
-from quota.quantization.kv_cache import (
-    QuantizedLayer,
-    adopt,
-    attach_cache,
-    dequantize_kv,
-    new_layer,
-    pack,
-    quantize_kv,
-    unpack,
-)
+from quota.quantization.kv_cache import QuantizedLayer, adopt, attach_cache, new_layer
+from quota.quantization.kv_integer import dequantize_kv, quantize_kv
 from quota.quantization.kv_slots import SlotLayer
 from quota.scheme import QuantizationScheme
 
@@ -32,55 +24,6 @@ all_bits = pytest.mark.parametrize("bits", BITS)
 
 def random(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-class TestQuantiser:
-    @all_bits
-    def test_error_is_at_most_half_a_step(self, bits: int) -> None:
-        x = random(3, 5, 64) * 10 + 4
-        q, scale, zero = quantize_kv(x, bits)
-        assert q.dtype == torch.uint8 and scale.dtype == zero.dtype == torch.float16
-        assert int(q.max()) == 2**bits - 1 and int(q.min()) == 0
-        # Float16 scale and zero add their own rounding, half a unit in the eleventh digit of the largest number.
-        rounding = x.abs().amax(-1, keepdim=True) * 2**-10
-        assert ((dequantize_kv(q, scale, zero) - x).abs() <= scale.float() / 2 + rounding).all()
-
-    def test_the_largest_and_the_smallest_number_are_kept(self) -> None:
-        x = torch.tensor([[-1.0, 0.0, 0.25, 14.0]])
-        assert dequantize_kv(*quantize_kv(x, 4)).tolist() == [[-1.0, 0.0, 0.0, 14.0]]
-
-    @pytest.mark.parametrize("value", [0.0, 3.0, -1e-30], ids=str)
-    def test_a_token_without_spread(self, value: float) -> None:
-        x = torch.full((2, 64), value)
-        assert torch.allclose(dequantize_kv(*quantize_kv(x, 4)), x, atol=1e-6)
-
-    @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf, 1e6], ids=str)
-    def test_refuses_what_it_cannot_store(self, value: float) -> None:
-        x = random(2, 64)
-        x[1, 7] = value
-        with pytest.raises(QuotaError, match="NaN"):
-            quantize_kv(x, 4)
-
-
-class TestPacking:
-    @given(bits=st.sampled_from(BITS), bytes_a_bit=st.integers(1, 16), seed=st.integers(0, 99))
-    def test_round_trip(self, bits: int, bytes_a_bit: int, seed: int) -> None:
-        width = 8 * bytes_a_bit
-        generator = torch.Generator().manual_seed(seed)
-        q = torch.randint(0, 2**bits, (2, 3, width), generator=generator, dtype=torch.uint8)
-        packed = pack(q, bits)
-        assert packed.dtype == torch.uint8 and packed.shape == (2, 3, width * bits // 8)
-        assert torch.equal(unpack(packed, bits, width), q)
-
-    def test_layout(self) -> None:
-        q = torch.arange(8, dtype=torch.uint8)
-        assert pack(q, 4).tolist() == [0x10, 0x32, 0x54, 0x76]
-        # Two low bits of each, four a byte, then the high bits, eight a byte.
-        assert pack(q, 3).tolist() == [0b11100100, 0b11100100, 0b11110000]
-
-    def test_refuses_a_width_that_fills_no_bytes(self) -> None:
-        with pytest.raises(QuotaError, match="multiple of 8"):
-            pack(torch.zeros(2, 12, dtype=torch.uint8), 4)
 
 
 class TestLayer:
@@ -123,6 +66,103 @@ class TestLayer:
         layer, keys = new_layer(scheme), random(1, 1, 4, 64)
         assert type(layer) is SlotLayer
         assert torch.equal(layer.update(keys, -keys)[1], -keys)
+
+
+@pytest.mark.parametrize("bits", [3, 4])
+class TestDecoding:
+    """Steps of one token read the packed cache; with attention weights asked for, they read its numbers."""
+
+    def agree(self, bits: int, implementation: str = "sdpa", **options: object) -> None:
+        prompts = [tiny_prompt(1, 5, seed=1), tiny_prompt(1, 9, seed=2)]
+        model = tiny_llava(implementation, heads=4, kv_heads=2)
+        attach_cache(model, QuantizationScheme(kv_bits=bits))
+        given = {
+            "max_new_tokens": 6,
+            "do_sample": False,
+            "suppress_tokens": [IMAGE],
+            "return_dict_in_generate": True,
+            "output_logits": True,
+            **options,
+        }
+        packed = model.generate(**tiny_batch(prompts), **given)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(kv_cache, "_may_deploy", lambda *_: False)
+            numbers = model.generate(**tiny_batch(prompts), **given)
+        assert torch.equal(packed.sequences, numbers.sequences)
+        torch.testing.assert_close(torch.stack(packed.logits), torch.stack(numbers.logits), atol=1e-4, rtol=0)
+
+    @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+    def test_left_padding(self, bits: int, implementation: str) -> None:
+        self.agree(bits, implementation)
+
+    def test_beam_search(self, bits: int) -> None:
+        self.agree(bits, num_beams=3)
+
+    def test_drafted_words(self, bits: int) -> None:
+        model = tiny_llava()
+        attach_cache(model, QuantizationScheme(kv_bits=bits))
+        batch = tiny_batch([tiny_prompt(1, 5, seed=1)])
+        options = {"max_new_tokens": 8, "do_sample": False, "suppress_tokens": [IMAGE]}
+        expected = model.generate(**batch, **options)
+        assert torch.equal(model.generate(**batch, **options, prompt_lookup_num_tokens=3), expected)
+
+    def test_reports_the_backend(self, bits: int) -> None:
+        with ops.use("reference"), ops.record() as usage:
+            self.agree(bits)
+        assert usage.backends()["cache"] == ["reference"]
+
+
+class TestDeployedPass:
+    def step(self, model: LlavaForConditionalGeneration, **options: object):
+        with torch.no_grad():
+            cache = model(**tiny_batch([tiny_prompt(1, 5, seed=1)])).past_key_values
+            return model(input_ids=torch.tensor([[7]]), past_key_values=cache, **options)
+
+    def test_never_makes_numbers_of_what_is_stored(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        model = tiny_llava()
+        attach_cache(model, QuantizationScheme())
+        returned = []
+        update = QuantizedLayer.update
+        monkeypatch.setattr(
+            QuantizedLayer, "update", lambda *args, **kwargs: returned.append(update(*args, **kwargs)) or returned[-1]
+        )
+        logits = self.step(model).logits
+        prefill, step = returned[:5], returned[5:]
+        assert all(keys.isfinite().all() for keys, _ in prefill)
+        # A stand-in: right in shape, without memory, and fatal to whoever would read it.
+        assert all(keys.shape == (1, 1, 24, 64) and keys.isnan().all() for keys, _ in step)
+        assert all(keys.untyped_storage().nbytes() == 4 for keys, _ in step)
+        assert logits.isfinite().all()
+
+    def test_attention_weights_can_still_be_asked_for(self) -> None:
+        model = tiny_llava("eager")
+        attach_cache(model, QuantizationScheme())
+        expected, asked = self.step(model), self.step(model, output_attentions=True)
+        torch.testing.assert_close(asked.logits, expected.logits, atol=1e-4, rtol=0)
+        assert [weights.shape for weights in asked.attentions] == [(1, 2, 1, 24)] * 5
+
+    def test_a_mask_of_another_kind_is_left_to_the_users_attention(self) -> None:
+        model = tiny_llava()
+        attach_cache(model, QuantizationScheme())
+        mask = torch.ones(1, 1, 1, 24, dtype=torch.bool)
+        expected, masked = self.step(model), self.step(model, attention_mask=mask)
+        torch.testing.assert_close(masked.logits, expected.logits, atol=1e-4, rtol=0)
+
+    def test_leaves_the_users_choice_behind(self) -> None:
+        model = tiny_llava("eager")
+        attach_cache(model, QuantizationScheme())
+        config, head = model.config.get_text_config(), model.model.language_model.layers[2].mlp
+        seen = []
+        hook = head.register_forward_pre_hook(lambda *_: seen.append(config._attn_implementation))
+        self.step(model)
+        assert seen == [attention.NAME] * 2 and config._attn_implementation == "eager"
+        hook.remove()
+        failing = head.register_forward_pre_hook(lambda *_: (_ for _ in ()).throw(RuntimeError("out of memory")))
+        with pytest.raises(RuntimeError, match="memory"):
+            self.step(model)
+        assert config._attn_implementation == "eager"
+        failing.remove()
+        assert self.step(model).logits.isfinite().all()
 
 
 class TestAttach:

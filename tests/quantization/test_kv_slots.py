@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from quota.errors import QuotaError
-from quota.quantization.kv_slots import SlotLayer, right_align
+from quota.quantization.kv_slots import SlotLayer, append, right_align
 
 
 def states(positions: Tensor) -> Tensor:
@@ -114,3 +114,41 @@ def test_reset_forgets_everything() -> None:
 def test_crop_wants_a_negative_number() -> None:
     with pytest.raises(QuotaError, match="negative"):
         SlotLayer().crop(3)
+
+
+class TestMemory:
+    def test_doubles_when_it_is_full(self) -> None:
+        memory, copies = append(None, 0, torch.zeros(2, 5), dim=1), 0
+        assert memory.shape == (2, 5)
+        for used in range(5, 80):
+            grown = append(memory, used, torch.full((2, 1), float(used)), dim=1)
+            copies += grown is not memory
+            memory = grown
+        assert copies == 4 and memory.shape == (2, 80)
+        assert memory[1].tolist() == [0.0] * 5 + list(range(5, 80))
+
+    def test_more_than_twice_as_much_at_once(self) -> None:
+        memory = append(append(None, 0, torch.ones(1, 2), dim=1), 2, torch.zeros(1, 9), dim=1)
+        assert memory.tolist() == [[1.0] * 2 + [0.0] * 9]
+
+    def test_what_was_appended_is_copied(self) -> None:
+        layer, given = SlotLayer(), torch.zeros(1, 1, 4, 1)
+        layer.update(given, given)
+        layer.crop(-2)
+        layer.update(torch.ones(1, 1, 1, 1), torch.ones(1, 1, 1, 1))
+        assert not given.any()
+        assert layer.keys.flatten().tolist() == [0, 0, 1]
+
+    def test_dropped_slots_are_given_back(self) -> None:
+        layer = SlotLayer()
+        layer.update(torch.zeros(1, 1, 64, 1), torch.zeros(1, 1, 64, 1))
+        layer.keep(torch.arange(64)[None] < 8)
+        assert layer.keys.untyped_storage().nbytes() == 8 * 4
+
+    def test_filled_in_inference_mode_and_continued_outside(self) -> None:
+        layer = SlotLayer()
+        with torch.inference_mode():
+            for position in range(3):
+                layer.update(states(torch.tensor([[position]])), states(torch.tensor([[position]])))
+        layer.update(states(torch.tensor([[3]])), states(torch.tensor([[3]])))
+        assert layer.keys.flatten().tolist() == [0, 1, 2, 3]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from compressed_tensors.quantization import QuantizationScheme as StockScheme
 from compressed_tensors.transform import TransformArgs, TransformConfig, TransformScheme, apply_transform_config
 from torch import Tensor, nn
 
+from quota import ops
 from quota.errors import QuotaError
 from quota.quantization.hadamard import block_hadamard
 from quota.quantization.integer import dequantize_activation, quantize_activation
@@ -226,3 +228,80 @@ def test_an_input_that_is_not_finite_is_refused(weight_bits: int) -> None:
 def test_it_names_its_scheme() -> None:
     layer = W4A4Linear.from_linear(random_linear(), RTN)
     assert repr(layer) == "W4A4Linear(in_features=128, out_features=24, bias=True, scheme=W4A4KV4)"
+
+
+def test_the_operand_is_made_once_and_kept() -> None:
+    layer = W4A4Linear.from_linear(random_linear(), RTN)
+    made = layer._operand()
+    layer(random_input(2, 128))
+    assert layer._operand() is made
+    assert made.packed is layer.weight_packed
+
+
+def replace_weights(layer: W4A4Linear) -> None:
+    layer.weight_packed = layer.weight_packed.flip(0)
+
+
+def write_weights(layer: W4A4Linear) -> None:
+    layer.load_state_dict(W4A4Linear.from_linear(random_linear(bias=True), RTN).state_dict())
+
+
+def replace_scale(layer: W4A4Linear) -> None:
+    layer.weight_scale = layer.weight_scale * 2
+
+
+def write_bias(layer: W4A4Linear) -> None:
+    layer.bias.add_(1)
+
+
+def replace_data(layer: W4A4Linear) -> None:
+    layer.weight_packed.data = layer.weight_packed.flip(0)
+
+
+def drop_bias(layer: W4A4Linear) -> None:
+    layer.bias = None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [replace_weights, write_weights, replace_scale, write_bias, replace_data, drop_bias],
+    ids=lambda f: f.__name__,
+)
+def test_the_operand_follows_the_buffers(change) -> None:
+    layer = W4A4Linear.from_linear(random_linear(bias=True), RTN)
+    x = random_input(2, 128)
+    layer(x)
+    before = layer._operand()
+    before.prepared["made up"] = "stale"
+    change(layer)
+    assert layer._operand() is not before and not layer._operand().prepared
+    torch.testing.assert_close(layer(x).double(), expected_output(layer, x), rtol=1e-5, atol=1e-5)
+
+
+def test_what_a_backend_prepared_is_neither_copied_nor_pickled() -> None:
+    layer = W4A4Linear.from_linear(random_linear(), RTN)
+    layer._operand().prepared["made up"] = (number for number in range(3))
+    x = random_input(2, 128)
+    for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        assert not other._operand().prepared
+        assert torch.equal(other(x), layer(x))
+
+
+def test_layers_made_in_inference_mode_work() -> None:
+    with torch.inference_mode():
+        layer = W4A4Linear.from_linear(random_linear(), RTN)
+        x = random_input(2, 128)
+        y = layer(x)
+    torch.testing.assert_close(y.double(), expected_output(layer, x), rtol=1e-5, atol=1e-5)
+
+
+def test_bits_that_the_fast_backends_lack_are_an_error_only_if_one_is_forced() -> None:
+    layer = W4A4Linear.from_linear(random_linear(), RTN.model_copy(update={"activation_bits": 16}))
+    with ops.record() as usage:
+        layer(random_input(2, 128))
+    assert usage.backends() == {"linear": ["reference"]}
+    able = [name for name in ops.available_backends() if name != "reference"]
+    for name in able:
+        with ops.use(name), pytest.raises(QuotaError, match=f"'{name}' was asked for"):
+            layer(random_input(2, 128))
+    assert able or ops.backend().name == "reference"

@@ -1,0 +1,60 @@
+"""What the commands share: the application, the streams, arguments that several of them take."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+app = typer.Typer(
+    name="quota",
+    help=(
+        "Make a vision-language model smaller and its prompts shorter: W4A4KV4 weights, activations and KV cache, and "
+        "visual tokens dropped inside the prefill by a calibrated recipe.\n\n"
+        "MODEL is a hub id, a folder, or `reference`, the small model that ships with the package.\n\n"
+        "    quota demo\n"
+        "    quota compress reference small/\n"
+        "    quota eval small/\n\n"
+        "Every command explains itself: `quota compress --help`. With `--debug`, errors show their traceback."
+    ),
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+)
+# Without markup: answers and paths may hold brackets.
+console = Console(markup=False)
+notes = Console(stderr=True, markup=False, highlight=False)
+
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="A hub id, a folder, or `reference`.")]
+JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write all figures here.")]
+Seed = Annotated[int, typer.Option(help="Seed of everything that is drawn.")]
+
+
+def _force_backend(context: typer.Context, name: str | None) -> None:
+    from quota import ops
+
+    context.with_resource(ops.use(name))
+
+
+# In force as long as the command runs; its function has no use for the name.
+Backend = Annotated[
+    str | None,
+    typer.Option(
+        "--backend",
+        metavar="NAME",
+        callback=_force_backend,
+        expose_value=False,
+        help="Force one operator backend (see `quota doctor`); the default is the fastest that can run.",
+    ),
+]
+
+
+def write_json(file: Path | None, figures: dict[str, Any]) -> None:
+    from quota.files import write_atomically
+
+    if file is not None:
+        write_atomically(file, json.dumps(figures, indent=2, allow_nan=False) + "\n")

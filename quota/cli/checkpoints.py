@@ -1,0 +1,97 @@
+"""Commands that make a checkpoint, or say what one is: compress, inspect."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from quota.cli.app import Backend, JsonFile, Model, Seed, app, console, notes, write_json
+from quota.errors import QuotaError
+
+
+@app.command()
+def compress(
+    model: Model,
+    out: Annotated[
+        Path,
+        typer.Argument(metavar="OUT", help="Folder for the checkpoint; only an older one of ours is replaced."),
+    ],
+    calibration: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Questions to calibrate on: a .jsonl file, or a folder with questions.jsonl; one object a line with "
+            "image, question and, if you like, answer and task. Not needed for `reference`, which draws its own.",
+        ),
+    ] = None,
+    samples: Annotated[int, typer.Option(min=1, help="How many of them to use.")] = 128,
+    keep: Annotated[float, typer.Option(help="Visual tokens left after the last pruned layer, in (0, 1].")] = 0.30,
+    seed: Seed = 0,
+    json_file: JsonFile = None,
+    backend: Backend = None,
+) -> None:
+    """Quantise MODEL to W4A4KV4, find its pruning recipe, and save both to OUT.
+
+    OUT then loads as any transformers checkpoint does, after `import quota`.
+
+    ```text
+    quota compress reference small/
+    quota compress llava-hf/llava-1.5-7b-hf small/ --calibration vqa/ --keep 0.3
+    ```
+    """
+    import quota
+    from quota.files import refuse_foreign
+    from quota.loading import load_model
+    from quota.report.inspection import inspect_path
+    from quota.report.progress import progress_bar
+    from quota.report.tables import inspection_table
+
+    # Before the minutes of calibration, not after them.
+    refuse_foreign(out)
+    chosen = _calibration_samples(model, calibration, samples, seed)
+    network, processor, _ = load_model(model)
+    with progress_bar("calibrating") as progress:
+        result = quota.compress(network, processor, chosen, keep=keep, seed=seed, progress=progress)
+    quota.save_pretrained(network, processor, out)
+    inspection = inspect_path(out)
+    console.print(inspection_table(inspection, str(out)))
+    notes.print(f"compressed in {result.seconds:.0f} s; operators: {result.operators}; try: quota eval {out}")
+    made = {"seconds": result.seconds, "backends": result.operators.backends()}
+    write_json(json_file, inspection.figures() | made)
+
+
+@app.command()
+def inspect(
+    path: Annotated[Path, typer.Argument(metavar="OUT", help="A compressed checkpoint, or a recipe.json.")],
+    json_file: JsonFile = None,
+) -> None:
+    """Say what a compressed checkpoint or a recipe is: scheme, layers, keep ratios, counts, sizes, versions.
+
+    quota inspect small/
+    quota inspect small/recipe.json
+    """
+    from quota.report.inspection import inspect_path
+    from quota.report.tables import inspection_table
+
+    inspection = inspect_path(path)
+    console.print(inspection_table(inspection, str(path)))
+    write_json(json_file, inspection.figures())
+
+
+def _calibration_samples(model: str, file: Path | None, count: int, seed: int) -> list[Any]:
+    """`count` samples of the user's file, drawn by the seed; the generator's own for the reference model."""
+    from quota import reference
+    from quota.loading import REFERENCE
+    from quota.samples import read_samples
+
+    if file is None:
+        if model != REFERENCE:
+            raise QuotaError("--calibration is needed for this model: a .jsonl file of questions about pictures")
+        return reference.calibration_samples(count, seed)
+    found = read_samples(file)
+    if len(found) < count:
+        raise QuotaError(f"{file} holds {len(found)} questions; add some, or pass --samples {len(found)}")
+    return random.Random(seed).sample(found, count)

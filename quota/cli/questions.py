@@ -1,0 +1,150 @@
+"""Commands that ask a model about pictures: run, eval, explain, demo."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from quota.cli.app import Backend, JsonFile, Model, app, console, notes, write_json
+
+LONGEST_ANSWER = 256
+"""Tokens that `quota run` lets a model say."""
+
+
+@app.command()
+def run(
+    model: Model,
+    question: Annotated[str, typer.Argument(metavar="QUESTION", help="What to ask about the picture.")],
+    image: Annotated[Path, typer.Option(metavar="FILE", help="The picture.")],
+    backend: Backend = None,
+) -> None:
+    """Answer one question about one picture.
+
+    quota run small/ --image street.jpg "How many cars are there?"
+    """
+    from quota import ops
+    from quota.evaluation.generation import answer
+    from quota.loading import load_model
+    from quota.samples import Sample
+
+    sample = Sample(image, question)
+    sample.picture()
+    network, processor, _ = load_model(model)
+    with ops.record() as operators:
+        said = answer(network, processor, sample, LONGEST_ANSWER)
+    typer.echo(said)
+    notes.print(f"operators: {operators}")
+
+
+@app.command(name="eval")
+def evaluate_suite(
+    model: Model,
+    suite: Annotated[
+        str,
+        typer.Option(
+            metavar="FOLDER",
+            help="A folder with questions.jsonl and its images, or one of the shipped suites: `reference`, `easy-vqa`.",
+        ),
+    ] = "reference",
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first N questions of each task.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Questions answered at once.")] = 32,
+    json_file: JsonFile = None,
+    backend: Backend = None,
+) -> None:
+    """Measure accuracy: exact match after normalisation, per task and on average, with its 95% interval.
+
+    ```text
+    quota eval reference --limit 100
+    quota eval small/ --suite my-questions/ --json figures.json
+    ```
+
+    The JSON holds accuracy (per task), average, interval (low, high), questions, tokens_per_second and backends (those
+    that ran each job). Accuracies are fractions. The average weighs every task the same; the interval is a bootstrap
+    within tasks.
+    """
+    from quota.evaluation import evaluate
+    from quota.loading import load_model
+    from quota.report.progress import progress_bar
+    from quota.report.tables import evaluation_table
+    from quota.samples import first_of_each_task, read_samples
+
+    questions = read_samples(_suite_path(suite))
+    if limit is not None:
+        questions = first_of_each_task(questions, limit)
+    network, processor, label = load_model(model)
+    with progress_bar("answering") as progress:
+        evaluation = evaluate(network, processor, questions, batch_size, progress=progress)
+    console.print(evaluation_table(evaluation, f"{label} on {suite}"))
+    speed = f"{evaluation.tokens_per_second:.1f} tokens/s (answer tokens over the time of generate)"
+    notes.print(f"{speed}; operators: {evaluation.operators}")
+    write_json(json_file, evaluation.figures())
+
+
+@app.command()
+def explain(
+    model: Annotated[str, typer.Argument(metavar="OUT", help="A checkpoint that `quota compress` wrote.")],
+    image: Annotated[Path, typer.Option(metavar="FILE", help="The picture.")],
+    question: Annotated[str, typer.Option(help="What to ask about it.")],
+    output: Annotated[Path, typer.Option(metavar="PNG", help="Where to draw.")],
+    json_file: JsonFile = None,
+    backend: Backend = None,
+) -> None:
+    """Draw which visual tokens each candidate layer kept for one question, and the schedule they follow.
+
+    quota explain small/ --image street.jpg --question "How many cars are there?" --output kept.png
+    """
+    from quota.loading import load_model
+    from quota.report.explain import draw_explanation
+    from quota.report.explain import explain as explain_sample
+    from quota.report.schedule import require_matplotlib
+    from quota.samples import Sample
+
+    require_matplotlib()
+    sample = Sample(image, question)
+    sample.picture()
+    network, processor, _ = load_model(model)
+    explanation = explain_sample(network, processor, sample)
+    draw_explanation(question, explanation, output)
+    typer.echo(explanation.answer)
+    notes.print(f"drawn: {output}; operators: {explanation.operators}")
+    write_json(json_file, explanation.figures())
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the checkpoint and the picture.")] = Path("demo"),
+    json_file: JsonFile = None,
+    questions: Annotated[
+        int | None, typer.Option(min=1, help="Questions of each task; the default lets it end in minutes.")
+    ] = None,
+    backend: Backend = None,
+) -> None:
+    """Compress the shipped model, save it, load it back, and compare it with three other variants.
+
+    Prints one table (full precision, quantised only, pruned only, QUOTA) and draws kept_tokens.png.
+
+    ```text
+    quota demo
+    quota demo --out demo --json demo/demo.json --questions 100
+    ```
+    """
+    from quota.demo import QUESTIONS, run_demo
+    from quota.report.progress import progress_steps
+    from quota.report.tables import demo_tables
+
+    with progress_steps() as progress:
+        result = run_demo(out, questions or QUESTIONS, progress)
+    for table in demo_tables(result):
+        console.print(table)
+    notes.print(f"kept tokens: {result.picture}; checkpoint: {result.checkpoint}; {result.seconds:.0f} s in all")
+    write_json(json_file, result.figures())
+
+
+def _suite_path(name: str) -> Path:
+    from quota import reference
+
+    if name == "easy-vqa":
+        return reference.easy_vqa_path()
+    return reference.suite_path() if name == "reference" else Path(name)

@@ -1,0 +1,124 @@
+// Entry points of attention: one unit of work is a key head with its query heads, or a band of one head's logits.
+#include <atomic>
+#include <memory>
+#include <new>
+
+#include "kv.h"
+
+using quota::MAX_SHARED;
+using quota::PackedTensor;
+using quota::size_of;
+using Scratch = std::unique_ptr<float[]>;
+
+namespace {
+
+Scratch scratch_of(int64_t floats) { return Scratch(new (std::nothrow) float[floats]); }
+
+}  // namespace
+
+extern "C" {
+
+// query [batch, groups * shared, width] in `type`, heads and samples with these strides; valid [batch, tokens] or null
+// -> out contiguous [batch, groups * shared, width] in `type`. Returns 0, or 2 if memory runs out.
+int quota_kv4_decode(int isa, const void* query, int type, int64_t batch, int64_t groups, int64_t shared, int64_t width,
+                     int64_t tokens, int64_t sample_stride, int64_t head_stride, const PackedTensor* keys,
+                     const PackedTensor* values, const uint8_t* valid, float scaling, void* out) {
+    const quota::KvKernels& kernels = quota::kv_kernels(isa);
+    const int64_t size = size_of(type);
+    std::atomic<bool> enough{true};
+#pragma omp parallel if (batch * groups > 1)
+    {
+        const Scratch scratch = scratch_of(quota::decode_scratch(tokens)), rotated = scratch_of(MAX_SHARED * width);
+        const Scratch result = scratch_of(MAX_SHARED * width);
+        if (!scratch || !rotated || !result) enough = false;
+#pragma omp for schedule(static)
+        for (int64_t unit = 0; unit < batch * groups; ++unit) {
+            if (!scratch || !rotated || !result) continue;
+            const int64_t sample = unit / groups, group = unit % groups;
+            const uint8_t* seen = valid == nullptr ? nullptr : valid + sample * tokens;
+            // Empty slots stand in front; without them a sample's arithmetic is the same alone and in a batch.
+            int64_t start = 0;
+            while (seen != nullptr && start < tokens && !seen[start]) ++start;
+            for (int64_t head = 0; head < shared; head += MAX_SHARED) {
+                const int together = int(shared - head < MAX_SHARED ? shared - head : MAX_SHARED);
+                const int64_t first = group * shared + head;
+                for (int i = 0; i < together; ++i) {
+                    const int64_t offset = sample * sample_stride + (first + i) * head_stride;
+                    kernels.rotate_in(static_cast<const char*>(query) + size * offset, type, width, keys->hadamard,
+                                      rotated.get() + i * width);
+                }
+                kernels.decode(rotated.get(), together, width, keys->rows(sample, group), values->rows(sample, group),
+                               seen, start, tokens, scaling, scratch.get(), result.get());
+                for (int i = 0; i < together; ++i) {
+                    const int64_t offset = (sample * groups * shared + first + i) * width;
+                    kernels.rotate_out(result.get() + i * width, width, values->hadamard,
+                                       static_cast<char*>(out) + size * offset, type);
+                }
+            }
+        }
+    }
+    return enough ? 0 : 2;
+}
+
+// Causal softmax in place over logits contiguous [heads, rows, columns] in `type`, row i seeing columns up to first + i
+// that are `visible` [columns]; sums [heads, bands, set_count, columns] gets what each set of rows gives, in bands of
+// `band` rows. sets [set_count, set_step]. Returns 0, or 2 if memory runs out.
+int quota_softmax_sums(int isa, void* logits, int type, int64_t heads, int64_t rows, int64_t columns, int64_t first,
+                       const uint8_t* visible, const uint8_t* sets, int64_t set_count, int64_t set_step, float scaling,
+                       int64_t band, float* sums) {
+    const quota::KvKernels& kernels = quota::kv_kernels(isa);
+    const int64_t bands = (rows + band - 1) / band;
+    std::atomic<bool> enough{true};
+#pragma omp parallel
+    {
+        const Scratch scratch = scratch_of(quota::softmax_scratch(columns));
+        if (!scratch) enough = false;
+#pragma omp for schedule(dynamic)
+        for (int64_t unit = 0; unit < heads * bands; ++unit) {
+            if (!scratch) continue;
+            const int64_t head = unit / bands, start = unit % bands * band;
+            const int64_t count = rows - start < band ? rows - start : band;
+            // A sum of its own for each unit: the order of additions must not depend on the threads.
+            float* own = sums + unit * set_count * columns;
+            for (int64_t i = 0; i < set_count * columns; ++i) own[i] = 0.0f;
+            const quota::SoftmaxRows part = {count, columns, first + start, visible,
+                                             sets + start, set_count, set_step, scaling,       own};
+            kernels.softmax(static_cast<char*>(logits) + size_of(type) * (head * rows + start) * columns, type, part,
+                            scratch.get());
+        }
+    }
+    return enough ? 0 : 2;
+}
+
+// Causal attention of one sample in bfloat16, for AMX: query and out [heads, queries, width], key and value [groups,
+// length, width], each with the strides of heads and tokens in `strides`; width a multiple of 32. visible [length],
+// sets [set_count, queries]; `tiles` is memory for 2 * groups * width * (length rounded up to 32) numbers. sums
+// [heads, bands of 64 queries, set_count, length], zeros at first. Returns 0, or 2 if memory runs out.
+int quota_attention_amx(const void* query, const void* key, const void* value, void* out, const int64_t* strides,
+                        int64_t heads, int64_t groups, int64_t queries, int64_t length, int64_t width,
+                        const uint8_t* visible, const uint8_t* sets, int64_t set_count, float scaling, float* sums,
+                        void* tiles) {
+    const auto rows = [&](const void* first, int64_t index) {
+        uint16_t* start = static_cast<uint16_t*>(const_cast<void*>(first));
+        return quota::Rows{start, strides[2 * index], strides[2 * index + 1]};
+    };
+    const quota::Prefill job = {rows(query, 0), rows(key, 1), rows(value, 2), rows(out, 3), heads,     groups,
+                                queries,        length,       width,          visible,      sets,      set_count,
+                                scaling,        sums,         static_cast<uint16_t*>(tiles)};
+    const int64_t bands = (queries + quota::PREFILL_BAND - 1) / quota::PREFILL_BAND;
+    std::atomic<bool> enough{true};
+#pragma omp parallel
+    {
+        const Scratch scratch = scratch_of(job.scratch());
+        if (!scratch) enough = false;
+#pragma omp for schedule(static)
+        for (int64_t group = 0; group < groups; ++group) quota::arrange_keys_amx(job, group);
+        // The last bands see the most keys: they start first, so that no thread is left with one at the end.
+#pragma omp for schedule(dynamic)
+        for (int64_t unit = 0; unit < heads * bands; ++unit) {
+            if (scratch) quota::attend_amx(job, unit % heads, bands - 1 - unit / heads, scratch.get());
+        }
+    }
+    return enough ? 0 : 2;
+}
+}

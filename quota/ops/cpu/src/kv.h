@@ -1,0 +1,104 @@
+// What the entry points (kv.cpp, attention.cpp) and the kernels of each instruction set know of each other.
+#pragma once
+
+#include <cstdint>
+
+namespace quota {
+
+// Heads of up to this many channels; the kernels keep one in a buffer of fixed size.
+constexpr int MAX_WIDTH = 1024;
+// Query heads of one key head that are served together.
+constexpr int MAX_SHARED = 4;
+
+// Keys or values of one sample and head, one row a token: x ~ zero + scale * q.
+// Number k of a row stands in the low (k even) or high half of byte k / 2; scale and zero are float16.
+struct PackedRows {
+    const uint8_t* packed;
+    const uint16_t* scale;
+    const uint16_t* zero;
+    int64_t packed_step, scale_step, zero_step;
+};
+
+// The same for all samples and heads: the layout that Python fills in, field by field.
+struct PackedTensor {
+    PackedRows first;
+    int64_t packed_sample, packed_head, scale_sample, scale_head, zero_sample, zero_head;
+    int64_t hadamard;
+
+    PackedRows rows(int64_t sample, int64_t head) const {
+        PackedRows rows = first;
+        rows.packed += sample * packed_sample + head * packed_head;
+        rows.scale += sample * scale_sample + head * scale_head;
+        rows.zero += sample * zero_sample + head * zero_head;
+        return rows;
+    }
+};
+
+// Softmax over rows of logits, in place, and the weighted sums of its rows.
+struct SoftmaxRows {
+    int64_t rows, columns;
+    int64_t first;           // Row i may see columns up to first + i.
+    const uint8_t* visible;  // [columns]
+    const uint8_t* sets;     // [set_count, set_step]: which rows each set has.
+    int64_t set_count, set_step;
+    float scaling;
+    float* sums;  // [set_count, columns], added to.
+};
+
+// `type` of a tensor: 0 float32, 1 bfloat16, 2 float16. `scratch` is memory for the kernel's own use.
+struct KvKernels {
+    // One head of one token; false, with nothing stored, if float16 cannot hold its range.
+    bool (*quantize)(const void* x, int type, int64_t width, int64_t hadamard, uint8_t* packed, uint16_t* scale,
+                     uint16_t* zero);
+    // Token `t` of the rows.
+    void (*dequantize)(const PackedRows& rows, int64_t t, int64_t width, int64_t hadamard, void* x, int type);
+    // [width] in `type` to floats, rotated, and the other way round.
+    void (*rotate_in)(const void* x, int type, int64_t width, int64_t hadamard, float* rotated);
+    void (*rotate_out)(float* rotated, int64_t width, int64_t hadamard, void* x, int type);
+    // Attention of up to MAX_SHARED queries [shared, width] over tokens start .. tokens - 1, as floats [shared, width].
+    void (*decode)(const float* query, int shared, int64_t width, const PackedRows& keys, const PackedRows& values,
+                   const uint8_t* valid, int64_t start, int64_t tokens, float scaling, float* scratch, float* out);
+    void (*softmax)(void* logits, int type, const SoftmaxRows& rows, float* scratch);
+};
+
+// Prefill attention of one sample in bfloat16, for processors with AMX. Rows of heads: number [head, token] starts at
+// head * head_step + token * token_step.
+struct Rows {
+    uint16_t* first;
+    int64_t head_step, token_step;
+
+    uint16_t* at(int64_t head, int64_t token) const { return first + head * head_step + token * token_step; }
+};
+
+struct Prefill {
+    Rows query, key, value, out;
+    int64_t heads, groups, queries, length, width;
+    const uint8_t* visible;  // [length]
+    const uint8_t* sets;     // [set_count, queries]
+    int64_t set_count;
+    float scaling;
+    float* sums;      // [heads, bands of PREFILL_BAND queries, set_count, length], zeros
+    uint16_t* tiles;  // keys and values as AMX takes them: [groups, prefill_tiles]
+
+    // Keys in whole pairs of tiles.
+    int64_t padded() const { return (length + 31) / 32 * 32; }
+    int64_t prefill_tiles() const { return 2 * padded() * width; }
+    int64_t scratch() const { return 97 * padded() + 32 * width + 1024; }
+};
+
+constexpr int64_t PREFILL_BAND = 64;
+
+void arrange_keys_amx(const Prefill& job, int64_t group);
+void attend_amx(const Prefill& job, int64_t head, int64_t band, float* scratch);
+
+// Floats of scratch that `decode` and `softmax` need for so many tokens.
+constexpr int64_t decode_scratch(int64_t tokens) { return (MAX_SHARED + 2) * (tokens + 16); }
+constexpr int64_t softmax_scratch(int64_t columns) { return 2 * (columns + 16); }
+
+// Bytes of a number of this type.
+constexpr int64_t size_of(int type) { return type == 0 ? 4 : 2; }
+
+// 0 portable, 1 AVX2, 2 and above AVX-512.
+const KvKernels& kv_kernels(int isa);
+
+}  // namespace quota

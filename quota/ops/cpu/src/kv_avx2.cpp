@@ -1,0 +1,11 @@
+#include "attention_kernels.h"
+#include "kv_kernels.h"
+
+static_assert(LANES == 8, "compile this file for its instruction set");
+
+namespace quota {
+
+extern const KvKernels kv_kernels_avx2;
+const KvKernels kv_kernels_avx2 = {quantize, dequantize, rotate_in, rotate_out, decode, softmax};
+
+}  // namespace quota

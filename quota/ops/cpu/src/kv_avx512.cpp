@@ -1,0 +1,11 @@
+#include "attention_kernels.h"
+#include "kv_kernels.h"
+
+static_assert(LANES == 16, "compile this file for its instruction set");
+
+namespace quota {
+
+extern const KvKernels kv_kernels_avx512;
+const KvKernels kv_kernels_avx512 = {quantize, dequantize, rotate_in, rotate_out, decode, softmax};
+
+}  // namespace quota

@@ -1,0 +1,9 @@
+#include "attention_kernels.h"
+#include "kv_kernels.h"
+
+namespace quota {
+
+extern const KvKernels kv_kernels_portable;
+const KvKernels kv_kernels_portable = {quantize, dequantize, rotate_in, rotate_out, decode, softmax};
+
+}  // namespace quota

@@ -1,0 +1,209 @@
+// The operator with AMX: one instruction makes S of 16 outputs, 16 tokens and a group of 64 channels.
+//
+// Outputs are the rows of the first operand, which comes straight from the packed rows; tokens are the columns of the
+// second, laid out once for all outputs by `arrange_amx`. S of every group is stored, scaled and added to 16 vectors of
+// floats. Blocks are chosen so that 64 outputs x 8 groups stay in the first-level cache while all tokens pass.
+#include <immintrin.h>
+
+#include "floats.h"
+
+namespace {
+
+constexpr int64_t GROUP = 64, TILE_BYTES = 1024, GROUPS = 4, TILES = BLOCK_AMX / TILE;
+
+inline void configure() {
+    struct alignas(64) {
+        uint8_t palette = 1, start_row = 0, reserved[14] = {};
+        uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+        uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+    } layout;
+    _tile_loadconfig(&layout);
+}
+
+inline void transpose(__m512i* v) {
+    __m512i s[16];
+    for (int i = 0; i < 16; i += 2) {
+        s[i] = _mm512_unpacklo_epi32(v[i], v[i + 1]);
+        s[i + 1] = _mm512_unpackhi_epi32(v[i], v[i + 1]);
+    }
+    for (int i = 0; i < 16; i += 4)
+        for (int j = 0; j < 2; j++) {
+            v[i + 2 * j] = _mm512_unpacklo_epi64(s[i + j], s[i + j + 2]);
+            v[i + 2 * j + 1] = _mm512_unpackhi_epi64(s[i + j], s[i + j + 2]);
+        }
+    for (int i = 0; i < 16; i += 8)
+        for (int j = 0; j < 4; j++) {
+            s[i + j] = _mm512_shuffle_i32x4(v[i + j], v[i + j + 4], 0x88);
+            s[i + j + 4] = _mm512_shuffle_i32x4(v[i + j], v[i + j + 4], 0xdd);
+        }
+    for (int j = 0; j < 8; j++) {
+        v[j] = _mm512_shuffle_i32x4(s[j], s[j + 8], 0x88);
+        v[j + 8] = _mm512_shuffle_i32x4(s[j], s[j + 8], 0xdd);
+    }
+}
+
+// The weights of one output in one group, less 8 and times 16: even channels, then odd ones. A nibble that is not moved
+// down is 16 times its value, and its top bit inverted makes it a signed number.
+inline void unpack(const uint8_t* packed, int8_t* out) {
+    const __m512i shift = _mm512_inserti64x4(_mm512_set1_epi16(4), _mm256_setzero_si256(), 1);
+    const __m512i nibble = _mm512_set1_epi8(char(0xf0)), top = _mm512_set1_epi8(char(0x80));
+    const __m256i bytes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(packed));
+    const __m512i moved = _mm512_sllv_epi16(_mm512_broadcast_i64x4(bytes), shift);
+    // (moved & nibble) ^ top
+    _mm512_store_si512(out, _mm512_ternarylogic_epi32(moved, nibble, top, 0x6a));
+}
+
+// The part of a block of outputs that lies in GROUPS groups.
+struct Panel {
+    alignas(4096) int8_t weights[GROUPS][TILES][TILE_BYTES];
+    alignas(64) float scale[TILES][TILE][GROUPS];
+
+    void load(const Activations& x, const Weights& w, int64_t first, int64_t g) {
+        const int64_t groups = x.groups - g < GROUPS ? x.groups - g : GROUPS;
+        int64_t place[GROUPS];
+        for (int64_t j = 0; j < groups; j++) place[j] = (g + j) / w.groups_per_scale;
+        for (int64_t i = 0; i < BLOCK_AMX; i++) {
+            // Rows past the last output do it again.
+            const int64_t n = first + i < w.outputs ? first + i : w.outputs - 1, t = i / TILE, row = i % TILE;
+            const uint8_t* packed = w.packed + (n * x.columns + g * GROUP) / 2;
+            // Those of the next panel, which no prefetcher sees coming.
+            for (int64_t j = GROUPS; j < 2 * GROUPS; j += 2) _mm_prefetch(packed + j * GROUP / 2, _MM_HINT_T0);
+            for (int64_t j = 0; j < groups; j++) unpack(packed + j * GROUP / 2, weights[j][t] + row * GROUP);
+            for (int64_t j = 0; j < GROUPS; j++)
+                scale[t][row][j] = j < groups ? from_bfloat16(w.scale[n * w.scales + place[j]]) : 0;
+        }
+    }
+};
+
+// S of one tile of outputs in group J of the panel, whose tokens are in tile register 4 + J.
+template <int J>
+inline void make_sums(const int8_t* weights, int32_t* sums) {
+    _tile_zero(0);
+    _tile_loadd(1, weights, 64);
+    if constexpr (J == 0) _tile_dpbssd(0, 1, 4);
+    if constexpr (J == 1) _tile_dpbssd(0, 1, 5);
+    if constexpr (J == 2) _tile_dpbssd(0, 1, 6);
+    if constexpr (J == 3) _tile_dpbssd(0, 1, 7);
+    _tile_stored(0, sums, 64);
+}
+
+// The totals of one tile on their way through the groups of a panel.
+struct Total {
+    __m512 acc[TILE];
+    float* place;
+    const int32_t (*sums)[TILE * TILE];
+    const float (*weight_scale)[GROUPS];
+    const float* token_scale;
+
+    void start(bool fresh) {
+        for (int i = 0; i < TILE; i++) acc[i] = fresh ? _mm512_setzero_ps() : _mm512_load_ps(place + i * TILE);
+    }
+    void add(int j) {
+        const __m512 scale = _mm512_load_ps(token_scale + j * TILE);
+        for (int i = 0; i < TILE; i++) {
+            const __m512 step = _mm512_mul_ps(scale, _mm512_set1_ps(weight_scale[i][j]));
+            acc[i] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_load_si512(sums[j] + i * TILE)), step, acc[i]);
+        }
+    }
+    void save() const {
+        for (int i = 0; i < TILE; i++) _mm512_store_ps(place + i * TILE, acc[i]);
+    }
+};
+
+inline void write_sums(const int32_t (*sums)[TILE * TILE], const Activations& x, const Weights& w, const Result& out,
+                       int64_t tile, int64_t first, int64_t g) {
+    for (int64_t j = 0; j < GROUPS && g + j < x.groups; j++)
+        for (int64_t i = 0; i < TILE && first + i < w.outputs; i++)
+            for (int64_t m = 0; m < TILE && tile * TILE + m < x.rows; m++)
+                out.sums[((tile * TILE + m) * w.outputs + first + i) * x.groups + g + j] = sums[j][i * TILE + m] / 16;
+}
+
+inline void write_tile(const float* y, const Activations& x, const Weights& w, const Result& out, int64_t tile,
+                       int64_t first) {
+    __m512i v[TILE];
+    for (int i = 0; i < TILE; i++) v[i] = _mm512_load_si512(y + i * TILE);
+    transpose(v);
+    const int64_t count = w.outputs - first < TILE ? w.outputs - first : TILE;
+    for (int64_t m = 0; m < TILE && tile * TILE + m < x.rows; m++) {
+        float values[TILE];
+        _mm512_storeu_si512(values, v[m]);
+        // A number of values that the compiler knows makes it fast.
+        if (count == TILE)
+            store_row(out, w, tile * TILE + m, first, TILE, values);
+        else
+            store_row(out, w, tile * TILE + m, first, count, values);
+    }
+}
+
+}  // namespace
+
+// tiles [row tiles, groups, 16, 16, 4]: four codes of 16 tokens, in the order of `unpack`; tile_scale [row tiles, groups,
+// 16], a 16th of the scale. The groups fill whole panels; tokens and groups past the last have scale zero.
+void arrange_amx(Activations& x, int64_t tile) {
+    const int64_t first = tile * TILE, count = x.rows - first < TILE ? x.rows - first : TILE;
+    const int64_t padded = divide_up(x.groups, GROUPS) * GROUPS;
+    const __mmask16 present = __mmask16((1u << count) - 1);
+    for (int64_t g = 0; g < padded; g++) {
+        float* scale = x.tile_scale + (tile * padded + g) * TILE;
+        if (g >= x.groups) {
+            _mm512_store_ps(scale, _mm512_setzero_ps());
+            continue;
+        }
+        const int8_t* codes = x.codes + (g * x.rows + first) * CHUNK;
+        __m512i v[TILE];
+        for (int i = 0; i < TILE; i++) v[i] = _mm512_maskz_loadu_epi32(i < count ? 0xffff : 0, codes + i * CHUNK);
+        transpose(v);
+        int8_t* out = x.tiles + (tile * padded + g) * TILE_BYTES;
+        for (int i = 0; i < 8; i++) {
+            _mm512_store_si512(out + i * 64, v[2 * i]);
+            _mm512_store_si512(out + (i + 8) * 64, v[2 * i + 1]);
+        }
+        const __m512 whole = _mm512_maskz_loadu_ps(present, x.scale + g * x.rows + first);
+        _mm512_store_ps(scale, _mm512_mul_ps(whole, _mm512_set1_ps(0.0625f)));
+    }
+}
+
+void multiply_amx(const Activations& x, const Weights& w, const Result& out, int64_t first) {
+    configure();
+    const int64_t row_tiles = divide_up(x.rows, TILE), padded = divide_up(x.groups, GROUPS) * GROUPS;
+    Panel panel;
+    alignas(4096) int32_t sums[2][GROUPS][TILE * TILE];
+    alignas(64) float y[MOST_ROWS / TILE][TILES][TILE * TILE];
+    for (int64_t g = 0; g < x.groups; g += GROUPS) {
+        panel.load(x, w, first, g);
+        // S of a tile is used while that of the next is made: used at once, it would wait for the store.
+        Total total;
+        for (int64_t step = 0; step <= row_tiles * TILES; step++) {
+            const int64_t m = step / TILES, t = step % TILES, at = m * padded + g;
+            const bool making = step < row_tiles * TILES, adding = step > 0;
+            if (making && t == 0) {
+                const int8_t* tokens = x.tiles + at * TILE_BYTES;
+                _tile_loadd(4, tokens, 64);
+                _tile_loadd(5, tokens + TILE_BYTES, 64);
+                _tile_loadd(6, tokens + 2 * TILE_BYTES, 64);
+                _tile_loadd(7, tokens + 3 * TILE_BYTES, 64);
+            }
+            int32_t(*made)[TILE * TILE] = sums[step % 2];
+            if (adding) total.start(g == 0);
+            if (making) make_sums<0>(panel.weights[0][t], made[0]);
+            if (adding) total.add(0);
+            if (making) make_sums<1>(panel.weights[1][t], made[1]);
+            if (adding) total.add(1);
+            if (making) make_sums<2>(panel.weights[2][t], made[2]);
+            if (adding) total.add(2);
+            if (making) make_sums<3>(panel.weights[3][t], made[3]);
+            if (adding) total.add(3);
+            if (adding) total.save();
+            if (out.sums && making) write_sums(made, x, w, out, m, first + t * TILE, g);
+            total.place = y[m][t];
+            total.sums = made;
+            total.weight_scale = panel.scale[t];
+            total.token_scale = x.tile_scale + at * TILE;
+        }
+    }
+    _tile_release();
+    if (out.sums) return;
+    for (int64_t m = 0; m < row_tiles; m++)
+        for (int64_t t = 0; t < TILES && first + t * TILE < w.outputs; t++)
+            write_tile(y[m][t], x, w, out, m, first + t * TILE);
+}

@@ -1,0 +1,133 @@
+"""What an operator backend is: the jobs, the data they work on, and what a backend must say of itself.
+
+Four jobs, each defined by the reference backend (`quota.ops.reference`), which every other one must equal exactly up
+to the integer sums and to rounding behind them:
+
+    linear            y = dequantise(Q_a(x H) . Q_w) + b         rotate, quantise, multiply, scale, add bias
+    quantize_kv       keys or values -> packed integers, and back by dequantize_kv
+    decode_attention  one query a sequence over the packed cache
+    attention         prefill attention that also adds up what each token receives (the scores' cues)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class LinearSpec:
+    """How one linear layer [N, K] is quantised: plain numbers, resolved from the scheme for its K."""
+
+    rows: int
+    """N, output channels."""
+    columns: int
+    """K, input channels."""
+    weight_bits: int
+    activation_bits: int
+    activation_group: int
+    hadamard: int
+    """Block of the rotation on the input side; 0 or 1: none."""
+
+
+@dataclass
+class LinearWeight:
+    """A quantised weight as the checkpoint holds it, and what a backend made of it."""
+
+    spec: LinearSpec
+    packed: Tensor
+    """int32 [N, ceil(K * bits / 32)] from `pack_int32`."""
+    scale: Tensor
+    """bfloat16 [N, K / group]."""
+    bias: Tensor | None
+    """float32 [N]."""
+    prepared: dict[str, Any] = field(default_factory=dict)
+    """Backend name -> whatever that backend keeps for this weight."""
+
+
+@dataclass(frozen=True)
+class CacheSpec:
+    """How keys or values of one decoder layer are stored, resolved from the scheme for its head width."""
+
+    bits: int
+    width: int
+    """D, channels of a head."""
+    hadamard: int
+    """Block of the rotation; 0 or 1: none."""
+
+
+@dataclass(frozen=True)
+class PackedTensor:
+    """Keys or values [B, G, T, D] in `bits` bits: x ~ zero + scale * q, rotated in blocks of `hadamard` channels."""
+
+    packed: Tensor
+    """uint8 [B, G, T, D * bits / 8], the last dimension contiguous."""
+    scale: Tensor
+    """float16 [B, G, T, 1]."""
+    zero: Tensor
+    """float16 [B, G, T, 1]."""
+    bits: int
+    width: int
+    """D."""
+    hadamard: int
+
+
+class Backend(Protocol):
+    """A module or object with these names."""
+
+    name: str
+
+    def why_not(self) -> str | None:
+        """Why this backend cannot run on this machine; None if it can."""
+        ...
+
+    def lacks(self, spec: LinearSpec) -> str | None:
+        """Why this backend cannot run such a layer; None if it can."""
+        ...
+
+    def lacks_cache(self, spec: CacheSpec) -> str | None:
+        """Why this backend cannot store or read such a cache; None if it can."""
+        ...
+
+    def group_sums(self, q: Tensor, zero: Tensor, packed: Tensor, bits: int, group: int) -> Tensor:
+        """The integer sums inside `linear`, by the same kernel, for tests and `quota doctor`.
+
+        q uint8 [M, K] and zero int32 [M, K / group] of activations, packed int32 [N, ...] -> int32 [M, N, K / group].
+        """
+        ...
+
+    def linear(self, x: Tensor, weight: LinearWeight) -> Tensor:
+        """x [M, K] float32, bfloat16 or float16 -> [M, N] in the same type. QuotaError for NaN or infinity in x."""
+        ...
+
+    def quantize_kv(self, x: Tensor, bits: int, hadamard: int) -> PackedTensor:
+        """[B, G, T, D] -> packed. QuotaError for NaN, infinity and what float16 cannot hold."""
+        ...
+
+    def dequantize_kv(self, stored: PackedTensor, dtype: Any) -> Tensor:
+        """Rotated back: [B, G, T, D] in `dtype`."""
+        ...
+
+    def decode_attention(
+        self, query: Tensor, keys: PackedTensor, values: PackedTensor, valid: Tensor | None, scaling: float
+    ) -> Tensor:
+        """query [B, H, 1, D] (G divides H), valid bool [B, T] -> [B, H, 1, D] in the query's type."""
+        ...
+
+    def attention(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        rows: Tensor,
+        visible: Tensor,
+        scaling: float,
+    ) -> tuple[Tensor, Tensor]:
+        """Causal attention of the last T of S tokens, and the attention that each of the S receives.
+
+        query [B, H, T, D], key and value [B, G, S, D], rows bool [B, R, T] (R sets of queries), visible bool [B, S]
+        (keys that may be attended to) -> output [B, H, T, D], sums float32 [B, R, S] averaged over heads.
+        """
+        ...

@@ -1,0 +1,99 @@
+"""The "triton" backend: kernels for CUDA, all four jobs.
+
+Nothing here imports triton before a job is run, so `why_not` can tell a machine without it what is missing. With
+TRITON_INTERPRET=1 the same kernels run on the CPU, one program after the other, in triton's interpreter: slow, but
+every line of them is tested that way. What a GPU compiles is tested without one too, for sm_80 and sm_90.
+
+NaN and infinity are noticed by the kernels that quantise. Waiting for their word would stall the GPU at every layer:
+the rows concerned come out as NaN, and the error is raised by the first call that finds the word there
+(`quota.ops.triton.alarm`).
+"""
+
+from __future__ import annotations
+
+import os
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+
+from quota.ops.interface import CacheSpec, LinearSpec, LinearWeight, PackedTensor
+
+# A program holds the matrix in registers, which more would overflow.
+_LARGEST_ROTATION = 64
+_WIDEST_HEAD = 256
+
+
+class TritonBackend:
+    """Needs triton and an NVIDIA GPU of compute capability 8.0 or later."""
+
+    name = "triton"
+
+    def why_not(self) -> str | None:
+        if find_spec("triton") is None:
+            return "triton is not installed (`pip install triton`)"
+        if os.environ.get("TRITON_INTERPRET") == "1":
+            return None
+        if not torch.cuda.is_available():
+            return "torch finds no CUDA device"
+        if torch.version.cuda is None or torch.cuda.get_device_capability() < (8, 0):
+            return "the GPU is not an NVIDIA one of compute capability 8.0 or later"
+        return None
+
+    def lacks(self, spec: LinearSpec) -> str | None:
+        if not {spec.weight_bits, spec.activation_bits} <= {4, 8}:
+            return "it multiplies integers of 4 and 8 bits only"
+        if spec.columns % 8:
+            return f"its tiles need a multiple of 8 input channels, not {spec.columns}"
+        return _lacks_rotation(spec.hadamard)
+
+    def lacks_cache(self, spec: CacheSpec) -> str | None:
+        if spec.bits != 4:
+            return f"it stores keys and values in 4 bits only, not {spec.bits}"
+        if spec.width % 8 or spec.width > _WIDEST_HEAD:
+            return f"its tiles need heads of a multiple of 8 channels up to {_WIDEST_HEAD}, not {spec.width}"
+        return _lacks_rotation(spec.hadamard)
+
+    def linear(self, x: Tensor, weight: LinearWeight) -> Tensor:
+        """x [M, K] -> [M, N] in the same type; QuotaError for NaN or infinity, on a GPU perhaps a few calls later."""
+        from quota.ops.triton.linear import linear
+
+        return linear(x, weight)
+
+    def group_sums(self, q: Tensor, zero: Tensor, packed: Tensor, bits: int, group: int) -> Tensor:
+        """S of q uint8 [M, K], zero int32 [M, K / group] and packed weights: int32 [M, N, K / group]."""
+        from quota.ops.triton.linear import group_sums
+
+        return group_sums(q, zero, packed, bits, group)
+
+    def quantize_kv(self, x: Tensor, bits: int, hadamard: int) -> PackedTensor:
+        """[B, G, T, D] -> packed, 4 bits; QuotaError as for `linear`, and for what float16 cannot hold."""
+        from quota.ops.triton.kv import quantize
+
+        return quantize(x, hadamard)
+
+    def dequantize_kv(self, stored: PackedTensor, dtype: torch.dtype) -> Tensor:
+        """Rotated back: [B, G, T, D] in `dtype`."""
+        from quota.ops.triton.kv import dequantize
+
+        return dequantize(stored, dtype)
+
+    def decode_attention(
+        self, query: Tensor, keys: PackedTensor, values: PackedTensor, valid: Tensor | None, scaling: float
+    ) -> Tensor:
+        """query [B, H, 1, D], valid bool [B, T] -> [B, H, 1, D] in the query's type; zeros where nothing is valid."""
+        from quota.ops.triton.decode import decode_attention
+
+        return decode_attention(query, keys, values, valid, scaling)
+
+    def attention(
+        self, query: Tensor, key: Tensor, value: Tensor, rows: Tensor, visible: Tensor, scaling: float
+    ) -> tuple[Tensor, Tensor]:
+        """Output [B, H, T, D], zeros for a query that sees nothing, and sums float32 [B, R, S]."""
+        from quota.ops.triton.attention import attention
+
+        return attention(query, key, value, rows, visible, scaling)
+
+
+def _lacks_rotation(block: int) -> str | None:
+    return f"it rotates up to {_LARGEST_ROTATION} channels, not {block}" if block > _LARGEST_ROTATION else None

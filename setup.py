@@ -1,0 +1,51 @@
+"""Builds the CPU kernels, `quota/ops/cpu/src`, into one plain shared library; everything else is in pyproject.toml.
+
+Files that end in the name of an instruction set are compiled for it, all others for any processor of the kind; the
+library chooses when it runs. On a machine without a compiler, or of another kind than x86-64, the install goes on
+without the library; `quota doctor` says so.
+"""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+
+SOURCES = Path("quota/ops/cpu/src")
+FLAGS = ["-std=c++17", "-O3", "-g0", "-fopenmp", "-Wno-psabi"]
+AVX2 = ["-mavx2", "-mfma", "-mf16c"]
+AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni"]
+INSTRUCTION_SETS = {"avx2": AVX2, "avx512": AVX512, "amx": [*AVX512, "-mamx-tile", "-mamx-int8"]}
+
+
+class BuildKernels(build_ext):
+    """`build_ext` with flags by file, and a file name that does not depend on Python's version."""
+
+    def build_extension(self, ext: Extension) -> None:
+        objects = []
+        for source in ext.sources:
+            special = INSTRUCTION_SETS.get(source.removesuffix(".cpp").rpartition("_")[2], [])
+            objects += self.compiler.compile(
+                [source], self.build_temp, extra_postargs=[*FLAGS, *special], depends=ext.depends
+            )
+        target = self.get_ext_fullpath(ext.name)
+        self.compiler.link_shared_object(objects, target, extra_postargs=["-fopenmp"], target_lang="c++")
+
+    def get_ext_filename(self, fullname: str) -> str:
+        return fullname.replace(".", "/") + ".so"
+
+
+KERNELS = Extension(
+    "quota.ops.cpu.libquota_cpu",
+    sources=sorted(map(str, SOURCES.glob("*.cpp"))),
+    depends=sorted(map(str, SOURCES.glob("*.h"))),
+    language="c++",
+    optional=True,
+)
+
+setup(
+    cmdclass={"build_ext": BuildKernels},
+    ext_modules=[KERNELS] if platform.machine() in ("x86_64", "AMD64") else [],
+)

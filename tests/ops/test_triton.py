@@ -1,0 +1,288 @@
+"""The triton backend against the reference, its kernels run by triton's interpreter; what GPUs get is in
+`test_triton_compile.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from interpreted import interpreter
+from operands import ROWS, make_weight
+from torch import Tensor
+
+from quota import ops
+from quota.errors import QuotaError
+from quota.ops import reference_attention
+from quota.ops.interface import CacheSpec, LinearSpec, PackedTensor
+from quota.ops.reference import ReferenceBackend
+from quota.ops.triton import TritonBackend
+from quota.ops.triton.alarm import Alarm
+from quota.quantization.integer import quantize_activation
+from quota.quantization.linear import W4A4Linear
+from quota.scheme import QuantizationScheme
+
+pytest.importorskip("triton")
+
+REFERENCE = ReferenceBackend()
+TRITON = TritonBackend()
+Call = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")
+def interpret() -> Iterator[Call]:
+    with interpreter() as call:
+        yield call
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@given(
+    st.sampled_from([1, 2, 5, 19]),
+    st.sampled_from([1, 3, 8, 33]),
+    st.sampled_from([(64, 64), (128, 32), (40, 8), (512, 256)]),
+    st.sampled_from([4, 8]),
+    st.sampled_from([4, 8]),
+    st.integers(0, 2**31 - 1),
+)
+@settings(max_examples=25, deadline=None)
+def test_group_sums_equal_the_oracles(
+    interpret: Call, rows: int, outputs: int, sizes: tuple[int, int], bits: int, activation_bits: int, seed: int
+) -> None:
+    columns, group = sizes
+    generator = torch.Generator().manual_seed(seed)
+    q = torch.randint(0, 2**activation_bits, (rows, columns), dtype=torch.uint8, generator=generator)
+    zero = torch.randint(0, 2**activation_bits, (rows, columns // group), dtype=torch.int32, generator=generator)
+    packed = make_weight(outputs, columns, bits, seed=seed).packed
+    sums = interpret(TRITON.group_sums, q, zero, packed, bits, group)
+    assert torch.equal(sums, REFERENCE.group_sums(q, zero, packed, bits, group))
+
+
+@pytest.mark.parametrize("x", ROWS.values(), ids=ROWS.keys())
+def test_activations_are_quantised_bit_for_bit(interpret: Call, x: Tensor) -> None:
+    from quota.ops.triton.activations import arrange, quantize
+
+    for activation_bits in (4, 8):
+        spec = LinearSpec(8, 128, 4, activation_bits, 32, 0)
+        q, scale, zero = quantize_activation(x, activation_bits, 32)
+        expected = arrange(q, zero, activation_bits, 4)
+        found = interpret(quantize, x, spec)
+        assert torch.equal(found.q, expected.q)
+        assert torch.equal(found.scale, scale)
+        assert activation_bits == 4 or torch.equal(found.zero, expected.zero)
+
+
+@pytest.mark.parametrize("hadamard", [0, 32], ids=["not rotated", "rotated"])
+@pytest.mark.parametrize(("bits", "activation_bits"), [(4, 4), (4, 8), (8, 4), (8, 8)], ids=lambda bits: str(bits))
+@pytest.mark.parametrize("x", ROWS.values(), ids=ROWS.keys())
+def test_linear_is_the_reference(interpret: Call, x: Tensor, bits: int, activation_bits: int, hadamard: int) -> None:
+    weight = make_weight(21, 128, bits, activation_bits, hadamard=hadamard)
+    result = interpret(TRITON.linear, x, weight)
+    torch.testing.assert_close(result, REFERENCE.linear(x, weight), rtol=1e-6, atol=1e-5)
+
+
+@pytest.mark.parametrize(("x_group", "w_group"), [(64, 32), (16, 64), (128, 8)])
+def test_groups_of_activations_and_weights_may_differ(interpret: Call, x_group: int, w_group: int) -> None:
+    weight = make_weight(21, 128, group=w_group, activation_group=x_group)
+    result = interpret(TRITON.linear, ROWS["random"], weight)
+    torch.testing.assert_close(result, REFERENCE.linear(ROWS["random"], weight), rtol=1e-6, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
+def test_results_have_the_type_of_the_activations(interpret: Call, dtype: torch.dtype) -> None:
+    x, weight = ROWS["random"].to(dtype), make_weight(21, 128)
+    result = interpret(TRITON.linear, x, weight)
+    assert result.dtype == dtype
+    # The interpreter cuts the bits off that do not fit bfloat16, in place of rounding: one unit in the last place.
+    torch.testing.assert_close(result, REFERENCE.linear(x, weight), rtol=2**-7, atol=1e-5)
+
+
+def test_a_row_does_not_depend_on_the_others_or_on_the_tile(interpret: Call) -> None:
+    x, weight = random(70, 128), make_weight(21, 128, hadamard=64)
+    whole = interpret(TRITON.linear, x, weight)
+    for rows in (slice(0, 1), slice(15, 40), slice(69, 70)):
+        assert torch.equal(interpret(TRITON.linear, x[rows], weight), whole[rows])
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_activations_that_are_not_numbers_are_an_error_once(interpret: Call, value: float) -> None:
+    x, weight = torch.zeros(3, 128), make_weight(21, 128)
+    x[1, 70] = value
+    with pytest.raises(QuotaError, match="activations hold NaN or infinity"):
+        interpret(TRITON.linear, x, weight)
+    assert interpret(TRITON.linear, ROWS["random"], weight).isfinite().all()
+
+
+def test_a_layer_runs_on_it_when_it_is_asked_for(interpret: Call) -> None:
+    layer = W4A4Linear.from_linear(torch.nn.Linear(192, 24), QuantizationScheme(weight_rounding="rtn"))
+    x = random(2, 5, 192)
+    with ops.use("reference"):
+        expected = layer(x)
+    result, backends = interpret(_run_layer, layer, x)
+    torch.testing.assert_close(result, expected, rtol=1e-6, atol=1e-5)
+    assert backends == {"linear": ["triton"]}
+
+
+def _run_layer(layer: W4A4Linear, x: Tensor) -> tuple[Tensor, dict[str, list[str]]]:
+    with ops.use("triton"), ops.record() as usage:
+        return layer(x), usage.backends()
+
+
+def test_word_that_comes_after_a_call_returned_stops_the_next_one() -> None:
+    alarm = Alarm("trouble")
+    with alarm.listen() as word:
+        pass
+    word.fill_(1)
+    with pytest.raises(QuotaError, match="trouble"), alarm.listen():
+        pytest.fail("the next call was let through")
+    with alarm.listen():
+        pass
+
+
+HEADS = {"8": (8, 0), "8 rotated": (8, 8), "80 rotated by 16": (80, 16), "128": (128, 0), "128 rotated": (128, 64)}
+
+
+@pytest.mark.parametrize(("width", "hadamard"), HEADS.values(), ids=HEADS.keys())
+def test_keys_are_quantised_as_the_reference_does(interpret: Call, width: int, hadamard: int) -> None:
+    x = random(2, 3, 7, width) * torch.logspace(-8, 3, 7)[:, None]
+    x[0, 0, 0] = 0
+    found: PackedTensor = interpret(TRITON.quantize_kv, x, 4, hadamard)
+    expected = REFERENCE.quantize_kv(x, 4, hadamard)
+    if hadamard == 0:
+        assert torch.equal(found.packed, expected.packed)
+        assert torch.equal(found.scale, expected.scale)
+        assert torch.equal(found.zero, expected.zero)
+    step = expected.scale.float().max()
+    restored = interpret(TRITON.dequantize_kv, found, torch.float32)
+    torch.testing.assert_close(restored, REFERENCE.dequantize_kv(found, torch.float32), rtol=1e-5, atol=1e-5)
+    assert (restored - x).abs().max() <= step * width**0.5
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -1e5], ids=["NaN", "infinity", "beyond float16"])
+def test_keys_that_float16_cannot_hold_are_an_error(interpret: Call, value: float) -> None:
+    x = torch.zeros(1, 2, 3, 16)
+    x[0, 1, 2, 5] = value
+    with pytest.raises(QuotaError, match="beyond 65504"):
+        interpret(TRITON.quantize_kv, x, 4, 0)
+
+
+SHAPES = {
+    "one token": (1, 1, 1, 1, 8, 0),
+    "shared keys": (2, 6, 2, 5, 24, 8),
+    "one key head for 20": (1, 20, 1, 70, 32, 32),
+    "pieces": (2, 4, 4, 150, 64, 64),
+}
+
+
+@pytest.mark.parametrize("masked", [False, True], ids=["all valid", "empty slots"])
+@pytest.mark.parametrize(
+    ("batch", "heads", "groups", "tokens", "width", "hadamard"), SHAPES.values(), ids=SHAPES.keys()
+)
+def test_decode_attention_is_the_reference(
+    interpret: Call, batch: int, heads: int, groups: int, tokens: int, width: int, hadamard: int, masked: bool
+) -> None:
+    query = random(batch, heads, 1, width)
+    keys = REFERENCE.quantize_kv(random(batch, groups, tokens, width, seed=1), 4, hadamard)
+    values = REFERENCE.quantize_kv(random(batch, groups, tokens, width, seed=2), 4, 0)
+    valid = (random(batch, tokens, seed=3) > 0).index_fill(1, torch.tensor(tokens - 1), True) if masked else None
+    arguments = query, keys, values, valid, width**-0.5
+    expected = REFERENCE.decode_attention(*arguments)
+    torch.testing.assert_close(interpret(TRITON.decode_attention, *arguments), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_decode_attention_reads_a_cache_with_room_to_grow(interpret: Call) -> None:
+    # Rotated values too: the output is rotated back.
+    keys, values = (REFERENCE.quantize_kv(random(2, 2, 16, 16, seed=seed), 4, 16) for seed in (1, 2))
+    held = [PackedTensor(*(part[:, :, :9] for part in (x.packed, x.scale, x.zero)), 4, 16, 16) for x in (keys, values)]
+    query = random(2, 4, 1, 16)
+    expected = REFERENCE.decode_attention(query, *held, None, 0.25)
+    found = interpret(_decode_views, query, keys, values, 9)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def _decode_views(query: Tensor, keys: PackedTensor, values: PackedTensor, tokens: int) -> Tensor:
+    # Cut where they are used: on their way to another process, views become whole tensors.
+    held = [
+        PackedTensor(*(part[:, :, :tokens] for part in (x.packed, x.scale, x.zero)), 4, x.width, x.hadamard)
+        for x in (keys, values)
+    ]
+    return TRITON.decode_attention(query, *held, None, 0.25)
+
+
+def test_decode_attention_without_any_valid_token_is_zero(interpret: Call) -> None:
+    stored = REFERENCE.quantize_kv(random(2, 1, 70, 16), 4, 0)
+    valid = torch.zeros(2, 70, dtype=torch.bool)
+    valid[1, 3] = True
+    result = interpret(TRITON.decode_attention, random(2, 2, 1, 16), stored, stored, valid, 0.25)
+    assert not result[0].any()
+    assert result[1].any()
+
+
+PREFILLS = {
+    "one token": (1, 1, 1, 1, 1, 8),
+    "earlier tokens": (2, 4, 2, 7, 12, 24),
+    "tiles": (1, 2, 1, 70, 90, 64),
+    "whole tiles": (1, 2, 2, 64, 64, 16),
+}
+
+
+@pytest.mark.parametrize(("batch", "heads", "groups", "queries", "length", "width"), PREFILLS.values(), ids=PREFILLS)
+def test_attention_and_its_sums_are_the_references(
+    interpret: Call, batch: int, heads: int, groups: int, queries: int, length: int, width: int
+) -> None:
+    query, key = random(batch, heads, queries, width), random(batch, groups, length, width, seed=1)
+    rows, visible = random(batch, 2, queries, seed=2) > 0, random(batch, length, seed=3) > -0.5
+    # The first query, or more, sees nothing.
+    visible[:, : length - queries + 1] = queries == 1
+    arguments = query, key, key.flip(-1), rows, visible, width**-0.5
+    output, sums = interpret(TRITON.attention, *arguments)
+    expected, expected_sums = reference_attention.attention_naive(*arguments)
+    torch.testing.assert_close(output, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(sums, expected_sums, rtol=1e-4, atol=1e-5)
+
+
+def test_attention_takes_transposed_float16(interpret: Call) -> None:
+    query, key = (random(1, 20, heads, 16, seed=heads).half().transpose(1, 2) for heads in (4, 2))
+    rows, visible = torch.ones(1, 1, 20, dtype=torch.bool), torch.ones(1, 20, dtype=torch.bool)
+    output, sums = interpret(TRITON.attention, query, key, key, rows, visible, 0.25)
+    expected, expected_sums = REFERENCE.attention(query, key, key, rows, visible, 0.25)
+    assert output.dtype == torch.float16
+    torch.testing.assert_close(output, expected, rtol=2e-3, atol=2e-3)
+    torch.testing.assert_close(sums, expected_sums, rtol=1e-4, atol=1e-4)
+
+
+def test_why_it_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert "no CUDA device" in str(TRITON.why_not())
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert TRITON.why_not() is None
+    monkeypatch.setattr("quota.ops.triton.find_spec", lambda name: None)
+    assert "not installed" in str(TRITON.why_not())
+
+
+LAYERS = {
+    "4 and 8 bits": (8, 64, 4, 16, 64, 0),
+    "multiple of 8": (8, 4, 4, 4, 4, 0),
+    "rotates": (8, 128, 4, 4, 64, 128),
+}
+
+
+@pytest.mark.parametrize(("reason", "layer"), LAYERS.items(), ids=LAYERS)
+def test_layers_it_lacks(reason: str, layer: tuple[int, ...]) -> None:
+    assert reason in str(TRITON.lacks(LinearSpec(*layer)))
+    assert TRITON.lacks(LinearSpec(8, 64, 4, 8, 64, 64)) is None
+
+
+CACHES = {"4 bits only": (8, 64, 0), "multiple of 8": (4, 20, 0), "rotates": (4, 128, 128)}
+
+
+@pytest.mark.parametrize(("reason", "cache"), CACHES.items(), ids=CACHES)
+def test_caches_it_lacks(reason: str, cache: tuple[int, ...]) -> None:
+    assert reason in str(TRITON.lacks_cache(CacheSpec(*cache)))
+    assert TRITON.lacks_cache(CacheSpec(4, 128, 64)) is None
