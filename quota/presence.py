@@ -35,7 +35,8 @@ class Presence:
         self.past = past
         self.length = length
         self.all_images = images
-        self.attention_mask = attention_mask
+        # A mask that masks nothing would only make every layer build one of its own.
+        self.attention_mask = None if attention_mask is None or bool(attention_mask.all()) else attention_mask
         self.index = torch.arange(length, device=images.device).expand(batch, -1)
         self.filled = torch.ones_like(self.index, dtype=torch.bool)
         self.ragged = False
@@ -125,4 +126,5 @@ class Presence:
 
 def _take(x: Tensor, index: Tensor) -> Tensor:
     """x [B, L, D] at index [B, T] -> [B, T, D]."""
-    return x.gather(1, index.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+    # Whole rows: `gather` would look every number up.
+    return x[torch.arange(len(x), device=x.device)[:, None], index]

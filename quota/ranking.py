@@ -9,9 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from quota import ops
 from quota.attention import Observation
 from quota.presence import Presence
-from quota.quantization.linear import fake_quantize
 from quota.recipe import PruningRecipe
 from quota.scheme import QuantizationScheme
 from quota.scorers import Signals, scorer
@@ -73,7 +73,10 @@ def image_rows(images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 def risk(tokens: Tensor, scheme: QuantizationScheme) -> Tensor:
     """||Q(v) - v||_2 of [R, V, D] -> [R, V] float32, Q the activation quantiser deployed in the decoder."""
-    tokens = tokens.float()
     if "decoder" not in scheme.modules:
-        return torch.zeros_like(tokens[..., 0])
-    return torch.linalg.vector_norm(fake_quantize(tokens, scheme) - tokens, dim=-1)
+        return torch.zeros(tokens.shape[:2], device=tokens.device)
+    width = tokens.shape[-1]
+    error = ops.for_attention(tokens.device).activation_error
+    rows = tokens.reshape(-1, width)
+    group, block = scheme.activation_group_for(width), scheme.hadamard_for(width)
+    return error(rows, scheme.activation_bits, group, block).view(tokens.shape[:2])

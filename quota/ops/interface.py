@@ -131,3 +131,7 @@ class Backend(Protocol):
         (keys that may be attended to) -> output [B, H, T, D], sums float32 [B, R, S] averaged over heads.
         """
         ...
+
+    def activation_error(self, x: Tensor, bits: int, group: int, hadamard: int) -> Tensor:
+        """||Q(x H) - x H||_2 of each row of x [M, K] -> [M] float32, Q the activation quantiser (the scores' risk)."""
+        ...

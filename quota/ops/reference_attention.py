@@ -1,4 +1,4 @@
-"""The jobs of cache and attention in plain torch: what every backend's must equal, up to rounding.
+"""The jobs of cache and attention, and the activations' errors, in plain torch: what every backend's must equal.
 
     quantize_kv       rotate each head by a Hadamard matrix, quantise, pack
     decode_attention  softmax(scaling * q K^T) V over the dequantised cache
@@ -7,7 +7,10 @@
                       inter_i = 1/H sum_h sum_{j in text}   A_h[j, i]
                       intra_i = 1/H sum_h sum_{k in visual} A_h[k, i]       (METHOD section 4, equations 6-9)
 
-A is the softmax that makes the output, so the sums cost no second pass. All arithmetic is float32.
+    activation_error  ||Q(v) - v||_2, how far the deployed activation quantiser moves a token: its risk
+
+A is the softmax that makes the output, so the sums cost no second pass. All arithmetic is float32, so other backends
+differ by rounding.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from torch import Tensor
 from quota.ops.interface import PackedTensor
 from quota.quantization import kv_integer
 from quota.quantization.hadamard import block_hadamard
+from quota.quantization.integer import dequantize_activation, quantize_activation
 
 # Attention weights held at once, in numbers; 2^24 of them are 64 MiB.
 _CHUNK = 1 << 24
@@ -96,3 +100,15 @@ def attention_naive(
         outputs.append((weights @ value[:, head // shared].float()).to(query.dtype))
         sums += rows.float() @ weights / heads
     return torch.stack(outputs, dim=1), sums
+
+
+def activation_error(x: Tensor, bits: int, group: int, hadamard: int) -> Tensor:
+    """||Q(x H) - x H||_2 of each row of x [M, K] -> [M] float32; zeros for 16 bits.
+
+    H turns vectors without stretching them, so this is the error in the basis of x too.
+    """
+    if bits == 16:
+        return torch.zeros(len(x), device=x.device)
+    rotated = block_hadamard(x.float(), hadamard)
+    seen = dequantize_activation(*quantize_activation(rotated, bits, group))
+    return torch.linalg.vector_norm(seen.sub_(rotated), dim=-1)

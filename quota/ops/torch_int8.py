@@ -47,6 +47,7 @@ class TorchBackend:
     dequantize_kv = staticmethod(reference_attention.dequantize_kv)
     decode_attention = staticmethod(reference_attention.decode_attention)
     attention = staticmethod(reference_attention.attention)
+    activation_error = staticmethod(reference_attention.activation_error)
 
     def why_not(self) -> str | None:
         return None

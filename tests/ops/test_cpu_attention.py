@@ -8,14 +8,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from instruction_sets import HERE, needs_library, using
 from torch import Tensor
 
 from quota.errors import QuotaError
 from quota.ops import reference_attention as reference
-from quota.ops.cpu import kv, library
+from quota.ops.cpu import kv, prefill
 from quota.ops.interface import CacheSpec, PackedTensor
 
-pytestmark = pytest.mark.skipif(library.why_not() is not None, reason=f"cpu backend: {library.why_not()}")
+pytestmark = needs_library
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # One unit in the last place of numbers of about 2, and what a float32 sum in another order may differ by.
@@ -23,15 +24,10 @@ TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 2**-6, torch.float16: 2**-9}
 dtypes = pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES.keys())
 
 
-def available() -> tuple[str, ...]:
-    return library.ISAS[: library.ISAS.index(library.best_isa()) + 1] if library.why_not() is None else ()
-
-
-@pytest.fixture(params=available(), autouse=True, scope="module")
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(library.ENVIRONMENT_VARIABLE, request.param)
-        yield request.param
+@pytest.fixture(params=HERE, autouse=True, scope="module")
+def isa(request: pytest.FixtureRequest) -> Iterator[None]:
+    with using(request.param):
+        yield
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -221,9 +217,9 @@ class TestAttention:
         visible = torch.rand(batch, past + queries, generator=generator) < 0.8
         rows = torch.rand(batch, sets, queries, generator=generator) < 0.5
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(kv, "_LOGITS", pieces)
-            patch.setattr(kv, "_QUERIES", dict.fromkeys(DTYPES.values(), pieces >> 2))
-            output, sums = kv.attention(query, key, value, rows, visible, 0.125)
+            patch.setattr(prefill, "_LOGITS", pieces)
+            patch.setattr(prefill, "_QUERIES", dict.fromkeys(DTYPES.values(), pieces >> 2))
+            output, sums = prefill.attention(query, key, value, rows, visible, 0.125)
         assert output.dtype == dtype and sums.dtype == torch.float32
         expected, expected_sums = reference.attention(query, key, value, rows, visible, 0.125)
         tolerance = 2 * TOLERANCE[dtype]
@@ -236,9 +232,9 @@ class TestAttention:
         query, key, value = (heads_apart(random(2, 4, 90, 64, seed=seed)).to(dtype) for seed in range(3))
         rows, visible = random(2, 2, 90, seed=3) > 0, torch.ones(2, 90, dtype=torch.bool)
         visible[1, :23] = False
-        together = kv.attention(query, key, value, rows, visible, 0.125)
+        together = prefill.attention(query, key, value, rows, visible, 0.125)
         parts = (x[1:, :, 23:] for x in (query, key, value, rows))
-        output, sums = kv.attention(*parts, visible[1:, 23:], 0.125)
+        output, sums = prefill.attention(*parts, visible[1:, 23:], 0.125)
         assert torch.equal(together[0][1:, :, 23:], output)
         assert torch.equal(together[1][1:, :, 23:], sums)
         assert not together[0][1, :, :23].any()
@@ -247,8 +243,39 @@ class TestAttention:
     def test_measuring_changes_no_bit_of_the_output(self, sets: int) -> None:
         query, key, value = (random(1, 4, 90, 64, seed=seed) for seed in range(3))
         visible = torch.ones(1, 90, dtype=torch.bool)
-        outputs = [kv.attention(query, key, value, random(1, r, 90) > 0, visible, 0.1)[0] for r in (sets, 1)]
+        outputs = [prefill.attention(query, key, value, random(1, r, 90) > 0, visible, 0.1)[0] for r in (sets, 1)]
         assert torch.equal(*outputs)
+
+
+class TestActivationError:
+    @dtypes
+    @pytest.mark.parametrize(
+        ("width", "group", "block"),
+        [(8, 8, 8), (24, 8, 0), (80, 16, 16), (192, 64, 64), (256, 32, 128), (2048, 64, 64)],
+    )
+    @pytest.mark.parametrize("bits", [4, 8])
+    def test_equals_the_reference(self, width: int, group: int, block: int, bits: int, dtype: torch.dtype) -> None:
+        x = (random(7, 2 * width) * 3)[:, :width].to(dtype)
+        x[3, width // 2] = 1000
+        expected = reference.activation_error(x, bits, group, block)
+        actual = prefill.activation_error(x, bits, group, block)
+        # Behind a rotation that adds in another order, a number may be rounded to the other side.
+        torch.testing.assert_close(actual, expected, atol=1e-4, rtol=1e-3 if block else 1e-5)
+
+    @pytest.mark.parametrize("value", [0.0, -3.0, 1e-40], ids=str)
+    def test_rows_without_spread(self, value: float) -> None:
+        x = torch.full((2, 64), value)
+        torch.testing.assert_close(prefill.activation_error(x, 4, 64, 0), reference.activation_error(x, 4, 64, 0))
+
+    @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf], ids=str)
+    def test_what_is_not_a_number_is_not_hidden(self, value: float) -> None:
+        x = random(3, 128)
+        x[1, 77] = value
+        assert prefill.activation_error(x, 4, 64, 64).isnan().tolist() == [False, True, False]
+
+    def test_sixteen_bits_and_no_rows(self) -> None:
+        assert prefill.activation_error(random(3, 64), 16, 64, 64).tolist() == [0.0] * 3
+        assert prefill.activation_error(random(0, 64), 4, 64, 64).shape == (0,)
 
 
 def test_threads_change_no_bit() -> None:
@@ -262,7 +289,7 @@ def test_threads_change_no_bit() -> None:
         decoded = kv.decode_attention(query[:, :, :1], *stored, None, 0.125)
         # Without torch's own products, whose order is torch's affair.
         logits = random(4, 150, 150, seed=4)
-        sums = kv._softmax(logits, rows[0].contiguous(), visible[0], 0.125)
+        sums = prefill._softmax(logits, rows[0].contiguous(), visible[0], 0.125)
         results.append((stored[0].packed, kv.dequantize_kv(stored[0], torch.float32), decoded, logits, sums))
     torch.set_num_threads(before)
     for other in results[1:]:

@@ -9,9 +9,18 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from quota.ops import reference_attention
-from quota.ops.reference_attention import attention, attention_naive, decode_attention, dequantize_kv, quantize_kv
+from quota.ops.reference_attention import (
+    activation_error,
+    attention,
+    attention_naive,
+    decode_attention,
+    dequantize_kv,
+    quantize_kv,
+)
 from quota.quantization import kv_integer
 from quota.quantization.hadamard import block_hadamard
+from quota.quantization.linear import fake_quantize
+from quota.scheme import QuantizationScheme
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -82,3 +91,11 @@ def test_decoding_over_nothing_valid_gives_zeros() -> None:
     stored = quantize_kv(random(1, 1, 3, 8), 4, 8)
     output = decode_attention(random(1, 2, 1, 8), stored, stored, torch.zeros(1, 3, dtype=torch.bool), 1.0)
     assert torch.equal(output, torch.zeros(1, 2, 1, 8))
+
+
+@pytest.mark.parametrize("bits", [4, 8, 16])
+def test_activation_error_is_that_of_a_deployed_linear_layer(bits: int) -> None:
+    x, scheme = random(5, 96), QuantizationScheme(activation_bits=bits)
+    expected = (fake_quantize(x, scheme) - x).norm(dim=-1)
+    actual = activation_error(x, bits, scheme.activation_group_for(96), scheme.hadamard_for(96))
+    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)

@@ -17,6 +17,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
+from quota.ops import reference_attention
 from quota.ops.interface import CacheSpec, LinearSpec, LinearWeight, PackedTensor
 
 # A program holds the matrix in registers, which more would overflow.
@@ -93,6 +94,10 @@ class TritonBackend:
         from quota.ops.triton.attention import attention
 
         return attention(query, key, value, rows, visible, scaling)
+
+    def activation_error(self, x: Tensor, bits: int, group: int, hadamard: int) -> Tensor:
+        """||Q(x H) - x H||_2 of each row of x [M, K] -> [M] float32; torch's own operations do."""
+        return reference_attention.activation_error(x, bits, group, hadamard)
 
 
 def _lacks_rotation(block: int) -> str | None:

@@ -20,15 +20,17 @@ extern "C" {
 
 // query [batch, groups * shared, width] in `type`, heads and samples with these strides; valid [batch, tokens] or null
 // -> out contiguous [batch, groups * shared, width] in `type`. Returns 0, or 2 if memory runs out.
-int quota_kv4_decode(int isa, const void* query, int type, int64_t batch, int64_t groups, int64_t shared, int64_t width,
-                     int64_t tokens, int64_t sample_stride, int64_t head_stride, const PackedTensor* keys,
-                     const PackedTensor* values, const uint8_t* valid, float scaling, void* out) {
+int quota_kv4_decode(int isa, int threads, const void* query, int type, int64_t batch, int64_t groups, int64_t shared,
+                     int64_t width, int64_t tokens, int64_t sample_stride, int64_t head_stride,
+                     const PackedTensor* keys, const PackedTensor* values, const uint8_t* valid, float scaling,
+                     void* out) {
     const quota::KvKernels& kernels = quota::kv_kernels(isa);
     const int64_t size = size_of(type);
     std::atomic<bool> enough{true};
-#pragma omp parallel if (batch * groups > 1)
+#pragma omp parallel num_threads(threads) if (batch * groups > 1)
     {
-        const Scratch scratch = scratch_of(quota::decode_scratch(tokens)), rotated = scratch_of(MAX_SHARED * width);
+        const Scratch scratch = scratch_of(quota::decode_scratch(tokens)),
+                      rotated = scratch_of(MAX_SHARED * width + 16);
         const Scratch result = scratch_of(MAX_SHARED * width);
         if (!scratch || !rotated || !result) enough = false;
 #pragma omp for schedule(static)
@@ -63,13 +65,13 @@ int quota_kv4_decode(int isa, const void* query, int type, int64_t batch, int64_
 // Causal softmax in place over logits contiguous [heads, rows, columns] in `type`, row i seeing columns up to first + i
 // that are `visible` [columns]; sums [heads, bands, set_count, columns] gets what each set of rows gives, in bands of
 // `band` rows. sets [set_count, set_step]. Returns 0, or 2 if memory runs out.
-int quota_softmax_sums(int isa, void* logits, int type, int64_t heads, int64_t rows, int64_t columns, int64_t first,
-                       const uint8_t* visible, const uint8_t* sets, int64_t set_count, int64_t set_step, float scaling,
-                       int64_t band, float* sums) {
+int quota_softmax_sums(int isa, int threads, void* logits, int type, int64_t heads, int64_t rows, int64_t columns,
+                       int64_t first, const uint8_t* visible, const uint8_t* sets, int64_t set_count, int64_t set_step,
+                       float scaling, int64_t band, float* sums) {
     const quota::KvKernels& kernels = quota::kv_kernels(isa);
     const int64_t bands = (rows + band - 1) / band;
     std::atomic<bool> enough{true};
-#pragma omp parallel
+#pragma omp parallel num_threads(threads)
     {
         const Scratch scratch = scratch_of(quota::softmax_scratch(columns));
         if (!scratch) enough = false;
@@ -81,8 +83,8 @@ int quota_softmax_sums(int isa, void* logits, int type, int64_t heads, int64_t r
             // A sum of its own for each unit: the order of additions must not depend on the threads.
             float* own = sums + unit * set_count * columns;
             for (int64_t i = 0; i < set_count * columns; ++i) own[i] = 0.0f;
-            const quota::SoftmaxRows part = {count, columns, first + start, visible,
-                                             sets + start, set_count, set_step, scaling,       own};
+            const quota::SoftmaxRows part = {count,     columns,  first + start, visible, sets + start,
+                                             set_count, set_step, scaling,       own};
             kernels.softmax(static_cast<char*>(logits) + size_of(type) * (head * rows + start) * columns, type, part,
                             scratch.get());
         }
@@ -94,20 +96,21 @@ int quota_softmax_sums(int isa, void* logits, int type, int64_t heads, int64_t r
 // length, width], each with the strides of heads and tokens in `strides`; width a multiple of 32. visible [length],
 // sets [set_count, queries]; `tiles` is memory for 2 * groups * width * (length rounded up to 32) numbers. sums
 // [heads, bands of 64 queries, set_count, length], zeros at first. Returns 0, or 2 if memory runs out.
-int quota_attention_amx(const void* query, const void* key, const void* value, void* out, const int64_t* strides,
-                        int64_t heads, int64_t groups, int64_t queries, int64_t length, int64_t width,
-                        const uint8_t* visible, const uint8_t* sets, int64_t set_count, float scaling, float* sums,
-                        void* tiles) {
+int quota_attention_amx(int threads, const void* query, const void* key, const void* value, void* out,
+                        const int64_t* strides, int64_t heads, int64_t groups, int64_t queries, int64_t length,
+                        int64_t width, const uint8_t* visible, const uint8_t* sets, int64_t set_count, float scaling,
+                        float* sums, void* tiles) {
     const auto rows = [&](const void* first, int64_t index) {
         uint16_t* start = static_cast<uint16_t*>(const_cast<void*>(first));
         return quota::Rows{start, strides[2 * index], strides[2 * index + 1]};
     };
-    const quota::Prefill job = {rows(query, 0), rows(key, 1), rows(value, 2), rows(out, 3), heads,     groups,
-                                queries,        length,       width,          visible,      sets,      set_count,
-                                scaling,        sums,         static_cast<uint16_t*>(tiles)};
+    const quota::Prefill job = {
+        rows(query, 0), rows(key, 1), rows(value, 2), rows(out, 3), heads,
+        groups,         queries,      length,         width,        visible,
+        sets,           set_count,    scaling,        sums,         static_cast<uint16_t*>(tiles)};
     const int64_t bands = (queries + quota::PREFILL_BAND - 1) / quota::PREFILL_BAND;
     std::atomic<bool> enough{true};
-#pragma omp parallel
+#pragma omp parallel num_threads(threads)
     {
         const Scratch scratch = scratch_of(job.scratch());
         if (!scratch) enough = false;
@@ -120,5 +123,16 @@ int quota_attention_amx(const void* query, const void* key, const void* value, v
         }
     }
     return enough ? 0 : 2;
+}
+
+// ||Q(x H) - x H|| of each row of x [rows, columns] in `type`, rows `step` apart -> errors [rows].
+void quota_activation_error(int isa, int threads, const void* x, int type, int64_t rows, int64_t columns, int64_t step,
+                            int64_t hadamard, int64_t group, int bits, float* errors) {
+    const quota::KvKernels& kernels = quota::kv_kernels(isa);
+#pragma omp parallel for schedule(static) num_threads(threads) if (rows > 16)
+    for (int64_t row = 0; row < rows; ++row) {
+        const char* from = static_cast<const char*>(x) + size_of(type) * row * step;
+        errors[row] = kernels.activation_error(from, type, columns, hadamard, group, bits);
+    }
 }
 }

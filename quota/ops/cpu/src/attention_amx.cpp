@@ -4,8 +4,8 @@
 //     softmax  row by row, with the sums of what each key receives
 //     output   weights rounded to bfloat16, times value tiles, divided by the row's sum
 //
-// Nothing larger than a block's logits is ever stored, and keys behind the diagonal are not touched. Tiles of queries and
-// weights are rows as they lie in memory; those of keys and values are laid out once for all heads that share them.
+// Nothing larger than a block's logits is ever stored, and keys behind the diagonal are not touched. Tiles of queries
+// and weights are rows as they lie in memory; those of keys and values are laid out once for all heads that share them.
 #include "attention_kernels.h"
 
 using quota::Prefill;
@@ -16,7 +16,8 @@ namespace {
 
 constexpr int64_t SIDE = 16, PAIR = 2 * SIDE, TILE = SIDE * PAIR;
 
-// Four tiles of sums (0 to 3), two of the first operand (4, 5) and two of the second (6, 7), all of 16 rows of 64 bytes.
+// Four tiles of sums (0 to 3), two of the first operand (4, 5) and two of the second (6, 7), all of 16 rows of 64
+// bytes.
 inline void configure() {
     struct alignas(64) {
         uint8_t palette = 1, start_row = 0, reserved[14] = {};
@@ -74,29 +75,32 @@ void arrange_keys_amx(const Prefill& job, int64_t group) {
                 const int64_t even = key + 2 * i, odd = even + 1;
                 const Shorts low = even < job.length ? load<Shorts>(job.value.at(group, even) + channel) : nothing;
                 const Shorts high = odd < job.length ? load<Shorts>(job.value.at(group, odd) + channel) : nothing;
-                store(tile + i * PAIR,
-                      __builtin_convertvector(low, Words) | __builtin_convertvector(high, Words) << 16);
+                store(tile + i * PAIR, __builtin_convertvector(low, Words) | __builtin_convertvector(high, Words)
+                                                                                 << 16);
             }
         }
     }
 }
 
 void attend_amx(const Prefill& job, int64_t head, int64_t band, float* scratch) {
-    const int64_t padded = job.padded(), width = job.width, chunks = width / PAIR, group = head * job.groups / job.heads;
+    const int64_t padded = job.padded(), width = job.width, chunks = width / PAIR,
+                  group = head * job.groups / job.heads;
     const uint16_t* keys = job.tiles + group * job.prefill_tiles();
     const uint16_t* values = keys + padded * width;
     float* logits = scratch;
-    float* hidden = logits + PREFILL_BAND * padded;
-    float* block = hidden + padded;
+    // Rows a power of two apart would all fall into the same few places of the first-level cache.
+    const int64_t step = padded + PAIR;
+    float* block = logits + PREFILL_BAND * step;
     uint16_t* weights = reinterpret_cast<uint16_t*>(block + PAIR * PAIR);
-    uint16_t* query = weights + PREFILL_BAND * padded;
-    mark_hidden(job.visible, job.length, hidden);
+    uint16_t* query = weights + PREFILL_BAND * step;
+    const bool all_visible = std::memchr(job.visible, 0, job.length) == nullptr;
     configure();
 
     const int64_t start = band * PREFILL_BAND;
     const int64_t bands = (job.queries + PREFILL_BAND - 1) / PREFILL_BAND;
-    const SoftmaxRows rows = {PREFILL_BAND, job.length,  0,           job.visible, job.sets, job.set_count, job.queries,
-                              job.scaling,  job.sums + (head * bands + band) * job.set_count * job.length};
+    const SoftmaxRows rows = {PREFILL_BAND, job.length,  0,
+                              job.visible,  job.sets,    job.set_count,
+                              job.queries,  job.scaling, job.sums + (head * bands + band) * job.set_count * job.length};
     const int64_t count = job.queries - start < PREFILL_BAND ? job.queries - start : PREFILL_BAND;
     for (int64_t i = 0; i < count; ++i) std::memcpy(query + i * width, job.query.at(head, start + i), 2 * width);
     std::memset(query + count * width, 0, 2 * (PREFILL_BAND - count) * width);
@@ -106,27 +110,29 @@ void attend_amx(const Prefill& job, int64_t head, int64_t band, float* scratch) 
         // The second half finds the key tiles in the first-level cache.
         for (int64_t half = 0; half < PREFILL_BAND; half += PAIR) {
             multiply(query + half * width, width, keys + 2 * pair * chunks * TILE, chunks * TILE, TILE, chunks,
-                     logits + half * padded + pair * PAIR, padded);
+                     logits + half * step + pair * PAIR, step);
         }
     }
 
     float shares[PREFILL_BAND] = {};
     for (int64_t i = 0; i < PREFILL_BAND; ++i) {
-        float* row = logits + i * padded;
-        uint16_t* weight = weights + i * padded;
+        float* row = logits + i * step;
+        uint16_t* weight = weights + i * step;
         int64_t done = 0;
         if (i < count) {
             const int64_t seen = reach - count + i + 1;
-            shares[i] = softmax_row(row, seen, job.scaling, hidden);
+            if (!all_visible) hide(row, job.visible, seen);
+            const auto round = [&](int64_t at, Floats e) { Bfloat16::store_vector(weight + at, e); };
+            shares[i] = share_of(exponentials(row, seen, job.scaling, round));
             add_row(row, shares[i], seen, start + i, rows);
-            for (; done < seen; done += LANES) Bfloat16::store_vector(weight + done, load<Floats>(row + done));
+            done = (seen + LANES - 1) / LANES * LANES;
         }
         std::memset(weight + done, 0, 2 * (pairs * PAIR - done));
     }
 
     for (int64_t channel = 0; channel < width; channel += PAIR) {
         for (int64_t half = 0; half < count; half += PAIR) {
-            multiply(weights + half * padded, padded, values + channel * PAIR, TILE, width * PAIR, pairs, block, PAIR);
+            multiply(weights + half * step, step, values + channel * PAIR, TILE, width * PAIR, pairs, block, PAIR);
             for (int64_t i = 0; i < PAIR && half + i < count; ++i) {
                 uint16_t* out = job.out.at(head, start + half + i) + channel;
                 const float share = shares[half + i];

@@ -114,16 +114,19 @@ inline float highest_of(float* x, int64_t count) {
     return max_of(high);
 }
 
-// The numbers at x [count], padded to whole vectors, become e^(x - max); returns their sum, 0 if all are LOWEST.
-inline float exponentials(float* x, int64_t count) {
+// The numbers at x [count], padded to whole vectors, become e^(scaling * (x - max)); returns their sum, 0 if all are
+// LOWEST. `seen` is called with the place and the numbers of each vector.
+template <typename Seen>
+inline float exponentials(float* x, int64_t count, float scaling, Seen seen) {
     const float highest = highest_of(x, count);
     // Only hidden numbers: e^(x - 0) is zero then, where e^(x - max) were one.
     const float shift = highest == LOWEST ? 0.0f : highest;
     Floats sum = {};
     for (int64_t i = 0; i < count; i += LANES) {
-        const Floats e = exp_of(load<Floats>(x + i) - shift);
+        const Floats e = exp_of((load<Floats>(x + i) - shift) * scaling);
         sum += e;
         store(x + i, e);
+        seen(i, e);
     }
     return sum_of(sum);
 }
@@ -177,7 +180,7 @@ inline void decode_shared(const float* query, int64_t width, const PackedRows& k
         for (int64_t t = 0; valid != nullptr && t < count; ++t) {
             if (!valid[start + t]) weights[t] = LOWEST;
         }
-        const float share = share_of(exponentials(weights, count));
+        const float share = share_of(exponentials(weights, count, 1.0f, [](int64_t, Floats) {}));
         Floats zeros = {};
         for (int64_t t = 0; t < count; t += LANES) {
             const Floats weight = load<Floats>(weights + t) * share;
@@ -206,19 +209,9 @@ inline void decode(const float* query, int shared, int64_t width, const PackedRo
     }
 }
 
-// 1 where a key is hidden, padded to whole vectors.
-inline void mark_hidden(const uint8_t* visible, int64_t count, float* hidden) {
-    for (int64_t i = 0; i < count; ++i) hidden[i] = visible[i] ? 0.0f : 1.0f;
-    for (int64_t i = count; i % LANES; ++i) hidden[i] = 1.0f;
-}
-
-// Logits x [seen] become e^(scaling * x - max), 0 where hidden and on the rest of the last vector; returns 1 / sum.
-inline float softmax_row(float* x, int64_t seen, float scaling, const float* hidden) {
-    for (int64_t i = 0; i < seen; i += LANES) {
-        const Floats logit = load<Floats>(x + i) * scaling;
-        store(x + i, load<Floats>(hidden + i) > 0.0f ? broadcast(LOWEST) : logit);
-    }
-    return share_of(exponentials(x, seen));
+// LOWEST wherever x [count] is hidden.
+inline void hide(float* x, const uint8_t* visible, int64_t count) {
+    for (int64_t i = 0; i < count; ++i) x[i] = visible[i] ? x[i] : LOWEST;
 }
 
 // What row `row` gives to each of `count` keys, added to the sums of the sets that have it.
@@ -236,8 +229,6 @@ inline void add_row(const float* x, float share, int64_t count, int64_t row, con
 
 template <typename Type>
 inline void softmax_typed(typename Type::Stored* logits, const SoftmaxRows& rows, float* x) {
-    float* hidden = x + rows.columns + LANES;
-    mark_hidden(rows.visible, rows.columns, hidden);
     for (int64_t row = 0; row < rows.rows; ++row) {
         typename Type::Stored* line = logits + row * rows.columns;
         const int64_t seen = rows.first + row + 1 < rows.columns ? rows.first + row + 1 : rows.columns;
@@ -245,7 +236,8 @@ inline void softmax_typed(typename Type::Stored* logits, const SoftmaxRows& rows
         const int64_t padded = (seen + LANES - 1) / LANES * LANES;
         const int64_t width = padded < rows.columns ? padded : rows.columns;
         load_row<Type>(line, width, x);
-        const float share = softmax_row(x, seen, rows.scaling, hidden);
+        hide(x, rows.visible, seen);
+        const float share = share_of(exponentials(x, seen, rows.scaling, [](int64_t, Floats) {}));
         add_row(x, share, width, row, rows);
         for (int64_t i = 0; i < seen; i += LANES) store(x + i, load<Floats>(x + i) * share);
         store_row<Type>(x, width, line);

@@ -13,10 +13,10 @@ namespace {
 #if defined(__x86_64__) && defined(__linux__)
 // Linux hands out the 8 KiB of tile registers on request only.
 bool amx() {
-    constexpr unsigned TILE = 1u << 24, INT8 = 1u << 25;
+    constexpr unsigned BFLOAT16 = 1u << 22, TILE = 1u << 24, INT8 = 1u << 25, ALL = BFLOAT16 | TILE | INT8;
     constexpr long REQUEST_PERMISSION = 0x1023, TILE_DATA = 18;
     unsigned a, b, c, d;
-    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & (TILE | INT8)) != (TILE | INT8)) return false;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & ALL) != ALL) return false;
     return syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0;
 }
 #else

@@ -15,38 +15,46 @@ const KvKernels& kv_kernels(int isa) {
 
 using quota::size_of;
 
+// Rows for which starting threads would take longer than the work.
+constexpr int64_t FEW = 64;
+
 extern "C" {
 
 // x [batch, heads, tokens, width] in `type` with these strides (the last dimension contiguous) -> packed, scale, zero,
 // all contiguous. Returns 0, or 1 if x holds what cannot be stored.
-int quota_kv4_quantize(int isa, const void* x, int type, int64_t batch, int64_t heads, int64_t tokens, int64_t width,
-                       int64_t sample_stride, int64_t head_stride, int64_t token_stride, int64_t hadamard,
-                       uint8_t* packed, uint16_t* scale, uint16_t* zero) {
+int quota_kv4_quantize(int isa, int threads, const void* x, int type, int64_t batch, int64_t heads, int64_t tokens,
+                       int64_t width, int64_t sample_stride, int64_t head_stride, int64_t token_stride,
+                       int64_t hadamard, uint8_t* packed, uint16_t* scale, uint16_t* zero) {
     const quota::KvKernels& kernels = quota::kv_kernels(isa);
-    const int64_t total = batch * heads * tokens;
     std::atomic<bool> stored{true};
-#pragma omp parallel for schedule(static) if (total > 64)
-    for (int64_t index = 0; index < total; ++index) {
-        const int64_t sample = index / (heads * tokens), head = index / tokens % heads, token = index % tokens;
-        const int64_t offset = sample * sample_stride + head * head_stride + token * token_stride;
-        const char* from = static_cast<const char*>(x) + size_of(type) * offset;
-        if (!kernels.quantize(from, type, width, hadamard, packed + index * (width / 2), scale + index, zero + index)) {
-            stored = false;
+#pragma omp parallel for collapse(3) schedule(static) num_threads(threads) if (batch * heads * tokens > FEW)
+    for (int64_t sample = 0; sample < batch; ++sample) {
+        for (int64_t head = 0; head < heads; ++head) {
+            for (int64_t token = 0; token < tokens; ++token) {
+                const int64_t offset = sample * sample_stride + head * head_stride + token * token_stride;
+                const int64_t index = (sample * heads + head) * tokens + token;
+                const char* from = static_cast<const char*>(x) + size_of(type) * offset;
+                uint8_t* to = packed + index * (width / 2);
+                if (!kernels.quantize(from, type, width, hadamard, to, scale + index, zero + index)) stored = false;
+            }
         }
     }
     return stored ? 0 : 1;
 }
 
 // The way back: x contiguous [batch, heads, tokens, width] in `type`.
-void quota_kv4_dequantize(int isa, const quota::PackedTensor* stored, int64_t batch, int64_t heads, int64_t tokens,
-                          int64_t width, void* x, int type) {
+void quota_kv4_dequantize(int isa, int threads, const quota::PackedTensor* stored, int64_t batch, int64_t heads,
+                          int64_t tokens, int64_t width, void* x, int type) {
     const quota::KvKernels& kernels = quota::kv_kernels(isa);
-    const int64_t total = batch * heads * tokens;
-#pragma omp parallel for schedule(static) if (total > 64)
-    for (int64_t index = 0; index < total; ++index) {
-        const quota::PackedRows rows = stored->rows(index / (heads * tokens), index / tokens % heads);
-        char* to = static_cast<char*>(x) + size_of(type) * index * width;
-        kernels.dequantize(rows, index % tokens, width, stored->hadamard, to, type);
+#pragma omp parallel for collapse(3) schedule(static) num_threads(threads) if (batch * heads * tokens > FEW)
+    for (int64_t sample = 0; sample < batch; ++sample) {
+        for (int64_t head = 0; head < heads; ++head) {
+            for (int64_t token = 0; token < tokens; ++token) {
+                const int64_t index = (sample * heads + head) * tokens + token;
+                char* to = static_cast<char*>(x) + size_of(type) * index * width;
+                kernels.dequantize(stored->rows(sample, head), token, width, stored->hadamard, to, type);
+            }
+        }
     }
 }
 }

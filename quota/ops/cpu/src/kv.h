@@ -52,13 +52,16 @@ struct KvKernels {
                      uint16_t* zero);
     // Token `t` of the rows.
     void (*dequantize)(const PackedRows& rows, int64_t t, int64_t width, int64_t hadamard, void* x, int type);
-    // [width] in `type` to floats, rotated, and the other way round.
+    // [width] in `type` to floats, rotated, and the other way round. The first writes whole vectors: up to 15 floats
+    // more.
     void (*rotate_in)(const void* x, int type, int64_t width, int64_t hadamard, float* rotated);
-    void (*rotate_out)(float* rotated, int64_t width, int64_t hadamard, void* x, int type);
+    void (*rotate_out)(const float* rotated, int64_t width, int64_t hadamard, void* x, int type);
     // Attention of up to MAX_SHARED queries [shared, width] over tokens start .. tokens - 1, as floats [shared, width].
     void (*decode)(const float* query, int shared, int64_t width, const PackedRows& keys, const PackedRows& values,
                    const uint8_t* valid, int64_t start, int64_t tokens, float scaling, float* scratch, float* out);
     void (*softmax)(void* logits, int type, const SoftmaxRows& rows, float* scratch);
+    // How far the activation quantiser moves a token [columns].
+    float (*activation_error)(const void* x, int type, int64_t columns, int64_t hadamard, int64_t group, int bits);
 };
 
 // Prefill attention of one sample in bfloat16, for processors with AMX. Rows of heads: number [head, token] starts at
@@ -83,7 +86,7 @@ struct Prefill {
     // Keys in whole pairs of tiles.
     int64_t padded() const { return (length + 31) / 32 * 32; }
     int64_t prefill_tiles() const { return 2 * padded() * width; }
-    int64_t scratch() const { return 97 * padded() + 32 * width + 1024; }
+    int64_t scratch() const { return 96 * (padded() + 32) + 32 * width + 1024; }
 };
 
 constexpr int64_t PREFILL_BAND = 64;
@@ -93,7 +96,7 @@ void attend_amx(const Prefill& job, int64_t head, int64_t band, float* scratch);
 
 // Floats of scratch that `decode` and `softmax` need for so many tokens.
 constexpr int64_t decode_scratch(int64_t tokens) { return (MAX_SHARED + 2) * (tokens + 16); }
-constexpr int64_t softmax_scratch(int64_t columns) { return 2 * (columns + 16); }
+constexpr int64_t softmax_scratch(int64_t columns) { return columns + 16; }
 
 // Bytes of a number of this type.
 constexpr int64_t size_of(int type) { return type == 0 ? 4 : 2; }

@@ -1,3 +1,4 @@
+#include "attention_error.h"
 #include "attention_kernels.h"
 #include "kv_kernels.h"
 
@@ -6,6 +7,6 @@ static_assert(LANES == 8, "compile this file for its instruction set");
 namespace quota {
 
 extern const KvKernels kv_kernels_avx2;
-const KvKernels kv_kernels_avx2 = {quantize, dequantize, rotate_in, rotate_out, decode, softmax};
+const KvKernels kv_kernels_avx2 = {quantize, dequantize, rotate_in, rotate_out, decode, softmax, activation_error};
 
 }  // namespace quota

@@ -45,24 +45,30 @@ inline void hadamard(float* x, int64_t width, int64_t block) {
     for (int64_t i = 0; i < width; i += LANES) store(x + i, load<Floats>(x + i) * root);
 }
 
+// `rotated` has room for whole vectors.
 inline void rotate_in(const void* x, int type, int64_t width, int64_t block, float* rotated) {
-    alignas(64) float buffer[MAX_WIDTH + LANES] = {};
     with_type(type, [&](auto element) {
         using Type = decltype(element);
-        load_row<Type>(static_cast<const typename Type::Stored*>(x), width, buffer);
+        load_row<Type>(static_cast<const typename Type::Stored*>(x), width, rotated);
     });
-    hadamard(buffer, width, block);
-    std::memcpy(rotated, buffer, 4 * width);
+    for (int64_t i = width; i % LANES; ++i) rotated[i] = 0.0f;
+    hadamard(rotated, width, block);
 }
 
-inline void rotate_out(float* rotated, int64_t width, int64_t block, void* x, int type) {
-    alignas(64) float buffer[MAX_WIDTH + LANES];
-    std::memcpy(buffer, rotated, 4 * width);
-    hadamard(buffer, width, block);
+// The same the other way round; `rotated` has room for whole vectors and is overwritten.
+inline void rotate_back(float* rotated, int64_t width, int64_t block, void* x, int type) {
+    for (int64_t i = width; i % LANES; ++i) rotated[i] = 0.0f;
+    hadamard(rotated, width, block);
     with_type(type, [&](auto element) {
         using Type = decltype(element);
-        store_row<Type>(buffer, width, static_cast<typename Type::Stored*>(x));
+        store_row<Type>(rotated, width, static_cast<typename Type::Stored*>(x));
     });
+}
+
+inline void rotate_out(const float* rotated, int64_t width, int64_t block, void* x, int type) {
+    alignas(64) float buffer[MAX_WIDTH + LANES];
+    std::memcpy(buffer, rotated, 4 * width);
+    rotate_back(buffer, width, block, x, type);
 }
 
 // Bytes of one number each to bytes of two: lane i of the result is the low 16 bits of word i.
@@ -85,7 +91,7 @@ inline bool quantize(const void* x, int type, int64_t width, int64_t block, uint
         low = min(low, v);
         high = max(high, v);
         // Zero times infinity or NaN is NaN, which comparisons would lose.
-        finite += v * 0.0f;
+        finite = fma(v, Floats{}, finite);
     }
     const float smallest = min_of(low), range = (max_of(high) - smallest) / 15.0f;
     const uint16_t scale_half = to_half(range < 0x1p-14f ? 0x1p-14f : range), zero_half = to_half(smallest);
@@ -94,8 +100,10 @@ inline bool quantize(const void* x, int type, int64_t width, int64_t block, uint
 
     // Rounded against the stored scale and zero, not against the exact ones.
     const Floats scale = broadcast(from_half(scale_half)), zero = broadcast(from_half(zero_half));
+    const Floats inverse = 1.0f / scale;
     for (int64_t i = 0; i < width; i += LANES) {
-        const Floats level = min(max((load<Floats>(buffer + i) - zero) / scale, Floats{}), broadcast(15.0f));
+        const Floats level =
+            min(max(quotient(load<Floats>(buffer + i) - zero, scale, inverse), Floats{}), broadcast(15.0f));
         const Words rounded = bits_of<Words>(level + ROUNDER) & 15u;
         store(q + i, __builtin_convertvector(rounded, Bytes));
     }
@@ -113,7 +121,7 @@ inline void dequantize(const PackedRows& rows, int64_t t, int64_t width, int64_t
     typedef uint32_t Eight __attribute__((vector_size(32)));
     typedef int32_t EightInts __attribute__((vector_size(32)));
     typedef float EightFloats __attribute__((vector_size(32)));
-    alignas(64) float buffer[MAX_WIDTH];
+    alignas(64) float buffer[MAX_WIDTH + LANES];
     const Eight shifts = {0, 4, 8, 12, 16, 20, 24, 28};
     const uint8_t* packed = rows.packed + t * rows.packed_step;
     const float scale = from_half(rows.scale[t * rows.scale_step]), zero = from_half(rows.zero[t * rows.zero_step]);
@@ -125,7 +133,7 @@ inline void dequantize(const PackedRows& rows, int64_t t, int64_t width, int64_t
         std::memcpy(&signed_q, &q, sizeof q);
         store(buffer + i, __builtin_convertvector(signed_q, EightFloats) * scale + zero);
     }
-    rotate_out(buffer, width, block, x, type);
+    rotate_back(buffer, width, block, x, type);
 }
 
 }  // namespace

@@ -60,6 +60,19 @@ inline Floats fma(Floats a, Floats b, Floats c) {
 #endif
 }
 
+// x / scale, correctly rounded, where `inverse` is 1 / scale and nothing over- or underflows on the way: the remainder
+// of a quotient that is nearly right says which of two neighbours is the right one. Several times as fast as a
+// division.
+inline Floats quotient(Floats x, Floats scale, Floats inverse) {
+#if defined(__FMA__)
+    const Floats nearly = x * inverse;
+    return fma(fma(-nearly, scale, x), inverse, nearly);
+#else
+    (void)inverse;
+    return x / scale;
+#endif
+}
+
 inline Floats max(Floats a, Floats b) { return a > b ? a : b; }
 inline Floats min(Floats a, Floats b) { return a < b ? a : b; }
 

@@ -75,7 +75,7 @@ bool make_room(Activations& x, int64_t rows, bool tiles, int threads, float** bu
     if (!workspace.reserve(size)) return false;
     x.codes = workspace.take<int8_t>(slots);
     x.scale = workspace.take<float>(places);
-    x.offset = workspace.take<int32_t>(places);
+    x.offset = tiles ? nullptr : workspace.take<int32_t>(places);
     x.tiles = workspace.take<int8_t>(tile_rows * tile_groups * CHUNK);
     x.tile_scale = workspace.take<float>(tile_rows * tile_groups);
     *buffers = workspace.take<float>(floats);
@@ -169,7 +169,7 @@ int quota_group_sums(int isa, int threads, const int8_t* codes, int64_t rows, in
                 sum += code;
             }
             to.scale[g * to.rows + row] = 1;
-            to.offset[g * to.rows + row] = -8 * sum;
+            if (to.offset) to.offset[g * to.rows + row] = -8 * sum;
         }
         return true;
     });

@@ -26,7 +26,7 @@ struct Activations {
     int64_t group, groups;  // of S: the smallest of the activations' group, the weights' and CHUNK
     int8_t* codes;          // [chunks, rows, CHUNK]  q - zero in -15 .. 15; the end of a last short chunk is not set
     float* scale;           // [groups, rows]
-    int32_t* offset;        // [groups, rows]  -8 * sum of codes, for kernels that take weights as 0 .. 15
+    int32_t* offset;        // [groups, rows]  -8 * sum of codes, for kernels that take weights as 0 .. 15; null for AMX
     int8_t* tiles;          // AMX only: see arrange_amx
     float* tile_scale;      // AMX only
 };

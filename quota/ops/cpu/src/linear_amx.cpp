@@ -5,7 +5,7 @@
 // floats. Blocks are chosen so that 64 outputs x 8 groups stay in the first-level cache while all tokens pass.
 #include <immintrin.h>
 
-#include "floats.h"
+#include "avx512.h"
 
 namespace {
 
@@ -18,28 +18,6 @@ inline void configure() {
         uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
     } layout;
     _tile_loadconfig(&layout);
-}
-
-inline void transpose(__m512i* v) {
-    __m512i s[16];
-    for (int i = 0; i < 16; i += 2) {
-        s[i] = _mm512_unpacklo_epi32(v[i], v[i + 1]);
-        s[i + 1] = _mm512_unpackhi_epi32(v[i], v[i + 1]);
-    }
-    for (int i = 0; i < 16; i += 4)
-        for (int j = 0; j < 2; j++) {
-            v[i + 2 * j] = _mm512_unpacklo_epi64(s[i + j], s[i + j + 2]);
-            v[i + 2 * j + 1] = _mm512_unpackhi_epi64(s[i + j], s[i + j + 2]);
-        }
-    for (int i = 0; i < 16; i += 8)
-        for (int j = 0; j < 4; j++) {
-            s[i + j] = _mm512_shuffle_i32x4(v[i + j], v[i + j + 4], 0x88);
-            s[i + j + 4] = _mm512_shuffle_i32x4(v[i + j], v[i + j + 4], 0xdd);
-        }
-    for (int j = 0; j < 8; j++) {
-        v[j] = _mm512_shuffle_i32x4(s[j], s[j + 8], 0x88);
-        v[j + 8] = _mm512_shuffle_i32x4(s[j], s[j + 8], 0xdd);
-    }
 }
 
 // The weights of one output in one group, less 8 and times 16: even channels, then odd ones. A nibble that is not moved
@@ -91,18 +69,20 @@ inline void make_sums(const int8_t* weights, int32_t* sums) {
 struct Total {
     __m512 acc[TILE];
     float* place;
-    const int32_t (*sums)[TILE * TILE];
     const float (*weight_scale)[GROUPS];
     const float* token_scale;
 
-    void start(bool fresh) {
+    void start(float* total, const float (*weights)[GROUPS], const float* tokens, bool fresh) {
+        place = total;
+        weight_scale = weights;
+        token_scale = tokens;
         for (int i = 0; i < TILE; i++) acc[i] = fresh ? _mm512_setzero_ps() : _mm512_load_ps(place + i * TILE);
     }
-    void add(int j) {
+    void add(int j, const int32_t* sums) {
         const __m512 scale = _mm512_load_ps(token_scale + j * TILE);
         for (int i = 0; i < TILE; i++) {
             const __m512 step = _mm512_mul_ps(scale, _mm512_set1_ps(weight_scale[i][j]));
-            acc[i] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_load_si512(sums[j] + i * TILE)), step, acc[i]);
+            acc[i] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(_mm512_load_si512(sums + i * TILE)), step, acc[i]);
         }
     }
     void save() const {
@@ -124,15 +104,8 @@ inline void write_tile(const float* y, const Activations& x, const Weights& w, c
     for (int i = 0; i < TILE; i++) v[i] = _mm512_load_si512(y + i * TILE);
     transpose(v);
     const int64_t count = w.outputs - first < TILE ? w.outputs - first : TILE;
-    for (int64_t m = 0; m < TILE && tile * TILE + m < x.rows; m++) {
-        float values[TILE];
-        _mm512_storeu_si512(values, v[m]);
-        // A number of values that the compiler knows makes it fast.
-        if (count == TILE)
-            store_row(out, w, tile * TILE + m, first, TILE, values);
-        else
-            store_row(out, w, tile * TILE + m, first, count, values);
-    }
+    for (int64_t m = 0; m < TILE && tile * TILE + m < x.rows; m++)
+        store_vector(out, w, tile * TILE + m, first, count, _mm512_castsi512_ps(v[m]));
 }
 
 }  // namespace
@@ -167,38 +140,34 @@ void multiply_amx(const Activations& x, const Weights& w, const Result& out, int
     configure();
     const int64_t row_tiles = divide_up(x.rows, TILE), padded = divide_up(x.groups, GROUPS) * GROUPS;
     Panel panel;
-    alignas(4096) int32_t sums[2][GROUPS][TILE * TILE];
+    alignas(4096) int32_t sums[GROUPS][TILE * TILE];
     alignas(64) float y[MOST_ROWS / TILE][TILES][TILE * TILE];
     for (int64_t g = 0; g < x.groups; g += GROUPS) {
         panel.load(x, w, first, g);
-        // S of a tile is used while that of the next is made: used at once, it would wait for the store.
+        // S is used two steps after it is made: used at once, it would wait for the store.
         Total total;
         for (int64_t step = 0; step <= row_tiles * TILES; step++) {
             const int64_t m = step / TILES, t = step % TILES, at = m * padded + g;
-            const bool making = step < row_tiles * TILES, adding = step > 0;
-            if (making && t == 0) {
+            const bool more = step < row_tiles * TILES;
+            if (more && t == 0) {
                 const int8_t* tokens = x.tiles + at * TILE_BYTES;
                 _tile_loadd(4, tokens, 64);
                 _tile_loadd(5, tokens + TILE_BYTES, 64);
                 _tile_loadd(6, tokens + 2 * TILE_BYTES, 64);
                 _tile_loadd(7, tokens + 3 * TILE_BYTES, 64);
             }
-            int32_t(*made)[TILE * TILE] = sums[step % 2];
-            if (adding) total.start(g == 0);
-            if (making) make_sums<0>(panel.weights[0][t], made[0]);
-            if (adding) total.add(0);
-            if (making) make_sums<1>(panel.weights[1][t], made[1]);
-            if (adding) total.add(1);
-            if (making) make_sums<2>(panel.weights[2][t], made[2]);
-            if (adding) total.add(2);
-            if (making) make_sums<3>(panel.weights[3][t], made[3]);
-            if (adding) total.add(3);
-            if (adding) total.save();
-            if (out.sums && making) write_sums(made, x, w, out, m, first + t * TILE, g);
-            total.place = y[m][t];
-            total.sums = made;
-            total.weight_scale = panel.scale[t];
-            total.token_scale = x.tile_scale + at * TILE;
+            if (more) make_sums<0>(panel.weights[0][t], sums[0]);
+            if (step) total.add(2, sums[2]);
+            if (more) make_sums<1>(panel.weights[1][t], sums[1]);
+            if (step) total.add(3, sums[3]);
+            if (step) total.save();
+            if (!more) break;
+            total.start(y[m][t], panel.scale[t], x.tile_scale + at * TILE, g == 0);
+            make_sums<2>(panel.weights[2][t], sums[2]);
+            total.add(0, sums[0]);
+            make_sums<3>(panel.weights[3][t], sums[3]);
+            total.add(1, sums[1]);
+            if (out.sums) write_sums(sums, x, w, out, m, first + t * TILE, g);
         }
     }
     _tile_release();

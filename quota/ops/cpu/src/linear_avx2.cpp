@@ -7,7 +7,7 @@
 namespace {
 
 struct Lanes {
-    static constexpr int width = 8;
+    static constexpr int width = 8, words = 8;
     using F = __m256;
     using I = __m256i;
 
@@ -46,16 +46,21 @@ struct Lanes {
         _mm_storel_epi64(reinterpret_cast<__m128i*>(out), _mm_shuffle_epi8(words, order));
     }
 
+    static void store_results(const Result& out, const Weights& w, int64_t row, int64_t first, int64_t count, F x) {
+        float values[width];
+        store(values, x);
+        store_row(out, w, row, first, count, values);
+    }
     static void store_integers(int32_t* out, I x) { _mm256_storeu_si256(reinterpret_cast<I*>(out), x); }
     static F to_float(I x) { return _mm256_cvtepi32_ps(x); }
     static F fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
     static I low_nibbles(I x) { return _mm256_and_si256(x, _mm256_set1_epi8(15)); }
     static I high_nibbles(I x) { return low_nibbles(_mm256_srli_epi16(x, 4)); }
 
-    template <int WORDS>
-    static void transposed(const uint8_t* const* row, int64_t at, I* out) {
+    static void transposed(const uint8_t* const* row, int64_t at, int64_t count, I* out) {
+        const I mask = _mm256_cmpgt_epi32(_mm256_set1_epi32(int(count)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
         I r[8], s[8];
-        for (int i = 0; i < 8; i++) r[i] = load_words<WORDS>(row[i] + at);
+        for (int i = 0; i < 8; i++) r[i] = _mm256_maskload_epi32(reinterpret_cast<const int*>(row[i] + at), mask);
         for (int i = 0; i < 8; i += 2) {
             s[i] = _mm256_unpacklo_epi32(r[i], r[i + 1]);
             s[i + 1] = _mm256_unpackhi_epi32(r[i], r[i + 1]);
@@ -65,9 +70,22 @@ struct Lanes {
                 r[i + 2 * j] = _mm256_unpacklo_epi64(s[i + j], s[i + j + 2]);
                 r[i + 2 * j + 1] = _mm256_unpackhi_epi64(s[i + j], s[i + j + 2]);
             }
-        for (int j = 0; j < WORDS; j++)
-            out[j] = _mm256_permute2x128_si256(r[j % 4], r[j % 4 + 4], j < 4 ? 0x20 : 0x31);
+        for (int j = 0; j < 4; j++) {
+            out[j] = _mm256_permute2x128_si256(r[j], r[j + 4], 0x20);
+            out[j + 4] = _mm256_permute2x128_si256(r[j], r[j + 4], 0x31);
+        }
     }
+
+    struct Scales {
+        const uint16_t* const* row;
+
+        Scales(const uint16_t* const* rows, int64_t) : row(rows) {}
+        F operator()(int64_t index) const {
+            float values[width];
+            for (int i = 0; i < width; i++) values[i] = from_bfloat16(row[i][index]);
+            return load(values);
+        }
+    };
 
     // Products of a whole group add up in 16 bits, as 16 * 2 * 15 * 15 < 2^15.
     template <int WORDS, int ROWS>
@@ -84,13 +102,6 @@ struct Lanes {
         }
         for (int m = 0; m < ROWS; m++)
             sums[m] = _mm256_add_epi32(_mm256_madd_epi16(pairs[m], _mm256_set1_epi16(1)), _mm256_set1_epi32(offset[m]));
-    }
-
-private:
-    template <int WORDS>
-    static I load_words(const uint8_t* source) {
-        const I mask = _mm256_cmpgt_epi32(_mm256_set1_epi32(WORDS), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
-        return _mm256_maskload_epi32(reinterpret_cast<const int*>(source), mask);
     }
 };
 

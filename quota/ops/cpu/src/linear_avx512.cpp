@@ -1,13 +1,14 @@
 // The operator with AVX512-VNNI: 16 outputs at once, one in each lane.
 #include <immintrin.h>
 
+#include "avx512.h"
 #include "multiply.h"
 #include "quantize.h"
 
 namespace {
 
 struct Lanes {
-    static constexpr int width = 16;
+    static constexpr int width = 16, words = 16;
     using F = __m512;
     using I = __m512i;
 
@@ -35,39 +36,50 @@ struct Lanes {
     static float most(F x) { return _mm512_reduce_max_ps(x); }
     static bool has_nan(F x) { return _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q); }
     static void store_codes(int8_t* out, F x, int zero) {
-        const F within = _mm512_min_ps(_mm512_max_ps(x, _mm512_set1_ps(-8)), _mm512_set1_ps(7));
-        const I q = _mm512_sub_epi32(_mm512_cvtps_epi32(within), _mm512_set1_epi32(zero));
+        // Saturation to bytes leaves what is outside of -8 .. 7 outside.
+        const __m128i least = _mm_set1_epi8(-8), most = _mm_set1_epi8(7), zeros = _mm_set1_epi8(char(zero));
         const __m128i order = _mm_setr_epi8(0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15);
-        _mm_storeu_si128(reinterpret_cast<__m128i*>(out), _mm_shuffle_epi8(_mm512_cvtepi32_epi8(q), order));
+        const __m128i q = _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(x));
+        const __m128i codes = _mm_sub_epi8(_mm_min_epi8(_mm_max_epi8(q, least), most), zeros);
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(out), _mm_shuffle_epi8(codes, order));
     }
 
+    static void store_results(const Result& out, const Weights& w, int64_t row, int64_t first, int64_t count, F x) {
+        store_vector(out, w, row, first, count, x);
+    }
     static void store_integers(int32_t* out, I x) { _mm512_storeu_si512(out, x); }
     static F to_float(I x) { return _mm512_cvtepi32_ps(x); }
     static F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
     static I low_nibbles(I x) { return _mm512_and_si512(x, _mm512_set1_epi8(15)); }
     static I high_nibbles(I x) { return low_nibbles(_mm512_srli_epi16(x, 4)); }
 
-    template <int WORDS>
-    static void transposed(const uint8_t* const* row, int64_t at, I* out) {
-        I r[8], s[8];
-        // In this order of rows, the last step leaves lanes in the order of rows.
-        for (int i = 0; i < 8; i++) {
-            const int upper = i < 4 ? i : i + 4;
-            const __m256i half = load_words<WORDS>(row[upper] + at);
-            r[i] = _mm512_inserti64x4(_mm512_castsi256_si512(half), load_words<WORDS>(row[upper + 4] + at), 1);
-        }
-        for (int i = 0; i < 8; i += 2) {
-            s[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
-            s[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
-        }
-        for (int i = 0; i < 8; i += 4)
-            for (int j = 0; j < 2; j++) {
-                r[i + 2 * j] = _mm512_unpacklo_epi64(s[i + j], s[i + j + 2]);
-                r[i + 2 * j + 1] = _mm512_unpackhi_epi64(s[i + j], s[i + j + 2]);
-            }
-        for (int j = 0; j < (WORDS < 4 ? WORDS : 4); j++) out[j] = _mm512_shuffle_i32x4(r[j], r[j + 4], 0x88);
-        for (int j = 4; j < WORDS; j++) out[j] = _mm512_shuffle_i32x4(r[j - 4], r[j], 0xdd);
+    static void transposed(const uint8_t* const* row, int64_t at, int64_t count, I* out) {
+        const __mmask16 mask = __mmask16((1u << count) - 1);
+        for (int i = 0; i < 16; i++) out[i] = _mm512_maskz_loadu_epi32(mask, row[i] + at);
+        transpose(out);
     }
+
+    // Takes 32 scales of each row at a time, transposed in pairs.
+    struct Scales {
+        const uint16_t* const* row;
+        int64_t count, first = -1;
+        I pairs[16];
+
+        Scales(const uint16_t* const* rows, int64_t scales) : row(rows), count(scales) {}
+        F operator()(int64_t index) {
+            if (index / 32 * 32 != first) take(index / 32 * 32);
+            const I pair = pairs[index % 32 / 2];
+            return _mm512_castsi512_ps(index % 2 ? _mm512_and_si512(pair, _mm512_set1_epi32(int(0xffff0000)))
+                                                 : _mm512_slli_epi32(pair, 16));
+        }
+        void take(int64_t from) {
+            const int64_t left = count - from < 32 ? count - from : 32;
+            const __mmask32 mask = __mmask32((uint64_t(1) << left) - 1);
+            for (int i = 0; i < 16; i++) pairs[i] = _mm512_maskz_loadu_epi16(mask, row[i] + from);
+            transpose(pairs);
+            first = from;
+        }
+    };
 
     template <int WORDS, int ROWS>
     static void group_sums(const int8_t* codes, const I* weights, const int32_t* offset, I* sums) {
@@ -85,12 +97,6 @@ struct Lanes {
                 odd[m] = _mm512_dpbusd_epi32(odd[m], weights[2 * j + 1], _mm512_set1_epi32(x[1]));
             }
         for (int m = 0; m < ROWS; m++) sums[m] = _mm512_add_epi32(even[m], odd[m]);
-    }
-
-private:
-    template <int WORDS>
-    static __m256i load_words(const uint8_t* source) {
-        return _mm256_maskz_loadu_epi32((1 << WORDS) - 1, source);
     }
 };
 

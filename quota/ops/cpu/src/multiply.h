@@ -1,14 +1,16 @@
 // A block of outputs, one in each lane, times all tokens.
 //
-// The packed words of the block's rows are transposed chunk by chunk in registers; then four bytes of a token, the same
+// The packed words of the block's rows are transposed in registers; then four bytes of a token, the same
 // in every lane, meet four weights of each output in one instruction. That serves one token and many alike: no sum
 // across lanes, and the work on the weights is shared by all tokens. V is one instruction set's:
 //
 //     width, F, I                       lanes; floats and int32 of one vector
-//     transposed<WORDS>(rows, at, out)  WORDS words from byte `at` of each row: vector j holds word j of all rows
+//     words                             packed words of a row that are loaded at once
+//     transposed(rows, at, count, out)  so many words, or fewer, from byte `at` of each row: vector j is word j of all
+//     Scales(rows, count)(index)        scale number `index` of all rows
 //     low_nibbles, high_nibbles         of every byte
 //     group_sums<WORDS, ROWS>           S of ROWS tokens
-//     to_float, fma, load, store, set, store_integers      as named
+//     to_float, fma, load, store, set, store_integers, store_results     as named
 #pragma once
 
 #include "floats.h"
@@ -30,12 +32,6 @@ struct Rows {
             scale[i] = w.scale + n * w.scales;
         }
     }
-
-    typename V::F scales(int64_t index) const {
-        float values[V::width];
-        for (int i = 0; i < V::width; i++) values[i] = from_bfloat16(scale[i][index]);
-        return V::load(values);
-    }
 };
 
 template <class V>
@@ -46,14 +42,13 @@ inline void write_sums(typename V::I sums, const Activations& x, const Weights& 
     for (int64_t i = 0; i < count; i++) out.sums[(m * w.outputs + first + i) * x.groups + g] = lanes[i];
 }
 
-// Fetches what the next block of outputs will read at the place where this one is in group `g`: with few tokens the work
-// waits for memory, and processors do not foresee jumps from row to row.
+// Fetches the part of the next block of outputs that starts where words [from, to) of this one's rows do. With few tokens
+// the work waits for memory, and processors do not foresee jumps from row to row.
 template <class V>
-inline void prefetch_next_block(const Activations& x, const Weights& w, int64_t first, int64_t g) {
-    constexpr int64_t LINE = 64;
-    const int64_t row_bytes = x.columns / 2, bytes = V::width * row_bytes, next = (first + V::width) * row_bytes;
-    const int64_t from = bytes * g / x.groups / LINE, to = bytes * (g + 1) / x.groups / LINE;
-    for (int64_t line = from; line < to; line++) __builtin_prefetch(w.packed + next + line * LINE, 0, 2);
+inline void prefetch_next_block(const Activations& x, const Weights& w, int64_t first, int64_t from, int64_t to) {
+    constexpr int64_t LINE = 64, WORD = 4;
+    const uint8_t* next = w.packed + (first + V::width) * x.columns / 2;
+    for (int64_t at = from * WORD * V::width; at < to * WORD * V::width; at += LINE) __builtin_prefetch(next + at);
 }
 
 // Groups of WORDS packed words.
@@ -61,43 +56,49 @@ template <class V, int WORDS>
 inline void multiply_groups(const Activations& x, const Weights& w, const Result& out, int64_t first) {
     constexpr int64_t GROUP = 8 * WORDS;
     const Rows<V> rows(x, w, first);
+    typename V::Scales scales(rows.scale, w.scales);
+    const int64_t words = x.columns / 8;
     alignas(64) float y[MOST_ROWS][V::width];
     for (int64_t m = 0; m < x.rows; m++) V::store(y[m], V::set(0));
 
-    for (int64_t g = 0; g < x.groups; g++) {
-        const int64_t channel = g * GROUP;
-        prefetch_next_block<V>(x, w, first, g);
-        typename V::I weights[2 * WORDS];
-        V::template transposed<WORDS>(rows.packed, channel / 2, weights);
-        for (int j = WORDS - 1; j >= 0; j--) {
-            const typename V::I word = weights[j];
-            weights[2 * j] = V::low_nibbles(word);
-            weights[2 * j + 1] = V::high_nibbles(word);
-        }
-        const typename V::F weight_scale = rows.scales(g / w.groups_per_scale);
-        const int8_t* codes = x.codes + channel / CHUNK * x.rows * CHUNK + channel % CHUNK;
-        const float* scale = x.scale + g * x.rows;
-        const int32_t* offset = x.offset + g * x.rows;
+    for (int64_t word = 0; word < words; word += V::words) {
+        const int64_t loaded = words - word < V::words ? words - word : V::words;
+        typename V::I packed[V::words];
+        V::transposed(rows.packed, 4 * word, loaded, packed);
+        prefetch_next_block<V>(x, w, first, word, word + loaded);
 
-        for (int64_t m = 0; m < x.rows;) {
-            typename V::I sums[4];
-            const int64_t taken = x.rows - m < 4 ? 1 : 4;
-            if (taken == 4)
-                V::template group_sums<WORDS, 4>(codes + m * CHUNK, weights, offset + m, sums);
-            else
-                V::template group_sums<WORDS, 1>(codes + m * CHUNK, weights, offset + m, sums);
-            for (int64_t i = 0; i < taken; i++, m++) {
-                if (out.sums) {
-                    write_sums<V>(sums[i], x, w, out, m, first, rows.count, g);
-                    continue;
+        for (int64_t part = 0; part < loaded; part += WORDS) {
+            typename V::I weights[2 * WORDS];
+            for (int j = 0; j < WORDS; j++) {
+                weights[2 * j] = V::low_nibbles(packed[part + j]);
+                weights[2 * j + 1] = V::high_nibbles(packed[part + j]);
+            }
+            const int64_t g = (word + part) / WORDS, channel = g * GROUP;
+            const typename V::F weight_scale = scales(g / w.groups_per_scale);
+            const int8_t* codes = x.codes + channel / CHUNK * x.rows * CHUNK + channel % CHUNK;
+            const float* scale = x.scale + g * x.rows;
+            const int32_t* offset = x.offset + g * x.rows;
+
+            for (int64_t m = 0; m < x.rows;) {
+                typename V::I sums[4];
+                const int64_t taken = x.rows - m < 4 ? 1 : 4;
+                if (taken == 4)
+                    V::template group_sums<WORDS, 4>(codes + m * CHUNK, weights, offset + m, sums);
+                else
+                    V::template group_sums<WORDS, 1>(codes + m * CHUNK, weights, offset + m, sums);
+                for (int64_t i = 0; i < taken; i++, m++) {
+                    if (out.sums) {
+                        write_sums<V>(sums[i], x, w, out, m, first, rows.count, g);
+                        continue;
+                    }
+                    const typename V::F step = weight_scale * scale[m];
+                    V::store(y[m], V::fma(V::to_float(sums[i]), step, V::load(y[m])));
                 }
-                const typename V::F step = weight_scale * scale[m];
-                V::store(y[m], V::fma(V::to_float(sums[i]), step, V::load(y[m])));
             }
         }
     }
     if (out.sums) return;
-    for (int64_t m = 0; m < x.rows; m++) store_row(out, w, m, first, rows.count, y[m]);
+    for (int64_t m = 0; m < x.rows; m++) V::store_results(out, w, m, first, rows.count, V::load(y[m]));
 }
 
 template <class V>

@@ -49,14 +49,13 @@ inline void rotate_vectors(float* x, int64_t block, float norm) {
     for (int i = 0; i < COUNT; i++) V::store(x + i * V::width, v[i] * norm);
 }
 
-// The activations' group of COUNT vectors that starts at channel `first`; returns its scale. `watch` becomes NaN, and
-// stays so, if x is not finite.
+// The activations' group of COUNT vectors x, to codes of which every CHUNK lie `step` bytes after those before; returns
+// the scale. `watch` becomes NaN, and stays so, if x is not finite.
 template <class V, int COUNT>
-inline float quantize_vectors(const float* x, int64_t first, int64_t row, const Activations& out,
-                              typename V::F& watch) {
+inline float quantize_vectors(const float* x, int8_t* codes, int64_t step, typename V::F& watch) {
     typename V::F v[COUNT], low = V::set(0), high = V::set(0);
     for (int i = 0; i < COUNT; i++) {
-        v[i] = V::load(x + first + i * V::width);
+        v[i] = V::load(x + i * V::width);
         low = V::min(low, v[i]);
         high = V::max(high, v[i]);
         watch = watch + v[i] * 0.0f;
@@ -68,14 +67,15 @@ inline float quantize_vectors(const float* x, int64_t first, int64_t row, const 
     float zero = -8 - lowest / scale;
     zero = round_even(zero < -8 ? -8 : zero > 7 ? 7 : zero);
 
-    const bool safe = scale >= SAFE_LOW && scale <= SAFE_HIGH;
-    const typename V::F divisor = V::set(scale), inverse = V::set(1 / scale);
-    for (int i = 0; i < COUNT; i++) {
-        const int64_t channel = first + i * V::width;
-        int8_t* codes = out.codes + (channel / CHUNK * out.rows + row) * CHUNK + channel % CHUNK;
-        const typename V::F quotient = safe ? V::quotient(v[i], divisor, inverse) : v[i] / divisor;
-        V::store_codes(codes, quotient + zero, int(zero));
+    const typename V::F divisor = V::set(scale);
+    if (scale >= SAFE_LOW && scale <= SAFE_HIGH) {
+        const typename V::F inverse = V::set(1 / scale);
+        for (int i = 0; i < COUNT; i++) v[i] = V::quotient(v[i], divisor, inverse);
+    } else {
+        for (int i = 0; i < COUNT; i++) v[i] = v[i] / divisor;
     }
+    for (int i = 0; i < COUNT; i++)
+        V::store_codes(codes + i * V::width / CHUNK * step + i * V::width % CHUNK, v[i] + zero, int(zero));
     return scale;
 }
 
@@ -93,10 +93,13 @@ inline bool quantize_row(const float* x, int64_t group, int64_t row, Activations
         if (group < COUNT * V::width) return quantize_row<V, COUNT / 2>(x, group, row, out);
     typename V::F watch = V::set(0);
     bool finite = true;
+    const int64_t step = out.rows * CHUNK, scales = group / out.group;
+    int8_t* codes = out.codes + row * CHUNK;
+    float* scale = out.scale + row;
     for (int64_t k = 0; k < out.columns; k += group) {
-        const float scale = quantize_vectors<V, COUNT>(x, k, row, out, watch);
-        finite = finite && scale <= LARGEST;
-        for (int64_t g = k / out.group; g < (k + group) / out.group; g++) out.scale[g * out.rows + row] = scale;
+        const float found = quantize_vectors<V, COUNT>(x + k, codes + k / CHUNK * step + k % CHUNK, step, watch);
+        finite = finite && found <= LARGEST;
+        for (int64_t i = 0; i < scales; i++, scale += out.rows) *scale = found;
     }
     return finite && !V::has_nan(watch);
 }
@@ -126,7 +129,7 @@ inline bool quantize(const void* x, FloatType type, int64_t hadamard, int64_t gr
     load_floats(x, type, row * out.columns, out.columns, buffer);
     if (hadamard > 1) rotate_row<V>(buffer, out.columns, hadamard, norm_of(hadamard));
     const bool finite = quantize_row<V>(buffer, group, row, out);
-    add_up_codes(row, out);
+    if (out.offset) add_up_codes(row, out);
     return finite;
 }
 
