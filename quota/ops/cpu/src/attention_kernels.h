@@ -18,6 +18,8 @@ using quota::PackedRows;
 using quota::SoftmaxRows;
 
 constexpr float LOWEST = -3.0e38f;
+// Tokens whose keys are asked for before they are needed.
+constexpr int64_t AHEAD = 256;
 
 // Transposes a square of words: lane j of vector i and lane i of vector j change places.
 template <int span, int... lane>
@@ -150,6 +152,15 @@ inline void load_ranges(const PackedRows& rows, int64_t start, int64_t count, fl
     for (; t % LANES; ++t) scale[t] = zero[t] = 0.0f;
 }
 
+// Asks for the rows of tokens t .. t + LANES - 1: what a step reads comes from memory, and waiting for it would take
+// longer than the step.
+inline void prefetch(const PackedRows& rows, int64_t width, int64_t t, int64_t tokens) {
+    for (int64_t lane = 0; lane < LANES && t + lane < tokens; ++lane) {
+        const uint8_t* row = rows.packed + (t + lane) * rows.packed_step;
+        for (int64_t byte = 0; byte < width / 2; byte += 64) __builtin_prefetch(row + byte);
+    }
+}
+
 template <int shared>
 inline void decode_shared(const float* query, int64_t width, const PackedRows& keys, const PackedRows& values,
                           const uint8_t* valid, int64_t start, int64_t tokens, float scaling, float* scratch,
@@ -166,6 +177,8 @@ inline void decode_shared(const float* query, int64_t width, const PackedRows& k
     }
     load_ranges(keys, start, count, scaling, scale, zero);
     for (int64_t t = 0; t < count; t += LANES) {
+        prefetch(keys, width, start + t + AHEAD, tokens);
+        prefetch(values, width, start + t, tokens);
         Floats dots[shared];
         dot_products<shared>(side_by_side, width, keys, start + t, tokens, dots);
         for (int head = 0; head < shared; ++head) {

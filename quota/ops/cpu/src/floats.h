@@ -49,12 +49,7 @@ inline uint16_t to_float16(float value) {
     return uint16_t(sign | (size - 0x38000000u + 0xfffu + (size >> 13 & 1u)) >> 13);
 }
 
-inline void load_floats(const void* source, FloatType type, int64_t first, int64_t count, float* out) {
-    if (type == FLOAT32) {
-        std::memcpy(out, static_cast<const float*>(source) + first, count * sizeof(float));
-        return;
-    }
-    const uint16_t* x = static_cast<const uint16_t*>(source) + first;
+inline void load_halves(const uint16_t* x, FloatType type, int64_t count, float* out) {
     if (type == BFLOAT16) {
         for (int64_t i = 0; i < count; i++) out[i] = from_bfloat16(x[i]);
     } else {

@@ -2,8 +2,7 @@
 // rows, then blocks of outputs, over threads.
 #include "linear.h"
 
-#include <omp.h>
-
+#include <atomic>
 #include <cstdlib>
 #include <memory>
 
@@ -35,50 +34,50 @@ struct Free {
     void operator()(void* memory) const { std::free(memory); }
 };
 
-// Memory for the codes of one chunk of tokens, kept by the thread that calls and only ever grown.
+// Memory that a thread keeps and that only ever grows.
 class Workspace {
 public:
-    // A piece of `count` elements, aligned to 64 bytes; call `reserve` with the sum first.
-    template <class T>
-    T* take(int64_t count) {
-        T* piece = reinterpret_cast<T*>(memory_.get() + used_);
-        used_ += bytes<T>(count);
-        return piece;
-    }
-    template <class T>
-    static int64_t bytes(int64_t count) {
-        return (count * int64_t(sizeof(T)) + 63) / 64 * 64;
-    }
     bool reserve(int64_t size) {
         used_ = 0;
         if (size <= size_) return true;
-        memory_.reset(static_cast<char*>(std::aligned_alloc(64, size)));
+        memory_.reset(static_cast<char*>(std::aligned_alloc(LINE, divide_up(size, LINE) * LINE)));
         size_ = memory_ ? size : 0;
         return memory_ != nullptr;
     }
+    // The next `count` elements of what was reserved, with up to LINE bytes lost in front of them.
+    template <class T>
+    T* take(int64_t count) {
+        used_ = divide_up(used_, LINE) * LINE;
+        T* piece = reinterpret_cast<T*>(memory_.get() + used_);
+        used_ += count * int64_t(sizeof(T));
+        return piece;
+    }
+    static constexpr int64_t LINE = 64;
 
 private:
     std::unique_ptr<char, Free> memory_;
     int64_t size_ = 0, used_ = 0;
 };
 
-thread_local Workspace workspace;
+// What all threads read belongs to the thread that calls, what one alone needs to itself.
+thread_local Workspace common, own;
 
-// Room for `rows` tokens, and for `threads` rows of floats; false without memory.
-bool make_room(Activations& x, int64_t rows, bool tiles, int threads, float** buffers) {
-    const int64_t slots = divide_up(x.columns, CHUNK) * rows * CHUNK, places = rows * x.groups;
-    const int64_t tile_rows = tiles ? divide_up(rows, TILE) * TILE : 0, tile_groups = divide_up(x.groups, 4) * 4;
-    const int64_t floats = divide_up(x.columns, 16) * 16 * threads;
-    const int64_t size = Workspace::bytes<int8_t>(slots) + 2 * Workspace::bytes<float>(places) +
-                         Workspace::bytes<int8_t>(tile_rows * tile_groups * CHUNK) +
-                         Workspace::bytes<float>(tile_rows * tile_groups) + Workspace::bytes<float>(floats);
-    if (!workspace.reserve(size)) return false;
-    x.codes = workspace.take<int8_t>(slots);
-    x.scale = workspace.take<float>(places);
-    x.offset = tiles ? nullptr : workspace.take<int32_t>(places);
-    x.tiles = workspace.take<int8_t>(tile_rows * tile_groups * CHUNK);
-    x.tile_scale = workspace.take<float>(tile_rows * tile_groups);
-    *buffers = workspace.take<float>(floats);
+// Codes of x.rows tokens and `floats` floats; false without memory.
+bool take_codes(Workspace& memory, Activations& x, int64_t floats, float** buffer) {
+    const int64_t codes = divide_up(x.columns, CHUNK) * CHUNK * x.rows, places = x.groups * x.rows;
+    if (!memory.reserve(codes + 8 * places + 4 * floats + 4 * Workspace::LINE)) return false;
+    x.codes = memory.take<int8_t>(codes);
+    x.scale = memory.take<float>(places);
+    x.offset = memory.take<int32_t>(places);
+    *buffer = memory.take<float>(floats);
+    return true;
+}
+
+bool take_tiles(Workspace& memory, Activations& x) {
+    const int64_t places = divide_up(x.rows, TILE) * TILE * divide_up(x.groups, TILE_GROUPS) * TILE_GROUPS;
+    if (!memory.reserve(places * (CHUNK + 4) + 2 * Workspace::LINE)) return false;
+    x.tiles = memory.take<int8_t>(places * CHUNK);
+    x.tile_scale = memory.take<float>(places);
     return true;
 }
 
@@ -99,38 +98,42 @@ int8_t* place(const Activations& x, int64_t row, int64_t k) {
     return x.codes + (k / CHUNK * x.rows + row) * CHUNK + k % CHUNK / 8 * 8 + k % 8 / 2 + k % 2 * 4;
 }
 
-// `fill(part, row, x, buffer)` sets the codes of one token of a part, whose first token is `part`; false if they are not finite.
+// `fill(token, row, x, buffer)` sets row `row` of x to the codes of a token; false if it is not finite.
 template <class Fill>
 Status run(int isa, int threads, int64_t rows, int64_t columns, int64_t group, const Weights& w, const Result& whole,
            Fill fill) {
-    const int64_t most = rows < MOST_ROWS ? rows : MOST_ROWS;
-    const bool tiles = takes_tiles(isa, most, group);
-    Activations x = {most, columns, group, columns / group, nullptr, nullptr, nullptr, nullptr, nullptr};
-    float* buffers;
-    if (rows && !make_room(x, most, tiles, threads, &buffers)) return NO_MEMORY;
+    Activations x = {rows < MOST_ROWS ? rows : MOST_ROWS, columns, group, columns / group, {}, {}, {}, {}, {}};
+    const bool tiles = takes_tiles(isa, x.rows, group);
+    float* none;
+    if (!(tiles ? take_tiles(common, x) : take_codes(common, x, 0, &none))) return NO_MEMORY;
     const Kernels use = kernels(isa, tiles);
+    std::atomic<Status> status{DONE};
 
-    for (int64_t part = 0; part < rows; part += MOST_ROWS) {
+    for (int64_t part = 0; part < rows && status == DONE; part += MOST_ROWS) {
         x.rows = rows - part < MOST_ROWS ? rows - part : MOST_ROWS;
         const Result out = after(whole, part, w.outputs, x.groups);
-        bool finite = true;
 #pragma omp parallel num_threads(threads) if (x.rows * columns * w.outputs > WORTH_THREADS)
         {
-            float* buffer = buffers + omp_get_thread_num() * divide_up(columns, 16) * 16;
-#pragma omp for reduction(&& : finite)
-            for (int64_t row = 0; row < x.rows; row++) finite = fill(part, row, x, buffer) && finite;
-            if (finite) {
-                if (tiles) {
+            Activations draft = x;
+            draft.rows = tiles ? TILE : 0;
+            float* buffer = nullptr;
+            if (!take_codes(own, draft, columns, &buffer)) status = NO_MEMORY;
+            Activations& to = tiles ? draft : x;
+            const int64_t step = tiles ? TILE : 1;
 #pragma omp for
-                    for (int64_t tile = 0; tile < divide_up(x.rows, TILE); tile++) arrange_amx(x, tile);
-                }
+            for (int64_t first = 0; first < x.rows; first += step) {
+                const int64_t count = x.rows - first < step ? x.rows - first : step;
+                for (int64_t row = 0; row < count && buffer; row++)
+                    if (!fill(part + first + row, tiles ? row : first, to, buffer)) status = NOT_FINITE;
+                if (tiles && buffer) arrange_amx(draft, count, first / TILE, x);
+            }
+            if (status == DONE) {
 #pragma omp for
                 for (int64_t first = 0; first < w.outputs; first += use.block) use.multiply(x, w, out, first);
             }
         }
-        if (!finite) return NOT_FINITE;
     }
-    return DONE;
+    return status;
 }
 
 }  // namespace
@@ -148,8 +151,8 @@ int quota_linear(int isa, int threads, const void* x, int type, int64_t rows, in
     const Result out = {y, FloatType(type), bias, nullptr};
     const Quantize quantize = kernels(isa, false).quantize;
     return run(isa, threads, rows, columns, group, w, out,
-               [&](int64_t part, int64_t row, Activations& to, float* buffer) {
-                   const void* from = rows_after(x, FloatType(type), part, columns);
+               [&](int64_t token, int64_t row, Activations& to, float* buffer) {
+                   const void* from = rows_after(x, FloatType(type), token, columns);
                    return quantize(from, FloatType(type), hadamard, activation_group, row, to, buffer);
                });
 }
@@ -160,16 +163,16 @@ int quota_group_sums(int isa, int threads, const int8_t* codes, int64_t rows, in
     const uint16_t one = 0x3f80;
     const Weights w = {outputs, packed, &one, 0, columns};
     const Result out = {nullptr, FLOAT32, nullptr, sums};
-    return run(isa, threads, rows, columns, group, w, out, [&](int64_t part, int64_t row, Activations& to, float*) {
+    return run(isa, threads, rows, columns, group, w, out, [&](int64_t token, int64_t row, Activations& to, float*) {
         for (int64_t g = 0; g < to.groups; g++) {
             int32_t sum = 0;
             for (int64_t k = g * group; k < (g + 1) * group; k++) {
-                const int8_t code = codes[(part + row) * columns + k];
+                const int8_t code = codes[token * columns + k];
                 *place(to, row, k) = code;
                 sum += code;
             }
             to.scale[g * to.rows + row] = 1;
-            if (to.offset) to.offset[g * to.rows + row] = -8 * sum;
+            to.offset[g * to.rows + row] = -8 * sum;
         }
         return true;
     });
@@ -181,8 +184,8 @@ int quota_quantize(int isa, const void* x, int type, int64_t rows, int64_t colum
     // Groups of at most CHUNK stand for the caller's, if they are larger.
     const int64_t part = group < CHUNK ? group : CHUNK;
     float* buffer;
-    Activations to = {1, columns, part, columns / part, nullptr, nullptr, nullptr, nullptr, nullptr};
-    if (!make_room(to, 1, false, 1, &buffer)) return NO_MEMORY;
+    Activations to = {1, columns, part, columns / part, {}, {}, {}, {}, {}};
+    if (!take_codes(own, to, columns, &buffer)) return NO_MEMORY;
     for (int64_t row = 0; row < rows; row++) {
         const void* from = rows_after(x, FloatType(type), row, columns);
         if (!kernels(isa, false).quantize(from, FloatType(type), hadamard, group, 0, to, buffer)) return NOT_FINITE;

@@ -26,7 +26,7 @@ struct Activations {
     int64_t group, groups;  // of S: the smallest of the activations' group, the weights' and CHUNK
     int8_t* codes;          // [chunks, rows, CHUNK]  q - zero in -15 .. 15; the end of a last short chunk is not set
     float* scale;           // [groups, rows]
-    int32_t* offset;        // [groups, rows]  -8 * sum of codes, for kernels that take weights as 0 .. 15; null for AMX
+    int32_t* offset;        // [groups, rows]  -8 * sum of codes, for kernels that take weights as 0 .. 15
     int8_t* tiles;          // AMX only: see arrange_amx
     float* tile_scale;      // AMX only
 };
@@ -46,7 +46,8 @@ struct Result {
     int32_t* sums;  // not null: [rows, outputs, groups], written in place of y
 };
 
-// One row to codes; `buffer` holds `columns` floats. False if the row holds NaN or infinity or spans more than float32.
+// The token x to row `row` of `out`; `buffer` holds `columns` floats. False if it holds NaN or infinity or spans more than
+// float32.
 using Quantize = bool (*)(const void* x, FloatType type, int64_t hadamard, int64_t group, int64_t row, Activations& out,
                           float* buffer);
 // All rows times the outputs [first, first + block), where `block` is that of the kernel's own.
@@ -60,11 +61,11 @@ void multiply_avx2(const Activations&, const Weights&, const Result&, int64_t);
 void multiply_avx512(const Activations&, const Weights&, const Result&, int64_t);
 void multiply_amx(const Activations&, const Weights&, const Result&, int64_t);
 
-// Lays the codes of 16 rows, from row 16 * tile on, out as AMX takes them.
-void arrange_amx(Activations& x, int64_t tile);
+// Lays the codes of TILE rows, `count` of which are tokens, out as AMX takes them.
+void arrange_amx(const Activations& codes, int64_t count, int64_t tile, Activations& x);
 
 constexpr int64_t BLOCK_PORTABLE = 16, BLOCK_AVX2 = 8, BLOCK_AVX512 = 16, BLOCK_AMX = 64;
-// Columns of an AMX tile: tokens.
-constexpr int64_t TILE = 16;
+// Columns of an AMX tile: tokens. Groups that are taken together, so that as many are laid out.
+constexpr int64_t TILE = 16, TILE_GROUPS = 4;
 
 constexpr int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }

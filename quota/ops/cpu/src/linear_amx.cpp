@@ -9,7 +9,7 @@
 
 namespace {
 
-constexpr int64_t GROUP = 64, TILE_BYTES = 1024, GROUPS = 4, TILES = BLOCK_AMX / TILE;
+constexpr int64_t GROUP = 64, TILE_BYTES = 1024, GROUPS = TILE_GROUPS, TILES = BLOCK_AMX / TILE;
 
 inline void configure() {
     struct alignas(64) {
@@ -38,8 +38,6 @@ struct Panel {
 
     void load(const Activations& x, const Weights& w, int64_t first, int64_t g) {
         const int64_t groups = x.groups - g < GROUPS ? x.groups - g : GROUPS;
-        int64_t place[GROUPS];
-        for (int64_t j = 0; j < groups; j++) place[j] = (g + j) / w.groups_per_scale;
         for (int64_t i = 0; i < BLOCK_AMX; i++) {
             // Rows past the last output do it again.
             const int64_t n = first + i < w.outputs ? first + i : w.outputs - 1, t = i / TILE, row = i % TILE;
@@ -47,8 +45,15 @@ struct Panel {
             // Those of the next panel, which no prefetcher sees coming.
             for (int64_t j = GROUPS; j < 2 * GROUPS; j += 2) _mm_prefetch(packed + j * GROUP / 2, _MM_HINT_T0);
             for (int64_t j = 0; j < groups; j++) unpack(packed + j * GROUP / 2, weights[j][t] + row * GROUP);
-            for (int64_t j = 0; j < GROUPS; j++)
-                scale[t][row][j] = j < groups ? from_bfloat16(w.scale[n * w.scales + place[j]]) : 0;
+            const uint16_t* scales = w.scale + n * w.scales;
+            if (groups == GROUPS && w.groups_per_scale == 1) {
+                const __m128i words = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(scales + g));
+                const __m128i floats = _mm_slli_epi32(_mm_cvtepu16_epi32(words), 16);
+                _mm_store_si128(reinterpret_cast<__m128i*>(scale[t][row]), floats);
+            } else {
+                for (int64_t j = 0; j < GROUPS; j++)
+                    scale[t][row][j] = j < groups ? from_bfloat16(scales[(g + j) / w.groups_per_scale]) : 0;
+            }
         }
     }
 };
@@ -110,35 +115,33 @@ inline void write_tile(const float* y, const Activations& x, const Weights& w, c
 
 }  // namespace
 
-// tiles [row tiles, groups, 16, 16, 4]: four codes of 16 tokens, in the order of `unpack`; tile_scale [row tiles, groups,
-// 16], a 16th of the scale. The groups fill whole panels; tokens and groups past the last have scale zero.
-void arrange_amx(Activations& x, int64_t tile) {
-    const int64_t first = tile * TILE, count = x.rows - first < TILE ? x.rows - first : TILE;
-    const int64_t padded = divide_up(x.groups, GROUPS) * GROUPS;
+// tiles [panels, row tiles, GROUPS, 16, 16, 4]: four codes of 16 tokens, in the order of `unpack`; tile_scale [panels, row
+// tiles, GROUPS, 16], a 16th of the scale. Tokens and groups past the last have scale zero.
+void arrange_amx(const Activations& codes, int64_t count, int64_t tile, Activations& x) {
     const __mmask16 present = __mmask16((1u << count) - 1);
-    for (int64_t g = 0; g < padded; g++) {
-        float* scale = x.tile_scale + (tile * padded + g) * TILE;
+    const int64_t row_tiles = divide_up(x.rows, TILE);
+    for (int64_t g = 0; g < divide_up(x.groups, GROUPS) * GROUPS; g++) {
+        const int64_t place = (g / GROUPS * row_tiles + tile) * GROUPS + g % GROUPS;
         if (g >= x.groups) {
-            _mm512_store_ps(scale, _mm512_setzero_ps());
+            _mm512_store_ps(x.tile_scale + place * TILE, _mm512_setzero_ps());
             continue;
         }
-        const int8_t* codes = x.codes + (g * x.rows + first) * CHUNK;
         __m512i v[TILE];
-        for (int i = 0; i < TILE; i++) v[i] = _mm512_maskz_loadu_epi32(i < count ? 0xffff : 0, codes + i * CHUNK);
+        for (int i = 0; i < TILE; i++) v[i] = _mm512_load_si512(codes.codes + (g * TILE + i) * CHUNK);
         transpose(v);
-        int8_t* out = x.tiles + (tile * padded + g) * TILE_BYTES;
+        int8_t* out = x.tiles + place * TILE_BYTES;
         for (int i = 0; i < 8; i++) {
             _mm512_store_si512(out + i * 64, v[2 * i]);
             _mm512_store_si512(out + (i + 8) * 64, v[2 * i + 1]);
         }
-        const __m512 whole = _mm512_maskz_loadu_ps(present, x.scale + g * x.rows + first);
-        _mm512_store_ps(scale, _mm512_mul_ps(whole, _mm512_set1_ps(0.0625f)));
+        const __m512 scale = _mm512_maskz_loadu_ps(present, codes.scale + g * TILE);
+        _mm512_store_ps(x.tile_scale + place * TILE, _mm512_mul_ps(scale, _mm512_set1_ps(0.0625f)));
     }
 }
 
 void multiply_amx(const Activations& x, const Weights& w, const Result& out, int64_t first) {
     configure();
-    const int64_t row_tiles = divide_up(x.rows, TILE), padded = divide_up(x.groups, GROUPS) * GROUPS;
+    const int64_t row_tiles = divide_up(x.rows, TILE);
     Panel panel;
     alignas(4096) int32_t sums[GROUPS][TILE * TILE];
     alignas(64) float y[MOST_ROWS / TILE][TILES][TILE * TILE];
@@ -147,7 +150,7 @@ void multiply_amx(const Activations& x, const Weights& w, const Result& out, int
         // S is used two steps after it is made: used at once, it would wait for the store.
         Total total;
         for (int64_t step = 0; step <= row_tiles * TILES; step++) {
-            const int64_t m = step / TILES, t = step % TILES, at = m * padded + g;
+            const int64_t m = step / TILES, t = step % TILES, at = g * row_tiles + m * GROUPS;
             const bool more = step < row_tiles * TILES;
             if (more && t == 0) {
                 const int8_t* tokens = x.tiles + at * TILE_BYTES;

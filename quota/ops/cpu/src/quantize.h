@@ -28,9 +28,9 @@ inline float round_even(float x) {
     return shifted - 0x1.8p23f;
 }
 
-// Rotates COUNT vectors: one block, or several within one vector.
+// Rotates COUNT vectors: one block, or several within one vector. `out` may be x.
 template <class V, int COUNT>
-inline void rotate_vectors(float* x, int64_t block, float norm) {
+inline void rotate_vectors(const float* x, int64_t block, float norm, float* out) {
     typename V::F v[COUNT];
     for (int i = 0; i < COUNT; i++) {
         v[i] = V::load(x + i * V::width);
@@ -46,7 +46,7 @@ inline void rotate_vectors(float* x, int64_t block, float norm) {
                 v[i] = a + b;
                 v[i + span] = a - b;
             }
-    for (int i = 0; i < COUNT; i++) V::store(x + i * V::width, v[i] * norm);
+    for (int i = 0; i < COUNT; i++) V::store(out + i * V::width, v[i] * norm);
 }
 
 // The activations' group of COUNT vectors x, to codes of which every CHUNK lie `step` bytes after those before; returns
@@ -81,10 +81,10 @@ inline float quantize_vectors(const float* x, int8_t* codes, int64_t step, typen
 
 // Blocks of COUNT vectors at most, and of the largest such number that fits.
 template <class V, int COUNT = 256 / V::width>
-inline void rotate_row(float* x, int64_t columns, int64_t block, float norm) {
+inline void rotate_row(const float* x, int64_t columns, int64_t block, float norm, float* out) {
     if constexpr (COUNT > 1)
-        if (block < COUNT * V::width) return rotate_row<V, COUNT / 2>(x, columns, block, norm);
-    for (int64_t k = 0; k < columns; k += COUNT * V::width) rotate_vectors<V, COUNT>(x + k, block, norm);
+        if (block < COUNT * V::width) return rotate_row<V, COUNT / 2>(x, columns, block, norm, out);
+    for (int64_t k = 0; k < columns; k += COUNT * V::width) rotate_vectors<V, COUNT>(x + k, block, norm, out + k);
 }
 
 template <class V, int COUNT = 256 / V::width>
@@ -126,10 +126,17 @@ inline float norm_of(int64_t block) {
 template <class V>
 inline bool quantize(const void* x, FloatType type, int64_t hadamard, int64_t group, int64_t row, Activations& out,
                      float* buffer) {
-    load_floats(x, type, row * out.columns, out.columns, buffer);
-    if (hadamard > 1) rotate_row<V>(buffer, out.columns, hadamard, norm_of(hadamard));
-    const bool finite = quantize_row<V>(buffer, group, row, out);
-    if (out.offset) add_up_codes(row, out);
+    const float* floats = static_cast<const float*>(x);
+    if (type != FLOAT32) {
+        load_halves(static_cast<const uint16_t*>(x), type, out.columns, buffer);
+        floats = buffer;
+    }
+    if (hadamard > 1) {
+        rotate_row<V>(floats, out.columns, hadamard, norm_of(hadamard), buffer);
+        floats = buffer;
+    }
+    const bool finite = quantize_row<V>(floats, group, row, out);
+    add_up_codes(row, out);
     return finite;
 }
 
