@@ -8,16 +8,19 @@ quota adds two things of its own:
     recipe.json     which visual tokens are dropped where (quota/recipe.py)
 
 With `import quota`, `from_pretrained` runs the model as it was saved (quota/loader.py). Without it transformers loads
-the same quantised layers, keeps every token and a 16-bit KV cache, and must be told to rotate the layers' inputs, for
-which the folder's README.md gives the lines (quota/model_card.py).
+the same quantised layers, keeps every token, and a 16-bit KV cache. One thing it cannot do by itself, as of version 5,
+is rotate the layers' inputs: it passes over the `transform_config` in which compressed-tensors describes that, and the
+model would answer nonsense. A rotated checkpoint therefore carries `REFUSAL`, on which every loader but ours stops with
+one line, and README.md gives the lines that take it out and apply the rotation (quota/model_card.py).
 """
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections import defaultdict
+from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -26,7 +29,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from quota.errors import QuotaError, first_problem
 from quota.files import staged_folder, write_atomically
-from quota.model_card import model_card
+from quota.model_card import CARD_FILE, model_card
 from quota.pruning import Pruner
 from quota.quantization.linear import W4A4Linear
 from quota.recipe import PruningRecipe
@@ -34,11 +37,13 @@ from quota.scheme import QuantizationScheme
 
 CONFIG_FILE = "config.json"
 RECIPE_FILE = "recipe.json"
-CARD_FILE = "README.md"
-SHARD_SIZE = "5GB"
 
 FORMAT = "pack-quantized"
-NOTE = "import quota before from_pretrained, or apply transform_config as README.md says"
+
+REFUSAL = "Import quota first"
+"""Name of the group of layers that no loader but ours accepts. The first group counts, and capitals sort first."""
+REFUSED = "import quota before from_pretrained, as the inputs of this model are rotated; README.md says how without it"
+"""What is read then: no regular expression has such a name for a group, and the error repeats it."""
 
 
 class Settings(BaseModel):
@@ -64,8 +69,14 @@ def settings(config: PretrainedConfig) -> Settings | None:
 
 
 def mark(model: PreTrainedModel, scheme: QuantizationScheme, recipe: bool) -> None:
-    """Note in the model's configuration that it is quantised under `scheme`, and whether a recipe prunes it."""
+    """Note in the model's configuration that it is quantised under `scheme`, and whether a recipe prunes it.
+
+    From then on the model's own `save_pretrained` writes a checkpoint of ours too, less processor and card.
+    """
     model.config.quota = Settings(scheme=scheme, recipe=recipe).model_dump(mode="json")
+    if scheme.weight_bits < 16:
+        model.config.quantization_config = quantization_config(model, scheme)
+    setattr(model, "save_pretrained", partial(_save_weights, model))  # noqa: B010 (its type is that of a method)
 
 
 def attached_recipe(model: PreTrainedModel) -> PruningRecipe | None:
@@ -74,40 +85,53 @@ def attached_recipe(model: PreTrainedModel) -> PruningRecipe | None:
     return pruner.recipe if isinstance(pruner, Pruner) else None
 
 
-def save_pretrained(model: PreTrainedModel, processor: Any, folder: str | os.PathLike[str]) -> None:
+def save_pretrained(
+    model: PreTrainedModel, processor: Any, folder: str | os.PathLike[str], max_shard_size: int | str = "5GB"
+) -> None:
     """Save a model that `quota.compress` or `quantize_only` has made, with its processor, recipe and model card.
 
     `folder` appears complete or not at all, and replaces an older checkpoint of ours. Weights of quantised layers take
-    half a byte each, and 2 bytes a group for the scales. Raises QuotaError for a model that is not quantised, or whose
-    weights have 16 bits, and for a folder that holds something else.
+    half a byte each, and 2 bytes a group for the scales; files hold at most `max_shard_size` ("5GB", or bytes). Raises
+    QuotaError for a model that is not quantised, or whose weights have 16 bits, and for a folder that holds something
+    else.
     """
+    scheme = _savable_scheme(model)
+    with staged_folder(folder) as stage:
+        _save_weights(model, stage, max_shard_size=max_shard_size)
+        processor.save_pretrained(stage)
+        write_atomically(stage / CARD_FILE, model_card(model, scheme, attached_recipe(model)))
+
+
+def _save_weights(model: PreTrainedModel, save_directory: str | os.PathLike[str], **options: Any) -> None:
+    """Weights, configurations and recipe, by the `save_pretrained` of transformers, whose options these are."""
+    scheme = _savable_scheme(model)
+    recipe = attached_recipe(model)
+    mark(model, scheme, recipe=recipe is not None)
+    type(model).save_pretrained(model, save_directory, **options)
+    folder = Path(save_directory)
+    if recipe is not None:
+        recipe.save(folder / RECIPE_FILE)
+    for weights in folder.glob("*.safetensors"):
+        # safetensors makes its files readable by the owner alone.
+        shutil.copymode(folder / CONFIG_FILE, weights)
+
+
+def _savable_scheme(model: PreTrainedModel) -> QuantizationScheme:
     found = settings(model.config)
     if found is None:
         raise QuotaError("only a quantised model can be saved; run quota.compress on it first")
-    scheme = found.scheme
-    if scheme.weight_bits == 16:
-        raise QuotaError(f"{scheme.name} has 16-bit weights, for which there is no packed format; use 4 or 8 bits")
-    recipe = attached_recipe(model)
-    mark(model, scheme, recipe=recipe is not None)
-    with staged_folder(folder) as stage:
-        model.save_pretrained(stage, max_shard_size=SHARD_SIZE)
-        processor.save_pretrained(stage)
-        config = json.loads((stage / CONFIG_FILE).read_text(encoding="utf-8"))
-        config["quantization_config"] = quantization_config(model, scheme)
-        write_atomically(stage / CONFIG_FILE, json.dumps(config, indent=2) + "\n")
-        if recipe is not None:
-            recipe.save(stage / RECIPE_FILE)
-        write_atomically(stage / CARD_FILE, model_card(model, scheme, recipe))
-        for weights in stage.glob("*.safetensors"):
-            # safetensors makes its files readable by the owner alone.
-            shutil.copymode(stage / CONFIG_FILE, weights)
+    if found.scheme.weight_bits == 16:
+        raise QuotaError(
+            f"{found.scheme.name} has 16-bit weights, for which there is no packed format; use 4 or 8 bits"
+        )
+    return found.scheme
 
 
 def quantization_config(model: nn.Module, scheme: QuantizationScheme) -> dict[str, Any]:
     """The compressed-tensors description of a quantised model, as transformers and vLLM read it.
 
-    Layers of the commonest group sizes are meant by "Linear", others by name. `transform_config` says that inputs are
-    rotated; transformers 5 does not read it. But it logs every target that matches no layer, so NOTE is one.
+    Layers of the commonest group sizes are meant by "Linear", others by name. Where inputs are rotated,
+    `transform_config` says so, and the group `REFUSAL` sees to it that nobody passes over that.
     """
     sizes: dict[tuple[int, int, int], list[str]] = defaultdict(list)
     ignore = []
@@ -147,7 +171,7 @@ def quantization_config(model: nn.Module, scheme: QuantizationScheme) -> dict[st
     }
     if rotations:
         described["transform_config"] = {"config_groups": rotations}
-        groups[f"group_{len(ordered) - 1}"]["targets"] = ["Linear", f"re:{NOTE}"]
+        described["config_groups"] = {REFUSAL: {"targets": [f"re:(?P<{REFUSED}>)"]}, **groups}
     return described
 
 

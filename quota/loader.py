@@ -18,7 +18,7 @@ from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING
 from transformers.quantizers.quantizer_compressed_tensors import CompressedTensorsHfQuantizer
 from transformers.utils.hub import cached_file
 
-from quota.checkpoint import RECIPE_FILE, Settings, settings
+from quota.checkpoint import RECIPE_FILE, Settings, mark, settings
 from quota.errors import QuotaError
 from quota.models import family, fingerprint
 from quota.pruning import Pruner
@@ -62,6 +62,7 @@ class QuotaQuantizer(CompressedTensorsHfQuantizer):
             super()._process_model_after_weight_loading(model, **kwargs)
             return
         _check_loaded(model)
+        mark(model, self.settings.scheme, self.settings.recipe)
         attach_cache(model, self.settings.scheme)
         if self.recipe is not None:
             Pruner(model, self.recipe, self.settings.scheme).attach()

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from quota.errors import QuotaError
+from quota.files import write_atomically
 from quota.recipe import PruningRecipe
 from quota.scheme import QuantizationScheme
 from quota.version import __version__
+
+CARD_FILE = "README.md"
 
 _CARD = """\
 ---
@@ -22,6 +27,8 @@ tags: [quota, compressed-tensors, {tag}]
 
 - **Quantisation: {scheme}.** {quantisation}
 - **Visual tokens: {tokens}.** {pruning}
+{unmeasured}
+- **Versions:** {versions}.
 
 ## Run it
 
@@ -36,18 +43,28 @@ processor = AutoProcessor.from_pretrained("this/folder")
 ## Without quota
 
 The weights are in the "pack-quantized" format of compressed-tensors, so transformers loads them without quota too. It
-then keeps every visual token, and the KV cache in 16 bits.{stock}
+is slower then (weights are unpacked, and multiplied in floating point), keeps every visual token, and the KV cache in
+16 bits.{stock}
 """
 
+_RETENTION = "- **Retention:"
+_UNMEASURED = (
+    f"{_RETENTION} not measured.** `quota eval this/folder --baseline ORIGINAL` measures it and writes it here."
+)
+
 _ROTATED = """ The inputs of the quantised layers have to be rotated by a Hadamard
-matrix, which transformers 5 does not do by itself: without these lines the model answers nonsense.
+matrix, which transformers 5 does not do by itself, and without it the model would answer nonsense. Therefore the folder
+refuses to load there, unless with these lines, which take out the refusal and apply the rotation:
 
 ```python
-import json
 from compressed_tensors.transform import TransformConfig, apply_transform_config
+from transformers import AutoConfig, AutoModelForImageTextToText
 
-config = json.load(open("this/folder/config.json"))["quantization_config"]
-apply_transform_config(model, TransformConfig(**config["transform_config"]))
+config = AutoConfig.from_pretrained("this/folder")
+rotation = TransformConfig(**config.quantization_config["transform_config"])
+del config.quantization_config["config_groups"]["Import quota first"]
+model = AutoModelForImageTextToText.from_pretrained("this/folder", config=config)
+apply_transform_config(model, rotation)
 ```"""
 
 
@@ -66,8 +83,41 @@ def model_card(model: Any, scheme: QuantizationScheme, recipe: PruningRecipe | N
         quantisation=_quantisation(scheme),
         tokens=f"{recipe.keep:.0%} kept" if recipe else "all kept",
         pruning=_pruning(recipe),
+        unmeasured=_UNMEASURED,
+        versions=_versions(recipe),
         stock=_ROTATED if scheme.hadamard else "",
     )
+
+
+def record_retention(
+    folder: Path, retention: float, interval: tuple[float, float], baseline: str, suite: str, questions: int
+) -> None:
+    """Write into the card of the checkpoint in `folder` how much of the score of `baseline` on `suite` it keeps.
+
+    Shares are fractions, and `interval` their 95% interval. An older figure is replaced. Raises QuotaError if the card
+    is not there, or has no such line.
+    """
+    file = folder / CARD_FILE
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+    except OSError as error:
+        raise QuotaError(f"cannot read {file}: {error.strerror}; save with quota.save_pretrained") from None
+    places = [number for number, line in enumerate(lines) if line.startswith(_RETENTION)]
+    if not places:
+        raise QuotaError(f"{file} has no line {_RETENTION!r} to write retention in; add one")
+    low, high = interval
+    lines[places[0]] = (
+        f"{_RETENTION} {retention:.1%}** of the score of {baseline} (95% interval {low:.1%} to {high:.1%}), "
+        f"the mean over the tasks of {suite}, {questions} questions.\n"
+    )
+    write_atomically(file, "".join(lines))
+
+
+def _versions(recipe: PruningRecipe | None) -> str:
+    """Those that calibration ran with; without a recipe, which records them, those of this machine."""
+    names = ("torch", "transformers", "compressed-tensors")
+    versions = {"quota": __version__, **{name: version(name) for name in names}} | (recipe.versions if recipe else {})
+    return ", ".join(f"{name} {number}" for name, number in versions.items())
 
 
 def _quantisation(scheme: QuantizationScheme) -> str:

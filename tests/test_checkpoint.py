@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import copy
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,9 +14,10 @@ from tiny_llava import answers, logits, make_model, make_samples, processor
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import quota
-from quota import PruningRecipe, QuantizationScheme, QuotaError, checkpoint
+from quota import PruningRecipe, QuantizationScheme, QuotaError
 from quota.compress import prune_only, quantize_only
 from quota.quantization.linear import W4A4Linear
+from quota.samples import build_inputs
 
 SAMPLES = make_samples(5)
 
@@ -97,6 +100,35 @@ def test_saving_a_loaded_model_writes_the_same_checkpoint(saved: tuple[Any, Path
         assert configs[0][key] == configs[1][key]
 
 
+@pytest.mark.parametrize("fresh", [True, False], ids=["compressed here", "loaded"])
+def test_the_save_pretrained_of_transformers_writes_what_loads(
+    fresh: bool, saved: tuple[Any, Path], tmp_path: Path
+) -> None:
+    model = saved[0] if fresh else load(saved[1])
+    model.save_pretrained(tmp_path / "out")
+    again = load(tmp_path / "out")
+    assert again.quota_pruner.recipe == saved[0].quota_pruner.recipe
+    assert torch.equal(logits(again), logits(saved[0]))
+    configs = [json.loads((folder / "config.json").read_text()) for folder in (saved[1], tmp_path / "out")]
+    assert configs[0]["quantization_config"] == configs[1]["quantization_config"]
+
+
+def test_a_copy_saves_itself_and_not_the_model_it_was_copied_from(saved: tuple[Any, Path], tmp_path: Path) -> None:
+    twin = copy.deepcopy(load(saved[1]))
+    twin.lm_head.weight.data.zero_()
+    twin.save_pretrained(tmp_path / "out")
+    assert not logits(load(tmp_path / "out")).any()
+
+
+def test_processor_and_generation_settings_travel(saved: tuple[Any, Path]) -> None:
+    again = AutoProcessor.from_pretrained(saved[1])
+    sample = SAMPLES[0]
+    texts = [build_inputs(tools, [sample])["input_ids"] for tools in (processor(), again)]
+    assert torch.equal(*texts)
+    stored = json.loads((saved[1] / "generation_config.json").read_text())
+    assert stored["eos_token_id"] == saved[0].generation_config.eos_token_id
+
+
 def test_a_folder_of_ours_is_replaced_and_another_is_not(saved: tuple[Any, Path], tmp_path: Path) -> None:
     older = tmp_path / "older"
     quota.save_pretrained(saved[0], processor(), older)
@@ -135,11 +167,8 @@ def test_a_layer_of_usual_width_takes_at_most_054_bytes_a_weight(tmp_path: Path)
     assert sum(tensor.nbytes for tensor in parts) <= 0.54 * (2 * 6 * 576 * 64)
 
 
-def test_a_large_checkpoint_is_saved_in_shards(
-    saved: tuple[Any, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(checkpoint, "SHARD_SIZE", "60KB")
-    quota.save_pretrained(saved[0], processor(), tmp_path / "out")
+def test_a_large_checkpoint_is_saved_in_shards(saved: tuple[Any, Path], tmp_path: Path) -> None:
+    quota.save_pretrained(saved[0], processor(), tmp_path / "out", max_shard_size="60KB")
     assert len(list((tmp_path / "out").glob("*.safetensors"))) > 2
     assert torch.equal(logits(load(tmp_path / "out")), logits(saved[0]))
 
@@ -151,7 +180,9 @@ def test_card_says_what_is_kept_and_how_to_load(saved: tuple[Any, Path]) -> None
     assert "30% kept" in card
     assert all(f": {count}" in card for count in counts)
     assert "apply_transform_config" in card
-    assert "{" not in card.replace("```python", "")
+    assert "Retention: not measured" in card
+    assert f"quota {quota.__version__}, torch {torch.__version__.split('+')[0]}" in card
+    assert not re.search(r"\{\w+\}", card)
 
 
 def test_a_save_that_fails_leaves_nothing(
@@ -193,3 +224,9 @@ def test_what_cannot_be_saved_is_refused(build: Callable[[], Any], message: str,
     with pytest.raises(QuotaError, match=message):
         quota.save_pretrained(build(), processor(), tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_transformers_does_not_save_what_cannot_be_loaded(tmp_path: Path) -> None:
+    with pytest.raises(QuotaError, match="no packed format"):
+        sixteen_bit_weights().save_pretrained(tmp_path / "out")
+    assert not (tmp_path / "out").exists()

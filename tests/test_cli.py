@@ -55,6 +55,13 @@ def test_compress_inspect_eval_and_run(
     assert measured["questions"] == 4 and set(measured["accuracy"]) == {"easy", "hard"}
     assert "majority" in capsys.readouterr().out
 
+    assert call("eval", out, "--suite", suite_folder, "--baseline", full_folder, "--json", figures) == 0
+    measured = json.loads(figures.read_text())
+    share = f"{measured['retention']:.1%}"
+    assert measured["retention_interval"][0] <= measured["retention"] <= measured["retention_interval"][1]
+    assert share in capsys.readouterr().out
+    assert f"- **Retention: {share}** of the score of full (95% interval" in (out / "README.md").read_text()
+
     assert call("run", out, "--image", picture, "what is this") == 0
     model, processor, _ = load_model(str(out))
     assert capsys.readouterr().out.strip() == answer(model, processor, Sample(picture, "what is this"), LONGEST_ANSWER)

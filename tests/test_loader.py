@@ -131,35 +131,43 @@ def test_foreign_checkpoint_is_left_to_transformers(tmp_path: Path) -> None:
 
 
 LOAD_WITHOUT_QUOTA = """
-import json, sys, torch
-from transformers import AutoModelForImageTextToText
+import re, sys, torch
+from pathlib import Path
+from transformers import AutoModelForImageTextToText, CompressedTensorsConfig
 
-folder, inputs, rotate = sys.argv[1], torch.load(sys.argv[2]), sys.argv[3] == "rotate"
-model = AutoModelForImageTextToText.from_pretrained(folder)
-if rotate:
-    from compressed_tensors.transform import TransformConfig, apply_transform_config
-
-    config = json.load(open(folder + "/config.json"))["quantization_config"]
-    apply_transform_config(model, TransformConfig(**config["transform_config"]))
+folder, inputs, how = sys.argv[1], torch.load(sys.argv[2]), sys.argv[3]
+if how == "card":
+    blocks = re.findall("```python\\n(.*?)```", (Path(folder) / "README.md").read_text(), re.DOTALL)
+    exec(blocks[-1].replace("this/folder", folder))
+else:
+    options = {"quantization_config": CompressedTensorsConfig(dequantize=True)} if how == "dequantize" else {}
+    model = AutoModelForImageTextToText.from_pretrained(folder, **options)
 assert "quota" not in sys.modules
 with torch.no_grad():
     torch.save(model(**inputs).logits, sys.argv[2])
 """
 
 
-def logits_without_quota(folder: Path, rotate: bool) -> tuple[torch.Tensor, str]:
-    """Logits of `batch()` from a fresh interpreter that never imports quota, and what it said."""
+def run_without_quota(folder: Path, how: str) -> subprocess.CompletedProcess[str]:
+    """A fresh interpreter that never imports quota loads `folder` and writes logits of `batch()` beside it.
+
+    `how`: as it is ("plain"), with dequantised weights ("dequantize"), or by the lines of the folder's card ("card").
+    """
     exchange = folder.with_suffix(".pt")
     torch.save(dict(batch()), exchange)
-    arguments = [str(folder), str(exchange), "rotate" if rotate else "plain"]
-    done = subprocess.run([sys.executable, "-c", LOAD_WITHOUT_QUOTA, *arguments], capture_output=True, text=True)
+    command = [sys.executable, "-c", LOAD_WITHOUT_QUOTA, str(folder), str(exchange), how]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def logits_without_quota(folder: Path, how: str) -> torch.Tensor:
+    done = run_without_quota(folder, how)
     assert done.returncode == 0, done.stderr
-    return torch.load(exchange), done.stderr
+    return torch.load(folder.with_suffix(".pt"))
 
 
 def test_without_quota_an_unrotated_checkpoint_gives_the_same_logits(tmp_path: Path) -> None:
     model = stock_checkpoint(tmp_path / "out")
-    stock, _ = logits_without_quota(tmp_path / "out", rotate=False)
+    stock = logits_without_quota(tmp_path / "out", "plain")
     torch.testing.assert_close(stock, logits(model), rtol=1e-4, atol=1e-5)
 
 
@@ -167,15 +175,25 @@ def test_without_quota_the_lines_of_the_card_give_the_same_logits(tmp_path: Path
     model = make_model()
     quantize_only(model, processor(), SAMPLES, QuantizationScheme(kv_bits=16))
     quota.save_pretrained(model, processor(), tmp_path / "out")
-    stock, said = logits_without_quota(tmp_path / "out", rotate=True)
+    stock = logits_without_quota(tmp_path / "out", "card")
     torch.testing.assert_close(stock, logits(model), rtol=1e-4, atol=1e-5)
-    # What a reader who skips the card gets to see.
-    assert checkpoint.NOTE in said
+
+
+def test_without_quota_and_those_lines_a_rotated_checkpoint_is_refused_in_one_line(quota_folder: Path) -> None:
+    done = run_without_quota(quota_folder, "plain")
+    assert done.returncode == 1
+    assert checkpoint.REFUSED in done.stderr.strip().splitlines()[-1]
+
+
+def test_without_quota_a_rotated_checkpoint_cannot_be_dequantized(quota_folder: Path) -> None:
+    done = run_without_quota(quota_folder, "dequantize")
+    assert done.returncode == 1
+    assert "RuntimeError" in done.stderr
 
 
 def test_without_quota_the_weights_are_the_real_ones(quota_folder: Path) -> None:
     """KV4 and pruning are ours alone; with both off, what is left of the default checkpoint is bit for bit the same."""
-    stock, _ = logits_without_quota(quota_folder, rotate=True)
+    stock = logits_without_quota(quota_folder, "card")
     ours = load(quota_folder)
     ours.quota_pruner.detach()
     ours.quota_cache.detach()

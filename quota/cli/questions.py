@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from quota.cli.app import Backend, JsonFile, Model, app, console, notes, write_json
+
+if TYPE_CHECKING:
+    from quota.evaluation import Evaluation
+    from quota.samples import Sample
 
 LONGEST_ANSWER = 256
 """Tokens that `quota run` lets a model say."""
@@ -50,6 +54,10 @@ def evaluate_suite(
     ] = "reference",
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N questions of each task.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Questions answered at once.")] = 32,
+    baseline: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="The original: also measure retention, and write it into MODEL's card."),
+    ] = None,
     json_file: JsonFile = None,
     backend: Backend = None,
 ) -> None:
@@ -58,11 +66,13 @@ def evaluate_suite(
     ```text
     quota eval reference --limit 100
     quota eval small/ --suite my-questions/ --json figures.json
+    quota eval small/ --baseline reference
     ```
 
     The JSON holds accuracy (per task), average, interval (low, high), questions, tokens_per_second and backends (those
     that ran each job). Accuracies are fractions. The average weighs every task the same; the interval is a bootstrap
-    within tasks.
+    within tasks. With --baseline there are also retention and retention_interval, the mean over tasks of accuracy
+    relative to the baseline's (null if that answers nothing right in some task).
     """
     from quota.evaluation import evaluate
     from quota.loading import load_model
@@ -79,7 +89,10 @@ def evaluate_suite(
     console.print(evaluation_table(evaluation, f"{label} on {suite}"))
     speed = f"{evaluation.tokens_per_second:.1f} tokens/s (answer tokens over the time of generate)"
     notes.print(f"{speed}; operators: {evaluation.operators}")
-    write_json(json_file, evaluation.figures())
+    figures = evaluation.figures()
+    if baseline is not None:
+        figures |= _compare(evaluation, model, baseline, suite, questions, batch_size)
+    write_json(json_file, figures)
 
 
 @app.command()
@@ -140,6 +153,31 @@ def demo(
         console.print(table)
     notes.print(f"kept tokens: {result.picture}; checkpoint: {result.checkpoint}; {result.seconds:.0f} s in all")
     write_json(json_file, result.figures())
+
+
+def _compare(
+    evaluation: Evaluation, model: str, baseline: str, suite: str, questions: list[Sample], batch_size: int
+) -> dict[str, Any]:
+    """Answer the same questions with the baseline, say what share of its score is left, and note it in the card."""
+    from quota.evaluation import evaluate
+    from quota.evaluation.statistics import retention, retention_interval
+    from quota.files import is_checkpoint
+    from quota.loading import load_model
+    from quota.model_card import record_retention
+    from quota.report.progress import progress_bar
+
+    network, processor, label = load_model(baseline)
+    with progress_bar(f"answering as {label}") as progress:
+        original = evaluate(network, processor, questions, batch_size, progress=progress)
+    share = retention(evaluation.outcomes, original.outcomes)
+    interval = retention_interval(evaluation.outcomes, original.outcomes)
+    if share is None or interval is None:
+        notes.print(f"retention is undefined: {label} answers nothing right in some task")
+        return {"retention": None, "retention_interval": None}
+    console.print(f"retention: {share:.1%} of {label}, 95% interval {interval[0]:.1%} to {interval[1]:.1%}")
+    if is_checkpoint(Path(model)):
+        record_retention(Path(model), share, interval, label, suite, len(questions))
+    return {"retention": share, "retention_interval": list(interval)}
 
 
 def _suite_path(name: str) -> Path:
