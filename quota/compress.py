@@ -120,6 +120,7 @@ def quantize_only(
 ) -> Calibration:
     """Quantise `model` in place exactly as `compress` does, and keep every visual token. Errors as `compress`."""
     _check_uncompressed(model)
+    _check_sees(model)
     if not samples:
         raise QuotaError("calibration needs at least one sample; 128 are the published setting")
     model.eval()
@@ -137,6 +138,7 @@ def prune_only(model: PreTrainedModel, recipe: PruningRecipe) -> PruningRecipe:
     Raises QuotaError for a recipe of another model, or a model that is compressed already.
     """
     _check_uncompressed(model)
+    _check_sees(model)
     weights = {name: weight for name, weight in recipe.weights.items() if name != "risk"}
     total = sum(weights.values())
     pruned = PruningRecipe(
@@ -153,7 +155,13 @@ def _check_uncompressed(model: PreTrainedModel) -> None:
         raise QuotaError("the model is quantised already; load the original one")
 
 
+def _check_sees(model: PreTrainedModel) -> None:
+    if not family(model).sees:
+        raise QuotaError(f"{type(model).__name__} has no vision tower; give a vision-language model")
+
+
 def _check_options(model: PreTrainedModel, keep: float, layers: Sequence[int] | None, temperature: float) -> None:
+    _check_sees(model)
     total = len(family(model).decoder_layers)
     # The rules themselves say what they refuse, on any numbers; better now than after the sweep.
     keep_ratios([0.0], keep, temperature)

@@ -11,12 +11,14 @@ from transformers import PreTrainedModel
 
 from quota.errors import QuotaError
 from quota.models.family import PARTS, Family
+from quota.models.llama import llama
 from quota.models.llava import llava
 
 __all__ = ["FAMILIES", "PARTS", "Family", "family", "fingerprint"]
 
 FAMILIES: dict[str, Callable[[PreTrainedModel], Family]] = {
     "LlavaForConditionalGeneration": llava,
+    "LlamaForCausalLM": llama,
 }
 
 # What decides whether a recipe fits: the shape of the network and of its visual tokens.
@@ -52,10 +54,11 @@ def fingerprint(model: PreTrainedModel) -> str:
     fine-tunes of one architecture share it.
     """
     config = model.config
-    rooms = {"model": config, "text": config.get_text_config(), "vision": config.vision_config}
+    rooms = {"model": config, "text": config.get_text_config(), "vision": getattr(config, "vision_config", None)}
     facts = {
         room: {key: getattr(part, key) for key in _SHAPE if getattr(part, key, None) is not None}
         for room, part in rooms.items()
+        if part is not None
     }
     text = json.dumps({"architecture": type(model).__name__, **facts}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()

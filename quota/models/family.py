@@ -39,6 +39,11 @@ class Family:
     """Arguments of `base` that bring images. Without any of them an image token is a word like others."""
 
     @property
+    def sees(self) -> bool:
+        """Whether there is a vision tower; without one a prompt is text alone."""
+        return len(self.tower_blocks) > 0
+
+    @property
     def decoder_layers(self) -> nn.ModuleList:
         """The decoder layers, first to last."""
         return self.text_model.layers

@@ -8,9 +8,10 @@ from tiny import IMAGE, TOKENS_PER_IMAGE, tiny_batch, tiny_config, tiny_llava, t
 from torch import nn
 from transformers import (
     AutoModelForImageTextToText,
-    LlamaForCausalLM,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    MistralConfig,
+    MistralForCausalLM,
     PixtralVisionConfig,
     SiglipVisionConfig,
 )
@@ -29,8 +30,8 @@ def with_tower(vision: object, **changes: object) -> LlavaForConditionalGenerati
 
 class TestFamily:
     def test_unknown_architecture(self) -> None:
-        model = LlamaForCausalLM(tiny_config().text_config)
-        with pytest.raises(QuotaError, match=r"LlamaForCausalLM.*LlavaForConditionalGeneration"):
+        model = MistralForCausalLM(MistralConfig(vocab_size=96, hidden_size=64, num_hidden_layers=1))
+        with pytest.raises(QuotaError, match=r"MistralForCausalLM.*LlavaForConditionalGeneration"):
             family(model)
 
     def test_images_are_told_apart(self) -> None:

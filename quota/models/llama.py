@@ -1,0 +1,33 @@
+"""A decoder alone, of the Llama kind: no pictures, so all of a prompt is text.
+
+The sweep quantises it with the same code as the decoder of a vision-language model: large text models are where
+outliers are found, and `quota testbed` measures the quantiser there.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from quota.models.family import Family
+
+
+def llama(model: Any) -> Family:
+    """The rooms of a `LlamaForCausalLM`: those for pictures are empty."""
+
+    def image_index(input_ids: Tensor) -> Tensor:
+        return torch.full_like(input_ids, -1)
+
+    return Family(
+        model=model,
+        base=model.model,
+        tower=nn.Identity(),
+        tower_blocks=nn.ModuleList(),
+        projector=nn.Identity(),
+        text_model=model.model,
+        lm_head=model.lm_head,
+        image_index=image_index,
+        image_arguments=(),
+    )

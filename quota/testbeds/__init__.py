@@ -1,0 +1,7 @@
+"""Models with real outliers, to try the quantiser on: what a small model trained here cannot show.
+
+Weights come from packages of the registries and never from this repository; nothing of those packages is run. Each
+testbed is a command, `quota testbed NAME`:
+
+    smollm2   a language model of 30 layers with grouped heads: perplexity of English prose
+"""
