@@ -23,8 +23,8 @@ struct Kernels {
 
 bool takes_tiles(int isa, int64_t rows, int64_t group) { return isa == AMX && rows >= TILE / 2 && group == CHUNK; }
 
-Kernels kernels(int isa, bool tiles) {
-    if (tiles) return {quantize_avx512, multiply_amx, BLOCK_AMX};
+Kernels kernels(int isa, bool tiles, bool wide) {
+    if (tiles) return {quantize_avx512, multiply_amx, wide ? WIDE_BLOCK_AMX : BLOCK_AMX};
     if (isa >= AVX512) return {quantize_avx512, multiply_avx512, BLOCK_AVX512};
     if (isa == AVX2) return {quantize_avx2, multiply_avx2, BLOCK_AVX2};
     return {quantize_portable, multiply_portable, BLOCK_PORTABLE};
@@ -100,17 +100,20 @@ int8_t* place(const Activations& x, int64_t row, int64_t k) {
 
 // `fill(token, row, x, buffer)` sets row `row` of x to the codes of a token; false if it is not finite.
 template <class Fill>
-Status run(int isa, int threads, int64_t rows, int64_t columns, int64_t group, const Weights& w, const Result& whole,
+Status run(int isa, int threads, int64_t rows, int64_t columns, int64_t group, Weights w, const Result& whole,
            Fill fill) {
     Activations x = {rows < MOST_ROWS ? rows : MOST_ROWS, columns, group, columns / group, {}, {}, {}, {}, {}};
     const bool tiles = takes_tiles(isa, x.rows, group);
     float* none;
     if (!(tiles ? take_tiles(common, x) : take_codes(common, x, 0, &none))) return NO_MEMORY;
-    const Kernels use = kernels(isa, tiles);
+    const Kernels use = kernels(isa, tiles, w.outputs >= 2 * threads * WIDE_BLOCK_AMX);
+    w.block = use.block;
     std::atomic<Status> status{DONE};
 
-    for (int64_t part = 0; part < rows && status == DONE; part += MOST_ROWS) {
-        x.rows = rows - part < MOST_ROWS ? rows - part : MOST_ROWS;
+    // In parts as large as each other: each goes through all the weights.
+    const int64_t parts = divide_up(rows, MOST_ROWS), most = divide_up(divide_up(rows, TILE), parts ? parts : 1) * TILE;
+    for (int64_t part = 0; part < rows && status == DONE; part += most) {
+        x.rows = rows - part < most ? rows - part : most;
         const Result out = after(whole, part, w.outputs, x.groups);
 #pragma omp parallel num_threads(threads) if (x.rows * columns * w.outputs > WORTH_THREADS)
         {
@@ -129,7 +132,7 @@ Status run(int isa, int threads, int64_t rows, int64_t columns, int64_t group, c
             }
             if (status == DONE) {
 #pragma omp for
-                for (int64_t first = 0; first < w.outputs; first += use.block) use.multiply(x, w, out, first);
+                for (int64_t first = 0; first < w.outputs; first += w.block) use.multiply(x, w, out, first);
             }
         }
     }
@@ -147,9 +150,9 @@ int quota_linear(int isa, int threads, const void* x, int type, int64_t rows, in
     const int64_t weight_group = columns / scales;
     int64_t group = activation_group < weight_group ? activation_group : weight_group;
     if (group > CHUNK) group = CHUNK;
-    const Weights w = {outputs, packed, scale, scales, weight_group / group};
+    const Weights w = {outputs, packed, scale, scales, weight_group / group, 0};
     const Result out = {y, FloatType(type), bias, nullptr};
-    const Quantize quantize = kernels(isa, false).quantize;
+    const Quantize quantize = kernels(isa, false, false).quantize;
     return run(isa, threads, rows, columns, group, w, out,
                [&](int64_t token, int64_t row, Activations& to, float* buffer) {
                    const void* from = rows_after(x, FloatType(type), token, columns);
@@ -161,7 +164,7 @@ int quota_linear(int isa, int threads, const void* x, int type, int64_t rows, in
 int quota_group_sums(int isa, int threads, const int8_t* codes, int64_t rows, int64_t columns, int64_t group,
                             const uint8_t* packed, int64_t outputs, int32_t* sums) {
     const uint16_t one = 0x3f80;
-    const Weights w = {outputs, packed, &one, 0, columns};
+    const Weights w = {outputs, packed, &one, 0, columns, 0};
     const Result out = {nullptr, FLOAT32, nullptr, sums};
     return run(isa, threads, rows, columns, group, w, out, [&](int64_t token, int64_t row, Activations& to, float*) {
         for (int64_t g = 0; g < to.groups; g++) {
@@ -188,7 +191,7 @@ int quota_quantize(int isa, const void* x, int type, int64_t rows, int64_t colum
     if (!take_codes(own, to, columns, &buffer)) return NO_MEMORY;
     for (int64_t row = 0; row < rows; row++) {
         const void* from = rows_after(x, FloatType(type), row, columns);
-        if (!kernels(isa, false).quantize(from, FloatType(type), hadamard, group, 0, to, buffer)) return NOT_FINITE;
+        if (!kernels(isa, false, false).quantize(from, FloatType(type), hadamard, group, 0, to, buffer)) return NOT_FINITE;
         for (int64_t k = 0; k < columns; k++) codes[row * columns + k] = *place(to, 0, k);
         for (int64_t g = 0; g < columns / group; g++) scale[row * (columns / group) + g] = to.scale[g * (group / part)];
     }

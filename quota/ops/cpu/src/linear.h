@@ -37,6 +37,7 @@ struct Weights {
     const uint16_t* scale;  // bfloat16 [outputs, scales]
     int64_t scales;
     int64_t groups_per_scale;
+    int64_t block;  // outputs that a thread takes at once
 };
 
 struct Result {
@@ -50,7 +51,7 @@ struct Result {
 // float32.
 using Quantize = bool (*)(const void* x, FloatType type, int64_t hadamard, int64_t group, int64_t row, Activations& out,
                           float* buffer);
-// All rows times the outputs [first, first + block), where `block` is that of the kernel's own.
+// All rows times the outputs [first, first + w.block).
 using Multiply = void (*)(const Activations& x, const Weights& w, const Result& out, int64_t first);
 
 bool quantize_portable(const void*, FloatType, int64_t, int64_t, int64_t, Activations&, float*);
@@ -65,6 +66,8 @@ void multiply_amx(const Activations&, const Weights&, const Result&, int64_t);
 void arrange_amx(const Activations& codes, int64_t count, int64_t tile, Activations& x);
 
 constexpr int64_t BLOCK_PORTABLE = 16, BLOCK_AVX2 = 8, BLOCK_AVX512 = 16, BLOCK_AMX = 64;
+// AMX takes this many outputs at once if all threads get some: the more, the fewer passes over the tokens.
+constexpr int64_t WIDE_BLOCK_AMX = 256;
 // Columns of an AMX tile: tokens. Groups that are taken together, so that as many are laid out.
 constexpr int64_t TILE = 16, TILE_GROUPS = 4;
 

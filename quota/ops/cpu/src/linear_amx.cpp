@@ -2,14 +2,15 @@
 //
 // Outputs are the rows of the first operand, which comes straight from the packed rows; tokens are the columns of the
 // second, laid out once for all outputs by `arrange_amx`. S of every group is stored, scaled and added to 16 vectors of
-// floats. Blocks are chosen so that 64 outputs x 8 groups stay in the first-level cache while all tokens pass.
+// floats. A panel of 64 outputs and 4 groups stays in the first-level cache while all tokens pass; several panels of the
+// same groups follow one another, so that the tokens' tiles of these groups are read from the second-level cache.
 #include <immintrin.h>
 
 #include "avx512.h"
 
 namespace {
 
-constexpr int64_t GROUP = 64, TILE_BYTES = 1024, GROUPS = TILE_GROUPS, TILES = BLOCK_AMX / TILE;
+constexpr int64_t GROUP = 64, TILE_BYTES = 1024, GROUPS = TILE_GROUPS, PANEL = BLOCK_AMX, TILES = PANEL / TILE;
 
 inline void configure() {
     struct alignas(64) {
@@ -38,7 +39,7 @@ struct Panel {
 
     void load(const Activations& x, const Weights& w, int64_t first, int64_t g) {
         const int64_t groups = x.groups - g < GROUPS ? x.groups - g : GROUPS;
-        for (int64_t i = 0; i < BLOCK_AMX; i++) {
+        for (int64_t i = 0; i < PANEL; i++) {
             // Rows past the last output do it again.
             const int64_t n = first + i < w.outputs ? first + i : w.outputs - 1, t = i / TILE, row = i % TILE;
             const uint8_t* packed = w.packed + (n * x.columns + g * GROUP) / 2;
@@ -113,6 +114,36 @@ inline void write_tile(const float* y, const Activations& x, const Weights& w, c
         store_vector(out, w, tile * TILE + m, first, count, _mm512_castsi512_ps(v[m]));
 }
 
+void multiply_panel(const Activations& x, const Weights& w, const Result& out, int64_t first, int64_t g, const Panel& panel,
+                    float (*y)[TILES][TILE * TILE], int32_t (*sums)[TILE * TILE]) {
+    const int64_t row_tiles = divide_up(x.rows, TILE);
+    // S is used two steps after it is made: used at once, it would wait for the store.
+    Total total;
+    for (int64_t step = 0; step <= row_tiles * TILES; step++) {
+        const int64_t m = step / TILES, t = step % TILES, at = g * row_tiles + m * GROUPS;
+        const bool more = step < row_tiles * TILES;
+        if (more && t == 0) {
+            const int8_t* tokens = x.tiles + at * TILE_BYTES;
+            _tile_loadd(4, tokens, 64);
+            _tile_loadd(5, tokens + TILE_BYTES, 64);
+            _tile_loadd(6, tokens + 2 * TILE_BYTES, 64);
+            _tile_loadd(7, tokens + 3 * TILE_BYTES, 64);
+        }
+        if (more) make_sums<0>(panel.weights[0][t], sums[0]);
+        if (step) total.add(2, sums[2]);
+        if (more) make_sums<1>(panel.weights[1][t], sums[1]);
+        if (step) total.add(3, sums[3]);
+        if (step) total.save();
+        if (!more) break;
+        total.start(y[m][t], panel.scale[t], x.tile_scale + at * TILE, g == 0);
+        make_sums<2>(panel.weights[2][t], sums[2]);
+        total.add(0, sums[0]);
+        make_sums<3>(panel.weights[3][t], sums[3]);
+        total.add(1, sums[1]);
+        if (out.sums) write_sums(sums, x, w, out, m, first + t * TILE, g);
+    }
+}
+
 }  // namespace
 
 // tiles [panels, row tiles, GROUPS, 16, 16, 4]: four codes of 16 tokens, in the order of `unpack`; tile_scale [panels, row
@@ -142,40 +173,19 @@ void arrange_amx(const Activations& codes, int64_t count, int64_t tile, Activati
 void multiply_amx(const Activations& x, const Weights& w, const Result& out, int64_t first) {
     configure();
     const int64_t row_tiles = divide_up(x.rows, TILE);
+    const int64_t panels = divide_up(w.outputs - first < w.block ? w.outputs - first : w.block, PANEL);
     Panel panel;
     alignas(4096) int32_t sums[GROUPS][TILE * TILE];
-    alignas(64) float y[MOST_ROWS / TILE][TILES][TILE * TILE];
+    static thread_local struct alignas(4096) { float y[WIDE_BLOCK_AMX / PANEL][MOST_ROWS / TILE][TILES][TILE * TILE]; } totals;
     for (int64_t g = 0; g < x.groups; g += GROUPS) {
-        panel.load(x, w, first, g);
-        // S is used two steps after it is made: used at once, it would wait for the store.
-        Total total;
-        for (int64_t step = 0; step <= row_tiles * TILES; step++) {
-            const int64_t m = step / TILES, t = step % TILES, at = g * row_tiles + m * GROUPS;
-            const bool more = step < row_tiles * TILES;
-            if (more && t == 0) {
-                const int8_t* tokens = x.tiles + at * TILE_BYTES;
-                _tile_loadd(4, tokens, 64);
-                _tile_loadd(5, tokens + TILE_BYTES, 64);
-                _tile_loadd(6, tokens + 2 * TILE_BYTES, 64);
-                _tile_loadd(7, tokens + 3 * TILE_BYTES, 64);
-            }
-            if (more) make_sums<0>(panel.weights[0][t], sums[0]);
-            if (step) total.add(2, sums[2]);
-            if (more) make_sums<1>(panel.weights[1][t], sums[1]);
-            if (step) total.add(3, sums[3]);
-            if (step) total.save();
-            if (!more) break;
-            total.start(y[m][t], panel.scale[t], x.tile_scale + at * TILE, g == 0);
-            make_sums<2>(panel.weights[2][t], sums[2]);
-            total.add(0, sums[0]);
-            make_sums<3>(panel.weights[3][t], sums[3]);
-            total.add(1, sums[1]);
-            if (out.sums) write_sums(sums, x, w, out, m, first + t * TILE, g);
+        for (int64_t p = 0; p < panels; p++) {
+            panel.load(x, w, first + p * PANEL, g);
+            multiply_panel(x, w, out, first + p * PANEL, g, panel, totals.y[p], sums);
         }
     }
     _tile_release();
     if (out.sums) return;
     for (int64_t m = 0; m < row_tiles; m++)
-        for (int64_t t = 0; t < TILES && first + t * TILE < w.outputs; t++)
-            write_tile(y[m][t], x, w, out, m, first + t * TILE);
+        for (int64_t t = 0; t < TILES * panels && first + t * TILE < w.outputs; t++)
+            write_tile(totals.y[t / TILES][m][t % TILES], x, w, out, m, first + t * TILE);
 }

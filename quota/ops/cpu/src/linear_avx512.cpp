@@ -3,6 +3,7 @@
 
 #include "avx512.h"
 #include "multiply.h"
+#include "one_token.h"
 #include "quantize.h"
 
 namespace {
@@ -110,5 +111,6 @@ bool quantize_avx512(const void* x, FloatType type, int64_t hadamard, int64_t gr
 }
 
 void multiply_avx512(const Activations& x, const Weights& w, const Result& out, int64_t first) {
+    if (fits_one_token(x)) return multiply_one_token<Lanes>(x, w, out, first);
     multiply<Lanes>(x, w, out, first);
 }

@@ -43,12 +43,13 @@ inline void write_sums(typename V::I sums, const Activations& x, const Weights& 
 }
 
 // Fetches the part of the next block of outputs that starts where words [from, to) of this one's rows do. With few tokens
-// the work waits for memory, and processors do not foresee jumps from row to row.
+// the work waits for memory, and processors do not foresee jumps from row to row. Into the second-level cache: rows whose
+// lengths are powers of two would push one another out of the first.
 template <class V>
 inline void prefetch_next_block(const Activations& x, const Weights& w, int64_t first, int64_t from, int64_t to) {
     constexpr int64_t LINE = 64, WORD = 4;
     const uint8_t* next = w.packed + (first + V::width) * x.columns / 2;
-    for (int64_t at = from * WORD * V::width; at < to * WORD * V::width; at += LINE) __builtin_prefetch(next + at);
+    for (int64_t at = from * WORD * V::width; at < to * WORD * V::width; at += LINE) __builtin_prefetch(next + at, 0, 2);
 }
 
 // Groups of WORDS packed words.
