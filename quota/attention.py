@@ -2,6 +2,8 @@
 
     inter_i = 1/H sum_h sum_{j in text}   A_h[j, i]
     intra_i = 1/H sum_h sum_{k in visual} A_h[k, i]           (METHOD section 4, equations 6-9)
+    last_i  = 1/H sum_h A_h[last text token, i]
+    peak_i  = max_h max_{j in text} A_h[j, i]
 
 The function is registered with transformers' `AttentionInterface` and switched on for as long as it is needed:
 
@@ -18,7 +20,7 @@ there are made outside of the switch, for that implementation; those of a deploy
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -31,6 +33,7 @@ from transformers.masking_utils import sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from quota import ops
+from quota.peak import peak
 
 NAME = "quota"
 
@@ -48,10 +51,24 @@ class Observation:
     """[B, T] bool: queries that are visual tokens."""
     keys: Tensor
     """[B, S] bool: keys that may be attended to; padding and empty slots may not."""
+    wanted: Collection[str] = ("inter", "intra")
+    """Which of the following to measure."""
     inter: Tensor | None = field(default=None, init=False)
     """[B, T] float32, attention that each token of this pass receives from the text."""
     intra: Tensor | None = field(default=None, init=False)
     """[B, T] float32, the same from the visual tokens."""
+    last: Tensor | None = field(default=None, init=False)
+    """[B, T] float32, the same from the last text token."""
+    peak: Tensor | None = field(default=None, init=False)
+    """[B, T] float32, the most that each token receives from any text token in any head."""
+    states: Tensor | None = field(default=None, init=False)
+    """[B, T, G * D], the tokens' keys (wanted as "keys")."""
+
+    def sets(self) -> dict[str, Tensor]:
+        """Name of every sum that is wanted -> its queries, [B, T] bool."""
+        final = self.text & (self.text.flip(1).cumsum(dim=1).flip(1) == 1)
+        queries = {"inter": self.text, "intra": self.visual, "last": final}
+        return {name: rows for name, rows in queries.items() if name in self.wanted}
 
 
 class PackedLayer(Protocol):
@@ -126,14 +143,21 @@ def _attention(
     if layer is not None and reads_packed(query.shape[2]):
         valid = None if attention_mask is None else _visible(attention_mask, key)
         return layer.attend(query, valid, scaling).transpose(1, 2), None
-    if observation is None:
-        rows, visible = query.new_zeros(len(query), 0, query.shape[2], dtype=torch.bool), _visible(attention_mask, key)
-    else:
-        rows, visible = torch.stack([observation.text, observation.visual], dim=1), observation.keys
+    sets = {} if observation is None else observation.sets()
+    rows = query.new_zeros(len(query), len(sets), query.shape[2], dtype=torch.bool)
+    for number, queries in enumerate(sets.values()):
+        rows[:, number] = queries
+    visible = _visible(attention_mask, key) if observation is None else observation.keys
     attention = ops.for_attention(query.device).attention
     output, sums = attention(query.detach(), key.detach(), value.detach(), rows, visible, scaling)
     if observation is not None:
-        observation.inter, observation.intra = sums[..., -query.shape[2] :].unbind(dim=1)
+        new = query.shape[2]
+        for name, received in zip(sets, sums[..., -new:].unbind(dim=1), strict=True):
+            setattr(observation, name, received)
+        if "peak" in observation.wanted:
+            observation.peak = peak(query.detach(), key.detach(), observation.text, visible, scaling)[:, -new:]
+        if "keys" in observation.wanted:
+            observation.states = key.detach()[:, :, -new:].transpose(1, 2).flatten(2)
     if layer is not None:
         return output.transpose(1, 2), None
     # Eager attention has no entry in the interface: each modelling file brings its own.

@@ -66,13 +66,14 @@ class Presence:
         valid = self.valid
         return torch.cat([slots.valid(self.attention_mask), valid], dim=1) if slots.held else valid
 
-    def cut(self, layer: int, kept: Tensor, hidden: Tensor, slots: SlotLayer) -> Tensor:
+    def cut(self, layer: int, kept: Tensor, hidden: Tensor, slots: SlotLayer | None) -> Tensor:
         """Go on from `layer` with the places in `kept` [B, T] bool: its output [B, T, D] -> [B, T', D].
 
-        Its cache has taken up all T and is cut down too.
+        Its cache has taken up all T and is cut down too; before the first layer there is none.
         """
-        cached = slots.positions[:, : slots.held - kept.shape[1]] >= 0
-        slots.keep(torch.cat([cached, kept], dim=1))
+        if slots is not None:
+            cached = slots.positions[:, : slots.held - kept.shape[1]] >= 0
+            slots.keep(torch.cat([cached, kept], dim=1))
         places, self.filled = right_align(kept)
         self.ragged = not bool(self.filled.all())
         self.index = self.index.gather(1, places)

@@ -12,7 +12,7 @@ on the batch.
     before the base model      which positions hold which image
     before the text model      open the pass
     before each layer          masks and rotary tables of the tokens present (from the first candidate layer on)
-    after a candidate layer    score, select, cut
+    after a candidate layer    score, select, cut; for candidate layer -1, before the first layer
     after the text model       restore the full length, close the pass
 """
 
@@ -34,9 +34,12 @@ from quota.errors import QuotaError
 from quota.models import family, fingerprint
 from quota.presence import Presence
 from quota.quantization.kv_cache import CacheHook, attach_cache
+from quota.quantization.kv_slots import SlotLayer
 from quota.ranking import rank
 from quota.recipe import PruningRecipe
 from quota.scheme import QuantizationScheme
+from quota.scorers import scorer
+from quota.tower_attention import TowerAttention
 from quota.trace import Trace
 
 
@@ -62,6 +65,8 @@ class Pruner:
         self._presence: Presence | None = None
         self._observing = ExitStack()
         self._observation: Observation | None = None
+        self._signals = frozenset(scorer(recipe.scorer).SIGNALS)
+        self._tower: TowerAttention | None = None
 
     def attach(self) -> Pruner:
         """Take effect, with a KV cache under `scheme` unless the model has one. QuotaError if it is pruned already."""
@@ -81,10 +86,13 @@ class Pruner:
             decoder.register_forward_pre_hook(self._before_decoder, **before),
             decoder.register_forward_hook(self._after_decoder, **after),
         ]
-        for index in range(self.recipe.layers[0], len(layers)):
+        if "tower" in self._signals:
+            self._tower = TowerAttention(self.family)
+            self._handles += self._tower.handles
+        for index in range(max(self.recipe.layers[0], 0), len(layers)):
             hook = partial(self._before_layer, index)
             self._handles.append(layers[index].register_forward_pre_hook(hook, **before))
-        for index in self.recipe.layers:
+        for index in [index for index in self.recipe.layers if index >= 0]:
             hook = partial(self._after_layer, index)
             self._handles.append(layers[index].register_forward_hook(hook, with_kwargs=True, **after))
         model.generate = self._generate
@@ -143,11 +151,14 @@ class Pruner:
         if presence is None:
             return None
         config = self.family.text_model.config
+        if index == 0 and -1 in self.recipe.layers and presence.has_images:
+            args = (self._cut(-1, presence, args[0], None, args[0], None), *args[1:])
         given = presence.arguments(index, args[0], kwargs, config)
         if index in self.recipe.layers and presence.has_images:
             visual = presence.images >= 0
             keys = presence.keys(kwargs["past_key_values"].layers[index])
-            self._observation = Observation(text=presence.valid & ~visual, visual=visual, keys=keys)
+            wanted = self._signals
+            self._observation = Observation(text=presence.valid & ~visual, visual=visual, keys=keys, wanted=wanted)
             self._observing.enter_context(observe(config, self._observation))
         return args, given
 
@@ -159,13 +170,26 @@ class Pruner:
         # Without an output the layer has failed, and its exception is on its way.
         if output is None or presence is None or observation is None:
             return None
-        kept, scores = rank(presence, args[0], observation, self.recipe, index, self.scheme)
+        return self._cut(index, presence, args[0], observation, output, kwargs["past_key_values"].layers[index])
+
+    def _cut(
+        self,
+        index: int,
+        presence: Presence,
+        hidden: Tensor,
+        observation: Observation | None,
+        output: Tensor,
+        slots: SlotLayer | None,
+    ) -> Tensor:
+        """Choose among the tokens that entered layer `index` as `hidden`; its `output` at those that go on."""
+        tower = None if self._tower is None else self._tower.received(presence.all_images)
+        kept, scores = rank(presence, hidden, observation, tower, self.recipe, index, self.scheme)
         for trace in self.traces:
             trace.add(index, presence, kept, scores)
         # keep = 1.0 changes nothing, not even where padding stands.
         if bool((kept | (presence.images < 0)).all()):
-            return None
-        return presence.cut(index, kept, output, kwargs["past_key_values"].layers[index])
+            return output
+        return presence.cut(index, kept, output, slots)
 
     def _after_decoder(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         presence, self._presence = self._presence, None

@@ -21,32 +21,38 @@ from quota.selection import top_k
 def rank(
     presence: Presence,
     hidden: Tensor,
-    observation: Observation,
+    observation: Observation | None,
+    tower: Tensor | None,
     recipe: PruningRecipe,
     layer: int,
     scheme: QuantizationScheme | None,
 ) -> tuple[Tensor, Tensor]:
     """Score the visual tokens that entered candidate layer `layer`, and choose.
 
-    `hidden` [B, T, D] is the layer's input. Returns which places go on, [B, T] bool (all text, no padding), and the
+    `hidden` [B, T, D] is the layer's input, `tower` [B, L] what the vision tower's attention says of the prompt's L
+    places, if the scorer asks. Returns which places go on, [B, T] bool (all text, no padding), and the
     score of each, [B, T] float32, NaN where there is no visual token.
     """
     images = presence.images
     sample, image, places, valid = image_rows(images)
     rows = sample[:, None]
-    tokens = hidden.detach()[rows, places]
-    signals = Signals(
-        hidden=tokens,
-        valid=valid,
-        inter=None if observation.inter is None else observation.inter[rows, places],
-        intra=None if observation.intra is None else observation.intra[rows, places],
-        risk=None if scheme is None else risk(tokens, scheme),
-    )
-    weights = {name: weight for name, weight in recipe.weights.items() if weight}
-    score = scorer(recipe.scorer).score(signals, weights, recipe.percentiles)
-
     sizes = (presence.all_images[sample] == image[:, None]).sum(dim=1).tolist()
-    budget = [recipe.counts(size)[recipe.layers.index(layer)] for size in sizes]
+    budget = torch.tensor([recipe.counts(size)[recipe.layers.index(layer)] for size in sizes], device=images.device)
+    budget = budget.minimum(valid.sum(dim=1))
+
+    method = scorer(recipe.scorer)
+    tokens = hidden.detach()[rows, places]
+    measured = _attention_signals(observation, rows, places)
+    if "risk" in method.SIGNALS and scheme is not None:
+        measured["risk"] = risk(tokens, scheme)
+    if tower is not None:
+        measured["tower"] = tower.gather(1, presence.index)[rows, places]
+    if "text" in method.SIGNALS:
+        text, text_valid = _text(presence, hidden.detach())
+        measured |= {"text": text[sample], "text_valid": text_valid[sample]}
+    signals = Signals(hidden=tokens, valid=valid, budget=budget, **measured)
+    weights = {name: weight for name, weight in recipe.weights.items() if weight}
+    score = method.score(signals, weights, recipe.percentiles)
     best = top_k(score, budget, valid)
 
     kept = presence.valid & (images < 0)
@@ -55,6 +61,20 @@ def rank(
     scores = torch.full(images.shape, torch.nan, device=images.device)
     scores[rows.expand_as(places)[valid], places[valid]] = score[valid].float()
     return kept, scores
+
+
+def _attention_signals(observation: Observation | None, rows: Tensor, places: Tensor) -> dict[str, Tensor]:
+    """What was measured while the layer ran, at `places` [R, V] of the samples `rows` [R, 1]."""
+    fields = {"inter": "inter", "intra": "intra", "last": "last", "peak": "peak", "keys": "states"}
+    measured = {name: getattr(observation, field, None) for name, field in fields.items()}
+    return {name: signal[rows, places] for name, signal in measured.items() if signal is not None}
+
+
+def _text(presence: Presence, hidden: Tensor) -> tuple[Tensor, Tensor]:
+    """`hidden` [B, T, D] at the text tokens [B, N, D], in order, and which of them are no padding [B, N]."""
+    text = presence.valid & (presence.images < 0)
+    order = text.int().argsort(dim=1, descending=True, stable=True)[:, : int(text.sum(dim=1).max())]
+    return hidden.gather(1, order[..., None].expand(-1, -1, hidden.shape[-1])), text.gather(1, order)
 
 
 def image_rows(images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

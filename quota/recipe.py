@@ -41,7 +41,10 @@ class PruningRecipe(BaseModel):
     method: Literal["paper"] = "paper"
     """How the keep ratios were found: "paper" is equations (1) to (4)."""
     layers: Annotated[tuple[int, ...], _FromJson]
-    """Candidate decoder layers, ascending. Layer l runs on all tokens present; fewer go on to layer l + 1."""
+    """Candidate decoder layers, ascending. Layer l runs on all tokens present; fewer go on to layer l + 1.
+
+    -1 stands for the projector: fewer enter the first layer.
+    """
     keep_ratios: Annotated[tuple[float, ...], _FromJson]
     """One ratio of the original visual tokens a candidate layer, never rising; the last is `keep`."""
     keep: float
@@ -73,7 +76,7 @@ class PruningRecipe(BaseModel):
     @model_validator(mode="after")
     def _consistent(self) -> PruningRecipe:
         check_keep(self.keep)
-        if not self.layers or self.layers[0] < 0 or any(b <= a for a, b in pairwise(self.layers)):
+        if not self.layers or self.layers[0] < -1 or any(b <= a for a, b in pairwise(self.layers)):
             raise QuotaError(f"layers must be ascending decoder layer numbers, got {list(self.layers)}")
         if len(self.keep_ratios) != len(self.layers):
             raise QuotaError(f"{len(self.keep_ratios)} keep_ratios for {len(self.layers)} layers; give one each")
@@ -113,10 +116,9 @@ class PruningRecipe(BaseModel):
         if self.layers[-1] >= total_layers:
             raise QuotaError(f"the recipe prunes layer {self.layers[-1]}, the decoder has {total_layers} (from 0)")
         after = dict(zip(self.layers, self.counts(tokens), strict=True))
-        entering = []
-        for layer in range(total_layers):
-            entering.append(tokens)
-            tokens = after.get(layer, tokens)
+        entering = [after.get(-1, tokens)]
+        for layer in range(total_layers - 1):
+            entering.append(after.get(layer, entering[-1]))
         return entering
 
     def verify(self, *, model_fingerprint: str, scheme: QuantizationScheme | None) -> None:

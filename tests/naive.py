@@ -57,6 +57,11 @@ def naive(
     outcome = Outcome(torch.empty(0))
 
     alive = torch.ones(len(ids), dtype=torch.bool)
+    if -1 in recipe.layers:
+        for one in image[visual].unique().tolist():
+            members = (image == one).nonzero().flatten()
+            alive[_dropped(recipe, -1, members, {"mag": hidden[members].norm(dim=-1)}, tokens_per_image)] = False
+        outcome.kept[-1] = number[alive & visual].tolist()
     for index, layer in enumerate(decoder.layers):
         attention, normed = layer.self_attn, layer.input_layernorm(hidden)
         width = attention.head_dim
@@ -90,11 +95,7 @@ def naive(
                     }
                     if risk is not None:
                         metrics["risk"] = risk(hidden[members])
-                    score = sum(recipe.weights[name] * _normalised(metrics[name]) for name in metrics)
-                    ratio = recipe.keep_ratios[recipe.layers.index(index)]
-                    budget = math.ceil(ratio * tokens_per_image - 1e-9)
-                    ranked = sorted(range(len(members)), key=lambda i, score=score: (-float(score[i]), i))
-                    survivors[members[ranked[budget:]]] = False
+                    survivors[_dropped(recipe, index, members, metrics, tokens_per_image)] = False
             start += length
         if index in recipe.layers:
             outcome.kept[index] = number[survivors & visual].tolist()
@@ -103,6 +104,18 @@ def naive(
         alive = survivors
     outcome.logits = model.lm_head(decoder.norm(hidden))
     return outcome
+
+
+def _dropped(
+    recipe: PruningRecipe, index: int, members: Tensor, metrics: dict[str, Tensor], tokens_per_image: int
+) -> Tensor:
+    """Those of the tokens `members` of one image that do not go on from candidate layer `index`."""
+    weighed = [name for name in metrics if recipe.weights.get(name)]
+    score = torch.stack([recipe.weights[name] * _normalised(metrics[name]) for name in weighed]).sum(0)
+    ratio = recipe.keep_ratios[recipe.layers.index(index)]
+    budget = math.ceil(ratio * tokens_per_image - 1e-9)
+    ranked = sorted(range(len(members)), key=lambda i: (-float(score[i]), i))
+    return members[ranked[budget:]]
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -42,6 +42,20 @@ class TestAgreesWithTheNaiveLoop:
 
     @implementations
     @prompts
+    def test_cut_before_the_first_layer(self, batch: Batch, implementation: str) -> None:
+        model = pruned(implementation, layers=(-1, 2), keep_ratios=(0.6, 0.3), weights={"mag": 1.0})
+        arguments = tiny_batch(batch)
+        with record(model) as trace:
+            output = generate(model, arguments)
+        for sample, (ids, pixels) in enumerate(batch):
+            new = output.sequences[sample, arguments["input_ids"].shape[1] :]
+            expected = plain(model)(torch.cat([ids, new]), pixels, [len(ids)] + [1] * NEW)
+            assert_close(torch.stack(output.logits)[:, sample], expected.logits[len(ids) - 1 : -1])
+            assert {layer: kept_of(trace.kept[layer][sample]) for layer in trace.kept} == expected.kept
+        assert trace.tokens_per_layer[0] == sum(10 * len(pixels) for _, pixels in batch)
+
+    @implementations
+    @prompts
     def test_beam_search(self, batch: Batch, implementation: str) -> None:
         model = pruned(implementation)
         arguments = tiny_batch(batch)

@@ -147,7 +147,7 @@ class TestConsistency:
         [
             ({"layers": ()}, "ascending"),
             ({"layers": (2, 3, 3, 4, 5)}, "ascending"),
-            ({"layers": (-1, 3, 4, 5, 6)}, "ascending"),
+            ({"layers": (-2, 3, 4, 5, 6)}, "ascending"),
             ({"layers": (2, 3)}, "5 keep_ratios for 2 layers"),
             ({"keep_ratios": (0.5, 0.6, 0.5, 0.4, 0.3)}, "never rise"),
             ({"keep_ratios": (0.9, 0.8, 0.7, 0.6, 0.5)}, "end at keep=0.3"),

@@ -76,7 +76,7 @@ def candidate_lengths(subject: Subject) -> list[int]:
     visual = int((subject.inputs["input_ids"] == config.image_token_id).sum())
     text = subject.inputs["input_ids"].shape[1] - visual
     entering = subject.recipe.tokens_per_layer(visual, config.text_config.num_hidden_layers)
-    return [entering[layer] + text for layer in subject.recipe.layers]
+    return [entering[layer] + text for layer in subject.recipe.layers if layer >= 0]
 
 
 def extra_attention(subject: Subject, tokens: int, turns: int) -> float:

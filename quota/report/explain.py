@@ -54,11 +54,13 @@ def explain(model: Any, processor: Any, sample: Sample, size: int = 288) -> Expl
         text = decode(processor, generate(model, processor, inputs))[0]
     tokens = list(trace.tokens_per_layer)
     kept = {layer: [index for index in rows[0].tolist() if index >= 0] for layer, rows in trace.kept.items()}
-    grid = token_grid(model, pixels, tokens[0])
+    total = next(iter(trace.scores.values())).shape[1]
+    grid = token_grid(model, pixels, total)
     seen = seen_picture(processor, pixels)
-    panels = [(f"what the model sees: {tokens[0]} tokens", overlay(seen, grid, range(tokens[0]), size))]
+    panels = [(f"what the model sees: {total} tokens", overlay(seen, grid, range(total), size))]
     for layer, indices in sorted(kept.items()):
-        panels.append((f"after layer {layer}: {len(indices)} kept", overlay(seen, grid, indices, size)))
+        place = "before layer 0" if layer < 0 else f"after layer {layer}"
+        panels.append((f"{place}: {len(indices)} kept", overlay(seen, grid, indices, size)))
     return Explanation(text, model.quota_pruner.recipe, kept, tokens, panels, operators)
 
 

@@ -2,6 +2,7 @@
 
 A scorer is a module with
 
+    SIGNALS                                      the fields of Signals that it reads, besides hidden, valid and budget
     WEIGHTS                                      its metrics and their default weights ({} if it has none)
     score(signals, weights, percentiles)         Signals -> [batch, visual tokens], high means keep
 
@@ -17,7 +18,7 @@ from typing import Protocol
 from torch import Tensor
 
 from quota.errors import QuotaError
-from quota.scorers import composite
+from quota.scorers import cdpruner, composite, dart, divprune, fastv, qapruner, random, uniform, visionzip
 from quota.scorers.signals import Signals
 
 __all__ = ["SCORERS", "Scorer", "Signals", "scorer"]
@@ -26,6 +27,7 @@ __all__ = ["SCORERS", "Scorer", "Signals", "scorer"]
 class Scorer(Protocol):
     """The shape of a scorer module."""
 
+    SIGNALS: tuple[str, ...]
     WEIGHTS: Mapping[str, float]
 
     def score(
@@ -35,6 +37,14 @@ class Scorer(Protocol):
 
 SCORERS: dict[str, Scorer] = {
     "composite": composite,
+    "random": random,
+    "uniform": uniform,
+    "fastv": fastv,
+    "divprune": divprune,
+    "visionzip": visionzip,
+    "dart": dart,
+    "cdpruner": cdpruner,
+    "qapruner": qapruner,
 }
 
 

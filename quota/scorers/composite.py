@@ -21,6 +21,7 @@ from quota.errors import QuotaError
 from quota.scorers.signals import Signals
 from quota.selection import combine, normalize
 
+SIGNALS: tuple[str, ...] = ("inter", "intra", "risk")
 WEIGHTS: Mapping[str, float] = {"inter": 0.45, "mag": 0.25, "intra": 0.10, "risk": 0.20}
 
 

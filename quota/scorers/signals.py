@@ -9,10 +9,11 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Signals:
-    """The visual tokens that enter one candidate layer, padded to the longest sample of the batch.
+    """The visual tokens that enter one candidate layer, one row an image, padded to the longest of the batch.
 
-    A signal that was not measured is None: without attention weights there is no `inter` or `intra`, without
-    quantised activations no `risk`. A scorer that needs it raises QuotaError.
+    A scorer names those that it reads in its `SIGNALS`; the others are not measured and None. So are those that do not
+    exist: without quantised activations there is no `risk`, and before the first decoder layer (candidate layer -1)
+    no attention. A scorer that needs one raises QuotaError.
     """
 
     hidden: Tensor
@@ -25,3 +26,17 @@ class Signals:
     """[B, V] attention received from the visual tokens, summed over them and averaged over heads."""
     risk: Tensor | None = None
     """[B, V] ||Q(v_i) - v_i||_2, how far the deployed activation quantiser moves the token."""
+    last: Tensor | None = None
+    """[B, V] attention received from the last text token, averaged over heads."""
+    peak: Tensor | None = None
+    """[B, V] the most attention received from any text token in any head."""
+    keys: Tensor | None = None
+    """[B, V, G * D] the keys of all G heads, after the rotary embedding."""
+    text: Tensor | None = None
+    """[B, N, D] the layer's input at the text tokens of the row's sample."""
+    text_valid: Tensor | None = None
+    """[B, N] bool, False at padding of `text`; measured with it."""
+    tower: Tensor | None = None
+    """[B, V] attention of the vision tower's [CLS] token (without one: of all its patches), averaged over heads."""
+    budget: Tensor | None = None
+    """[B] int64, how many tokens of the row will go on: for scorers whose choice of few is no part of that of many."""

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from quota.errors import QuotaError
-from quota.scorers import SCORERS, Signals, scorer
+from quota.scorers import Signals
 from quota.scorers.composite import WEIGHTS, score
 
 
@@ -107,29 +107,3 @@ def test_unknown_metric() -> None:
 def test_no_metric() -> None:
     with pytest.raises(QuotaError, match="do not match"):
         score(signals(), {})
-
-
-@pytest.mark.parametrize("name", SCORERS)
-class TestEveryScorer:
-    """What the Pruner relies on, for each scorer in the registry."""
-
-    def test_one_finite_number_a_token(self, name: str) -> None:
-        given = signals()
-        result = scorer(name).score(given, scorer(name).WEIGHTS)
-        assert result.shape == given.valid.shape
-        assert bool(result.isfinite().all())
-
-    def test_never_nan_for_tokens_that_are_alike(self, name: str) -> None:
-        flat = torch.ones(1, 7)
-        valid = torch.ones(1, 7, dtype=torch.bool)
-        alike = Signals(torch.ones(1, 7, 4), valid, inter=flat, intra=flat, risk=torch.zeros(1, 7))
-        assert bool(scorer(name).score(alike, scorer(name).WEIGHTS).isfinite().all())
-
-    def test_repeated_runs_agree(self, name: str) -> None:
-        weights = scorer(name).WEIGHTS
-        assert torch.equal(scorer(name).score(signals(), weights), scorer(name).score(signals(), weights))
-
-
-def test_unknown_scorer() -> None:
-    with pytest.raises(QuotaError, match="unknown scorer 'luck'; known: composite"):
-        scorer("luck")
