@@ -10,7 +10,9 @@ from tiny_llava import make_model, make_samples, processor
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 import quota
+from quota import reference
 from quota.evaluation.generation import answer
+from quota.loading import REFERENCE, load_model
 from quota.samples import Sample
 
 
@@ -41,6 +43,16 @@ def quota_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "compressed"
     model, tools = make_model(), processor()
     quota.compress(model, tools, make_samples(6), keep=0.30)
+    quota.save_pretrained(model, tools, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def reference_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundled reference model at W4A4KV4 and 30%, from few samples."""
+    folder = tmp_path_factory.mktemp("models") / "reference"
+    model, tools, _ = load_model(REFERENCE)
+    quota.compress(model, tools, reference.calibration_samples(8, seed=0), keep=0.30)
     quota.save_pretrained(model, tools, folder)
     return folder
 
