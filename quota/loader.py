@@ -102,5 +102,7 @@ def _check_loaded(model: PreTrainedModel) -> None:
     for name, module in model.named_modules():
         if isinstance(module, W4A4Linear):
             for tensor, buffer in module.named_buffers():
+                if buffer.is_meta:
+                    raise QuotaError("packed weights cannot be offloaded; load without offload_buffers")
                 if not getattr(buffer, "_is_hf_initialized", False):
                     raise QuotaError(f"the checkpoint lacks {name}.{tensor}; copy it again or compress again")
