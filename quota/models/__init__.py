@@ -18,8 +18,10 @@ __all__ = ["FAMILIES", "PARTS", "Family", "family", "fingerprint"]
 
 FAMILIES: dict[str, Callable[[PreTrainedModel], Family]] = {
     "LlavaForConditionalGeneration": llava,
-    "LlamaForCausalLM": llama,
 }
+
+# Decoders without a tower: quantised by the same sweep, for the testbeds; there is nothing to prune in them.
+TEXT_FAMILIES: dict[str, Callable[[PreTrainedModel], Family]] = {"LlamaForCausalLM": llama}
 
 # What decides whether a recipe fits: the shape of the network and of its visual tokens.
 _SHAPE = (
@@ -42,9 +44,10 @@ _SHAPE = (
 def family(model: nn.Module) -> Family:
     """Where the rooms of this model are. QuotaError, naming what is supported, for an unknown architecture."""
     name = type(model).__name__
-    if name not in FAMILIES or not isinstance(model, PreTrainedModel):
+    make = FAMILIES.get(name) or TEXT_FAMILIES.get(name)
+    if make is None or not isinstance(model, PreTrainedModel):
         raise QuotaError(f"{name} is not supported; supported architectures: {', '.join(FAMILIES)}")
-    return FAMILIES[name](model)
+    return make(model)
 
 
 def fingerprint(model: PreTrainedModel) -> str:

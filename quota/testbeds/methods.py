@@ -17,6 +17,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "hadamard": {"weight_rounding": "rtn"},
     "gptq": {},
 }
+DEFAULT_METHOD = "gptq"
 
 
 def method_scheme(method: str, **changes: Any) -> QuantizationScheme:

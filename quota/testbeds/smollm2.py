@@ -82,6 +82,12 @@ def load() -> tuple[Any, Any]:
     return model.eval(), tokenizer
 
 
+def refuse_same(prose: Path, calibration: Path) -> None:
+    """QuotaError if a text is to be both scored and calibrated on."""
+    if calibration.resolve() == prose.resolve():
+        raise QuotaError("calibration and evaluation need different texts; give two files")
+
+
 def scored_windows(tokenizer: Any, prose: Path, count: int = WINDOWS) -> Tensor:
     """[count, WINDOW] token ids: the beginning of `prose`."""
     return first_windows(tokenize(tokenizer, read_prose(prose)), count, WINDOW)
@@ -111,8 +117,7 @@ def measure(
 
     Raises QuotaError for a missing package, a text that is too short, and one text given twice.
     """
-    if calibration.resolve() == prose.resolve():
-        raise QuotaError("calibration and evaluation need different texts; give two files")
+    refuse_same(prose, calibration)
     model, tokenizer = load()
     scored = scored_windows(tokenizer, prose, windows)
     calibrated = calibration_windows(tokenizer, calibration, samples, seed)

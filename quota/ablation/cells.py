@@ -1,0 +1,59 @@
+"""Outcomes measured once and kept, one file each: a table that is interrupted goes on where it stopped."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from quota.ablation.settings import Setting
+from quota.ablation.subjects import Subject
+from quota.errors import QuotaError
+from quota.files import write_atomically
+from quota.version import __version__
+
+
+@dataclass(frozen=True)
+class Cells:
+    """Outcomes of one subject in a folder.
+
+    A file is named by what decides its content, the version of this package included. Development between two
+    versions is not seen: take a new folder then.
+    """
+
+    folder: Path
+    subject: Subject
+
+    def holds(self, setting: Setting | None, seed: int) -> bool:
+        return self._file(setting, seed).is_file()
+
+    def outcome(self, setting: Setting | None, seed: int) -> Any:
+        """The outcome, measured now if it is not there. QuotaError for a file that cannot be read."""
+        file = self._file(setting, seed)
+        if not file.is_file():
+            began = time.perf_counter()
+            outcome = self.subject.measure(setting, seed)
+            content = self._key(setting, seed) | {"seconds": time.perf_counter() - began, "outcome": outcome}
+            write_atomically(file, json.dumps(content, allow_nan=False) + "\n")
+        try:
+            return json.loads(file.read_text(encoding="utf-8"))["outcome"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise QuotaError(f"{file} is not an outcome of `quota ablate`; remove it and run again") from error
+
+    def _key(self, setting: Setting | None, seed: int) -> dict[str, Any]:
+        return {
+            "version": __version__,
+            "subject": self.subject.name,
+            "size": self.subject.size(),
+            "setting": None if setting is None else setting.figures(),
+            # Says more than the setting: what its method means may change between versions.
+            "scheme": None if setting is None else setting.scheme().fingerprint(),
+            "seed": seed,
+        }
+
+    def _file(self, setting: Setting | None, seed: int) -> Path:
+        text = json.dumps(self._key(setting, seed), sort_keys=True)
+        return self.folder / f"{self.subject.name}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"

@@ -1,0 +1,118 @@
+"""What settings are measured on. The seed draws both what is calibrated on and what is asked.
+
+An outcome is kept as it came (answers right or wrong, losses of windows): scores are made from pairs of them, a
+quantised one and the full-precision one of the same seed, which answered the same questions.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from quota import reference
+from quota.ablation.settings import Setting
+from quota.compress import quantize_only
+from quota.errors import QuotaError
+from quota.evaluation import evaluate, retention
+from quota.loading import REFERENCE, load_model
+from quota.samples import Sample, first_of_each_task, read_samples
+from quota.testbeds import smollm2
+from quota.testbeds.perplexity import window_losses
+from quota.testbeds.prose import drawn_windows, read_prose, tokenize
+
+DEVELOPMENT_QUESTIONS = 500
+"""Of each task of the reference suite: the first half. Choices are made on it, and final figures on the other."""
+
+
+class Subject(Protocol):
+    """A model with something to ask it."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def score_name(self) -> str: ...
+
+    @property
+    def tables(self) -> tuple[str, ...]:
+        """Those that make sense for it."""
+        ...
+
+    def measure(self, setting: Setting | None, seed: int) -> Any:
+        """The outcome, as JSON can hold it, under a setting, or in full precision for None."""
+        ...
+
+    def score(self, outcome: Any, full: Any) -> float:
+        """One number from an outcome and the full-precision one of the same seed."""
+        ...
+
+    def size(self) -> dict[str, Any]:
+        """What decides an outcome besides setting and seed."""
+        ...
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Retention (%) of the reference model over its six tasks, `questions` of each drawn from the development half."""
+
+    questions: int = 100
+    name: str = REFERENCE
+    score_name: str = "retention %"
+    tables: tuple[str, ...] = ("modules", "methods", "kv-bits", "calibration")
+
+    def __post_init__(self) -> None:
+        if self.questions > DEVELOPMENT_QUESTIONS:
+            raise QuotaError(f"the development half has {DEVELOPMENT_QUESTIONS} questions of each task; ask for fewer")
+
+    def measure(self, setting: Setting | None, seed: int) -> dict[str, list[bool]]:
+        model, processor, _ = load_model(REFERENCE)
+        if setting is not None:
+            samples = reference.calibration_samples(setting.samples, seed)
+            quantize_only(model, processor, samples, setting.scheme())
+        return evaluate(model, processor, self._drawn(seed)).outcomes
+
+    def score(self, outcome: dict[str, list[bool]], full: dict[str, list[bool]]) -> float:
+        kept = retention(outcome, full)
+        if kept is None:
+            raise QuotaError("the full-precision model answers nothing right in some task; ask more questions")
+        return 100 * kept
+
+    def size(self) -> dict[str, Any]:
+        return {"questions": self.questions}
+
+    def _drawn(self, seed: int) -> list[Sample]:
+        development = first_of_each_task(read_samples(reference.suite_path()), DEVELOPMENT_QUESTIONS)
+        random.Random(seed).shuffle(development)
+        return first_of_each_task(development, self.questions)
+
+
+@dataclass(frozen=True)
+class SmolLM2:
+    """Perplexity ratio of SmolLM2-135M on `windows` windows of 1024 tokens drawn from `prose`."""
+
+    prose: Path
+    calibration: Path
+    windows: int = 16
+    name: str = "smollm2"
+    score_name: str = "perplexity ratio"
+    tables: tuple[str, ...] = ("methods", "kv-bits", "calibration")
+
+    def measure(self, setting: Setting | None, seed: int) -> list[float]:
+        smollm2.refuse_same(self.prose, self.calibration)
+        model, tokenizer = smollm2.load()
+        tokens = tokenize(tokenizer, read_prose(self.prose))
+        scored = drawn_windows(tokens, self.windows, smollm2.WINDOW, seed)
+        if setting is not None:
+            windows = smollm2.calibration_windows(tokenizer, self.calibration, setting.samples, seed)
+            smollm2.quantize(model, setting.scheme(), windows)
+        return window_losses(model, scored)
+
+    def score(self, outcome: list[float], full: list[float]) -> float:
+        return math.exp((sum(outcome) - sum(full)) / len(full))
+
+    def size(self) -> dict[str, Any]:
+        fields = asdict(self)
+        return {"windows": self.windows} | {name: fields[name].name for name in ("prose", "calibration")}
