@@ -15,6 +15,9 @@ The function is registered with transformers' `AttentionInterface` and switched 
 Under a quantised cache observing changes no bit, since the same function runs without it. In a full-precision model it
 changes none either: the output stays that of the implementation which the user has chosen. Masks of a layer observed
 there are made outside of the switch, for that implementation; those of a deployed pass are made inside, as sdpa's.
+
+Most decoders are causal, and of a mask only the keys that exist matter. Where attention is not (images that see
+themselves, sliding windows: `causal=False`), every query's keys are read from the layer's mask.
 """
 
 from __future__ import annotations
@@ -33,6 +36,7 @@ from transformers.masking_utils import sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from quota import ops
+from quota.masks import as_truth
 from quota.peak import peak
 
 NAME = "quota"
@@ -50,7 +54,8 @@ class Observation:
     visual: Tensor
     """[B, T] bool: queries that are visual tokens."""
     keys: Tensor
-    """[B, S] bool: keys that may be attended to; padding and empty slots may not."""
+    """[B, S] bool: keys that may be attended to; padding and empty slots may not. Where attention is not causal, the
+    layer's mask says it instead."""
     wanted: Collection[str] = ("inter", "intra")
     """Which of the following to measure."""
     inter: Tensor | None = field(default=None, init=False)
@@ -82,12 +87,13 @@ class PackedLayer(Protocol):
 _chosen: ContextVar[str] = ContextVar("implementation that the user has chosen", default="eager")
 _observation: ContextVar[Observation | None] = ContextVar("observation", default=None)
 _deployed: ContextVar[bool] = ContextVar("deployed", default=False)
+_causal: ContextVar[bool] = ContextVar("causal", default=True)
 
 
 @contextmanager
-def observe(config: PreTrainedConfig, observation: Observation) -> Iterator[Observation]:
+def observe(config: PreTrainedConfig, observation: Observation, causal: bool = True) -> Iterator[Observation]:
     """Fill `observation` from the attention call made inside the block by a layer with this (text) config."""
-    with _switched_on(config):
+    with _switched_on(config, causal):
         _observation.set(observation)
         try:
             yield observation
@@ -96,9 +102,9 @@ def observe(config: PreTrainedConfig, observation: Observation) -> Iterator[Obse
 
 
 @contextmanager
-def deploy(config: PreTrainedConfig) -> Iterator[None]:
+def deploy(config: PreTrainedConfig, causal: bool = True) -> Iterator[None]:
     """Let layers with this (text) config attend by the backend inside the block, to a quantised cache."""
-    with _switched_on(config):
+    with _switched_on(config, causal):
         _deployed.set(True)
         try:
             yield
@@ -118,8 +124,9 @@ def from_cache(keys: Tensor, layer: PackedLayer) -> Tensor:
 
 
 @contextmanager
-def _switched_on(config: PreTrainedConfig) -> Iterator[None]:
+def _switched_on(config: PreTrainedConfig, causal: bool) -> Iterator[None]:
     implementation = config._attn_implementation
+    _causal.set(causal)
     if implementation == NAME:
         yield
         return
@@ -148,7 +155,10 @@ def _attention(
     for number, queries in enumerate(sets.values()):
         rows[:, number] = queries
     visible = _visible(attention_mask, key) if observation is None else observation.keys
-    attention = ops.for_attention(query.device).attention
+    pairs = None if _causal.get() else attention_mask
+    if pairs is not None:
+        visible = as_truth(pairs)[:, 0].expand(len(query), -1, -1)
+    attention = ops.for_attention(query.device, causal=pairs is None).attention
     output, sums = attention(query.detach(), key.detach(), value.detach(), rows, visible, scaling)
     if observation is not None:
         new = query.shape[2]
@@ -171,7 +181,7 @@ def _visible(mask: Tensor | None, key: Tensor) -> Tensor:
     batch, length = key.shape[0], key.shape[2]
     if mask is None:
         return torch.ones(batch, length, dtype=torch.bool, device=key.device)
-    return mask[:, 0, -1].expand(batch, -1)
+    return as_truth(mask)[:, 0, -1].expand(batch, -1)
 
 
 AttentionInterface.register(NAME, _attention)

@@ -115,7 +115,8 @@ class Sweep:
         """The whole sweep, tower to last decoder layer."""
         self.exact, self.beside = self._capture(self.layers)
         self._quantize_chain(list(self.family.tower_blocks))
-        self._quantize_chain([self.family.projector])
+        for projector in self.family.projectors:
+            self._quantize_chain([projector])
         self.deployed, _ = self._capture(self.layers)
         for index in range(len(self.layers)):
             self._decoder_layer(index)
@@ -152,7 +153,7 @@ class Sweep:
         for sample in samples:
             visual = self.visual[sample]
             observation = Observation(text=~visual, visual=visual, keys=torch.ones_like(visual))
-            with observe(self.family.text_model.config, observation):
+            with observe(self.family.text_model.config, observation, self.family.causal):
                 self.deployed[sample] = advance(sample)
             concentration.append(attention_concentration(observation, visual))
         low, middle, high = torch.tensor(concentration).quantile(torch.tensor([0.25, 0.5, 0.75])).tolist()
@@ -184,7 +185,7 @@ class Sweep:
     def _report(self, blocks: int) -> None:
         self._blocks_done += blocks
         if self._progress is not None:
-            total = len(self.family.tower_blocks) + 1 + len(self.layers)
+            total = len(self.family.tower_blocks) + len(self.family.projectors) + len(self.layers)
             self._progress(self._blocks_done, total)
 
 

@@ -19,8 +19,8 @@ _CHUNK = 1 << 24
 def peak(query: Tensor, key: Tensor, text: Tensor, visible: Tensor, scaling: float) -> Tensor:
     """Queries [B, H, T, D] and keys [B, G, S, D] of causal attention over the last T of S tokens -> [B, S] float32.
 
-    `text` [B, T] bool: queries that are text; `visible` [B, S] bool: keys that may be attended to; `scaling` is that of
-    the logits. Zero for a key that no text token sees.
+    `text` [B, T] bool: queries that are text; `visible` [B, S] bool: keys that may be attended to, or [B, T, S], those
+    of each query; `scaling` is that of the logits. Zero for a key that no text token sees.
     """
     batch, heads, queries, width = query.shape
     groups, length = key.shape[1], key.shape[2]
@@ -37,7 +37,10 @@ def peak(query: Tensor, key: Tensor, text: Tensor, visible: Tensor, scaling: flo
     for start in range(0, most, step):
         chunk = slice(start, start + step)
         logits = rows[..., chunk, :] @ transposed * scaling
-        sees = visible[:, None] & (places <= order[:, chunk, None] + length - queries)
+        if visible.ndim == 3:
+            sees = visible.gather(1, order[:, chunk, None].expand(-1, -1, length))
+        else:
+            sees = visible[:, None] & (places <= order[:, chunk, None] + length - queries)
         hidden = ~(sees & counts[:, chunk, None])[:, None, None]
         weights = logits.masked_fill_(hidden, torch.finfo(torch.float32).min).softmax(dim=-1).masked_fill_(hidden, 0)
         best = best.maximum(weights.amax(dim=(1, 2, 3)))
@@ -50,7 +53,8 @@ def peak_naive(query: Tensor, key: Tensor, text: Tensor, visible: Tensor, scalin
     length, shared = key.shape[2], heads // key.shape[1]
     best = torch.zeros(batch, length, device=key.device)
     for sample, head, place in torch.cartesian_prod(*map(torch.arange, (batch, heads, queries))).tolist():
-        sees = visible[sample] & (torch.arange(length, device=key.device) <= place + length - queries)
+        sees = torch.arange(length, device=key.device) <= place + length - queries
+        sees = visible[sample, place] if visible.ndim == 3 else sees & visible[sample]
         if text[sample, place] and sees.any():
             logits = key[sample, head // shared].float() @ query[sample, head, place].float() * scaling
             best[sample] = best[sample].maximum(logits.masked_fill(~sees, -torch.inf).softmax(dim=0))

@@ -2,8 +2,8 @@
 
 The decoder's outer loop knows nothing of pruning: it hands every layer the masks and rotary tables of all tokens. So
 each layer behind a cut gets its own, made from this record: a mask sized by the layer's own cache, rotary tables
-gathered at the tokens' original positions. Samples that keep different numbers of tokens are right-aligned, and the
-empty places on the left are masked.
+gathered at the tokens' original positions, whatever they hold (M-RoPE, other tables for sliding layers). Samples that
+keep different numbers of tokens are right-aligned, and the empty places on the left are masked.
 """
 
 from __future__ import annotations
@@ -18,18 +18,30 @@ from transformers.cache_utils import Cache
 from transformers.masking_utils import create_causal_mask
 
 from quota.errors import QuotaError
+from quota.masks import allowed_pairs, as_attention_mask
 from quota.quantization.kv_slots import SlotLayer, right_align
 
 
 class Presence:
     """B samples, L tokens in this pass after P tokens in the cache; T places are left of the L."""
 
-    def __init__(self, images: Tensor, attention_mask: Tensor | None, past: int) -> None:
-        """`images` [B, L] is the image that each token belongs to, -1 for text; `attention_mask` [B, P + L]."""
+    def __init__(
+        self,
+        images: Tensor,
+        attention_mask: Tensor | None,
+        past: int,
+        causal: bool = True,
+        blocks: Tensor | None = None,
+    ) -> None:
+        """`images` [B, L] is the image that each token belongs to, -1 for text; `attention_mask` [B, P + L].
+
+        Where attention is not `causal`, `blocks` [B, P + L] may hold the block of each token (quota/masks.py).
+        """
         batch, length = images.shape
-        if attention_mask is not None and attention_mask.shape != (batch, past + length):
+        if attention_mask is not None and getattr(attention_mask, "shape", None) != (batch, past + length):
+            given = list(attention_mask.shape) if isinstance(attention_mask, Tensor) else type(attention_mask).__name__
             raise QuotaError(
-                f"attention_mask is {list(attention_mask.shape)}, but {batch} samples with {past} cached and {length} "
+                f"attention_mask is {given}, but {batch} samples with {past} cached and {length} "
                 f"new tokens need a two-dimensional one of {[batch, past + length]}"
             )
         self.past = past
@@ -42,7 +54,8 @@ class Presence:
         self.ragged = False
         self.has_images = bool((images >= 0).any())
         self.cuts: list[tuple[int, Tensor, Tensor]] = []
-        self._rotary: tuple[Any, tuple[Tensor, ...]] | None = None
+        self._causal, self._blocks = causal, blocks
+        self._rotary: list[tuple[Any, tuple[Tensor, ...]]] = []
 
     @property
     def whole(self) -> bool:
@@ -77,25 +90,36 @@ class Presence:
         places, self.filled = right_align(kept)
         self.ragged = not bool(self.filled.all())
         self.index = self.index.gather(1, places)
-        self._rotary = None
+        self._rotary = []
         self.cuts.append((layer, self.index, self.filled))
         return _take(hidden, places)
 
-    def arguments(self, layer: int, hidden: Tensor, kwargs: dict[str, Any], config: PreTrainedConfig) -> dict[str, Any]:
-        """The keyword arguments of decoder layer `layer` for its input `hidden` [B, T, D], from the outer loop's."""
+    def arguments(
+        self, layer: int, hidden: Tensor, kwargs: dict[str, Any], config: PreTrainedConfig, window: int | None = None
+    ) -> dict[str, Any]:
+        """The keyword arguments of decoder layer `layer` for its input `hidden` [B, T, D], from the outer loop's.
+
+        `window` is how far back the layer looks.
+        """
         cache: Cache = kwargs["past_key_values"]
         slots = cache.layers[layer]
         if not isinstance(slots, SlotLayer):
             raise TypeError(f"decoder layer {layer} has a {type(slots).__name__}; attach_cache comes first")
         if self.whole and slots.in_order:
             return kwargs
-        mask = None
-        if self.attention_mask is not None or slots.ragged or self.ragged:
-            mask = pad(self.keys(slots), (slots.seen - slots.held, 0))
-        mask = create_causal_mask(config, hidden, mask, cache, layer_idx=layer)
+        positions = (self.index + self.past).masked_fill(~self.filled, -1)
+        if self._causal:
+            mask = None
+            if self.attention_mask is not None or slots.ragged or self.ragged:
+                mask = pad(self.keys(slots), (slots.seen - slots.held, 0))
+            mask = create_causal_mask(config, hidden, mask, cache, layer_idx=layer)
+        else:
+            keys = torch.cat([slots.positions, positions], dim=1) if slots.held else positions
+            mask = allowed_pairs(positions, keys, self.keys(slots), self._blocks, window)
+            mask = as_attention_mask(mask, config, hidden.dtype)
         if self.whole:
             return kwargs | {"attention_mask": mask}
-        slots.expect((self.index + self.past).masked_fill(~self.filled, -1), self.length)
+        slots.expect(positions, self.length)
         # Position ids with gaps would be taken for packed sequences; the rotary tables say it all.
         return kwargs | {
             "attention_mask": mask,
@@ -118,11 +142,13 @@ class Presence:
         return full
 
     def _rotary_tables(self, tables: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        # The outer loop passes one and the same object to all layers.
-        if self._rotary is None or self._rotary[0] is not tables:
-            batch = len(self.index)
-            self._rotary = tables, tuple(_take(table.expand(batch, -1, -1), self.index) for table in tables)
-        return self._rotary[1]
+        # The outer loop passes one and the same object to all layers of a kind.
+        for source, gathered in self._rotary:
+            if source is tables:
+                return gathered
+        gathered = tuple(_take(table.expand(len(self.index), -1, -1), self.index) for table in tables)
+        self._rotary.append((tables, gathered))
+        return gathered
 
 
 def _take(x: Tensor, index: Tensor) -> Tensor:

@@ -32,6 +32,7 @@ from transformers import PreTrainedModel
 from quota.attention import Observation, observe
 from quota.errors import QuotaError
 from quota.models import family, fingerprint
+from quota.models.images import encode, split_frames
 from quota.presence import Presence
 from quota.quantization.kv_cache import CacheHook, attach_cache
 from quota.quantization.kv_slots import SlotLayer
@@ -54,6 +55,7 @@ class Pruner:
         """
         self.model: Any = model
         self.family = family(model)
+        self._causal = self.family.causal
         self.recipe = recipe
         self.scheme = scheme
         recipe.verify(model_fingerprint=fingerprint(model), scheme=scheme)
@@ -61,6 +63,7 @@ class Pruner:
         self.traces: list[Trace] = []
         self._handles: list[RemovableHandle] = []
         self._own_cache: CacheHook | None = None
+        self._given: dict[str, Any] | None = None
         self._images: Tensor | None = None
         self._presence: Presence | None = None
         self._observing = ExitStack()
@@ -118,28 +121,38 @@ class Pruner:
             raise QuotaError("token pruning needs the whole prompt in one prefill; leave prefill_chunk_size unset")
         return type(self.model).generate(self.model, *args, **kwargs)
 
-    def _before_base(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _before_base(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         # A pass that was interrupted may not have come to its end.
         self._close()
         given = inspect.signature(module.forward).bind(*args, **kwargs).arguments
-        input_ids = given.get("input_ids")
-        if input_ids is None:
+        given.update(given.pop("kwargs", {}))
+        if given.get("input_ids") is None:
             raise QuotaError("token pruning needs input_ids to know which tokens are visual; pass them, not embeddings")
+        if self.family.encodes_first and given.get("mm_encoder_outputs") is None:
+            given = encode(module, given)
+        self._given = given
         # `generate` passes an empty dictionary when there is no image.
         if any(given.get(name) is not None and len(given[name]) for name in self.family.image_arguments):
-            self._images = self.family.image_index(input_ids)
+            self._images = self.family.index_images(given["input_ids"], given)
         else:
-            self._images = torch.full_like(input_ids, -1)
+            self._images = torch.full_like(given["input_ids"], -1)
+        return (), given
 
     def _after_base(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         self._close()
 
     def _before_decoder(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        images, given = self._images, self._given
         # A text model called on its own has nothing visual to prune.
-        if self._images is None:
+        if images is None or given is None:
             return
+        if self.family.frames_in_positions:
+            images = split_frames(images, kwargs.get("position_ids"))
         past = kwargs["past_key_values"].get_seq_length()
-        self._presence = Presence(self._images, kwargs.get("attention_mask"), past)
+        blocks = self.family.blocks and self.family.blocks(given, past)
+        self._presence = Presence(images, given.get("attention_mask"), past, self._causal, blocks)
         if self._presence.has_images:
             for trace in self.traces:
                 trace.begin(self._presence, len(self.family.decoder_layers))
@@ -153,13 +166,13 @@ class Pruner:
         config = self.family.text_model.config
         if index == 0 and -1 in self.recipe.layers and presence.has_images:
             args = (self._cut(-1, presence, args[0], None, args[0], None), *args[1:])
-        given = presence.arguments(index, args[0], kwargs, config)
+        given = presence.arguments(index, args[0], kwargs, config, self.family.window(index))
         if index in self.recipe.layers and presence.has_images:
             visual = presence.images >= 0
             keys = presence.keys(kwargs["past_key_values"].layers[index])
             wanted = self._signals
             self._observation = Observation(text=presence.valid & ~visual, visual=visual, keys=keys, wanted=wanted)
-            self._observing.enter_context(observe(config, self._observation))
+            self._observing.enter_context(observe(config, self._observation, self._causal))
         return args, given
 
     def _after_layer(
@@ -209,7 +222,7 @@ class Pruner:
 
     def _close(self) -> None:
         self._stop_observing()
-        self._images = self._presence = None
+        self._given = self._images = self._presence = None
 
 
 def is_pruned(model: Any) -> bool:

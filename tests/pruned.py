@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from typing import Any
 
 import pytest
 import torch
-from naive import naive
+from naive import Outcome, Row, naive
 from tiny import IMAGE, PAD, TOKENS_PER_IMAGE, tiny_llava, tiny_prompt
 from torch import Tensor
 from transformers import LlavaForConditionalGeneration
@@ -58,9 +58,26 @@ def generate(model: LlavaForConditionalGeneration, batch: dict[str, Tensor], **o
     )
 
 
-def plain(model: LlavaForConditionalGeneration, recipe: PruningRecipe | None = None) -> Callable:
+def plain(model: LlavaForConditionalGeneration, recipe: PruningRecipe | None = None) -> Callable[..., Outcome]:
     """The naive decoder of this model under its Pruner's recipe, which its modules do not notice."""
-    return partial(naive, model, recipe or model.quota_pruner.recipe, tokens_per_image=TOKENS_PER_IMAGE)
+
+    def decode(ids: Tensor, pixels: Tensor, passes: list[int], **options: Any) -> Outcome:
+        return naive(model, recipe or model.quota_pruner.recipe, llava_row(model, ids, pixels), passes, **options)
+
+    return decode
+
+
+@torch.no_grad()
+def llava_row(model: LlavaForConditionalGeneration, ids: Tensor, pixels: Tensor) -> Row:
+    """What enters the decoder for the words `ids` [L] and their pictures."""
+    decoder = model.model.language_model
+    hidden = decoder.embed_tokens(ids)
+    visual = ids == model.config.image_token_id
+    if len(pixels):
+        hidden[visual] = torch.cat(model.model.get_image_features(pixel_values=pixels).pooler_output)
+    images = torch.where(visual, (visual.cumsum(0) - 1) // TOKENS_PER_IMAGE, -1)
+    cos, sin = decoder.rotary_emb(hidden[None], torch.arange(len(ids))[None])
+    return Row(hidden, images, [(cos[0], sin[0])] * len(decoder.layers))
 
 
 def assert_close(actual: Tensor, expected: Tensor) -> None:

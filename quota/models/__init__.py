@@ -13,11 +13,15 @@ from quota.errors import QuotaError
 from quota.models.family import PARTS, Family
 from quota.models.llama import llama
 from quota.models.llava import llava
+from quota.models.llava_next import llava_next
+from quota.models.llava_onevision import llava_onevision
 
 __all__ = ["FAMILIES", "PARTS", "Family", "family", "fingerprint"]
 
 FAMILIES: dict[str, Callable[[PreTrainedModel], Family]] = {
     "LlavaForConditionalGeneration": llava,
+    "LlavaNextForConditionalGeneration": llava_next,
+    "LlavaOnevisionForConditionalGeneration": llava_onevision,
 }
 
 # Decoders without a tower: quantised by the same sweep, for the testbeds; there is nothing to prune in them.

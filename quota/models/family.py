@@ -1,21 +1,26 @@
 """What the rest of the package must know of a vision-language architecture, and nothing more.
 
 Pruning, calibration and quantisation work on any model in which one can point at the vision tower, the projector and
-the decoder layers, and tell which positions of a prompt hold which image. A family is one function from a model to
-this record.
+the decoder layers, tell which positions of a prompt hold which image, and say which tokens a layer's attention may
+look at. A family is one function from a model to this record.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
+from transformers import PreTrainedConfig
 
 from quota.errors import QuotaError
+from quota.models.images import visual_mask
 
 PARTS = ("tower", "projector", "decoder")
+
+ImageIndex = Callable[[Tensor, Mapping[str, Any]], Tensor]
+"""(input_ids [B, L], arguments of `base`) -> image of each position, [B, L] int64."""
 
 
 @dataclass(frozen=True)
@@ -29,14 +34,28 @@ class Family:
     tower: nn.Module
     tower_blocks: nn.ModuleList
     """The tower's transformer blocks, first to last."""
-    projector: nn.Module
+    projectors: tuple[nn.Module, ...]
+    """What turns features of the tower into visual tokens: one module, with DeepStack several."""
     text_model: Any
     """Takes `inputs_embeds` and the KV cache; its `layers` are the decoder layers, its `config` theirs."""
     lm_head: nn.Module
-    image_index: Callable[[Tensor], Tensor]
-    """input_ids [B, L] -> [B, L] int64: which image of its sample a position belongs to, counted from 0; text -1."""
+    visual_tokens: tuple[int, ...]
+    """The ids that hold a place for a visual token in `input_ids`."""
+    index_images: ImageIndex
+    """Which image of its sample a position belongs to, counted from 0; text -1 (quota/models/images.py)."""
     image_arguments: tuple[str, ...] = ("pixel_values", "mm_encoder_outputs")
     """Arguments of `base` that bring images. Without any of them an image token is a word like others."""
+    encodes_first: bool = False
+    """Whether `index_images` needs the images encoded, as the lengths of images are not to be seen in the prompt."""
+    frames_in_positions: bool = False
+    """Whether the frames of a video touch, and only the positions of its tokens tell them apart."""
+    blocks: Callable[[Mapping[str, Any], int], Tensor | None] | None = None
+    """For masks that are not causal. (arguments of `base`, tokens cached P) -> block of each token [B, P + L] int64:
+
+    tokens of one block see one another, -1 is in none. None: this pass is causal.
+    """
+    deepstack: bool = False
+    """Whether features of several tower blocks are added behind the first decoder layers."""
 
     @property
     def sees(self) -> bool:
@@ -48,9 +67,19 @@ class Family:
         """The decoder layers, first to last."""
         return self.text_model.layers
 
+    @property
+    def causal(self) -> bool:
+        """Whether in every layer a token sees all tokens before it and none behind."""
+        windows = (self.window(layer) for layer in range(len(self.decoder_layers)))
+        return self.blocks is None and not any(windows)
+
+    def window(self, layer: int) -> int | None:
+        """How far back decoder layer `layer` looks, in tokens; None if without end."""
+        return sliding_window(self.text_model.config, layer)
+
     def visual_mask(self, input_ids: Tensor) -> Tensor:
         """Which positions hold a visual token: [B, L] int64 -> [B, L] bool."""
-        return self.image_index(input_ids) >= 0
+        return visual_mask(input_ids, self.visual_tokens)
 
     def linears(self, parts: Iterable[str] = PARTS) -> list[tuple[str, nn.Linear]]:
         """(name in the model, module) of every linear in these parts, in the order of `PARTS`.
@@ -61,12 +90,26 @@ class Family:
         chosen = set(parts)
         if unknown := chosen - set(PARTS):
             raise QuotaError(f"unknown part {min(unknown)!r}; a model has the parts {', '.join(PARTS)}")
-        roots = {"tower": self.tower_blocks, "projector": self.projector, "decoder": self.decoder_layers}
+        roots = {"tower": [self.tower_blocks], "projector": self.projectors, "decoder": [self.decoder_layers]}
         names = {module: name for name, module in self.model.named_modules()}
         return [
             (names[module], module)
             for part in PARTS
             if part in chosen
-            for module in roots[part].modules()
+            for root in roots[part]
+            for module in root.modules()
             if isinstance(module, nn.Linear)
         ]
+
+
+def sliding_window(config: PreTrainedConfig, layer: int) -> int | None:
+    """Tokens that a layer of this text configuration looks back, itself included; None if without end."""
+    window = getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None)
+    return window if window and (kinds is None or kinds[layer] == "sliding_attention") else None
+
+
+def refuse_softcap(config: PreTrainedConfig, name: str) -> None:
+    """QuotaError for decoders that cap their attention logits, which no operator here does."""
+    if getattr(config, "attn_logit_softcapping", None) is not None:
+        raise QuotaError(f"{name} with a {config.model_type} decoder caps its attention logits; this is not supported")

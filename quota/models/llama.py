@@ -6,6 +6,7 @@ outliers are found, and `quota testbed` measures the quantiser there.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from quota.models.family import Family
 def llama(model: Any) -> Family:
     """The rooms of a `LlamaForCausalLM`: those for pictures are empty."""
 
-    def image_index(input_ids: Tensor) -> Tensor:
+    def index_images(input_ids: Tensor, given: Mapping[str, Any]) -> Tensor:
         return torch.full_like(input_ids, -1)
 
     return Family(
@@ -25,9 +26,10 @@ def llama(model: Any) -> Family:
         base=model.model,
         tower=nn.Identity(),
         tower_blocks=nn.ModuleList(),
-        projector=nn.Identity(),
+        projectors=(),
         text_model=model.model,
         lm_head=model.lm_head,
-        image_index=image_index,
+        visual_tokens=(),
+        index_images=index_images,
         image_arguments=(),
     )

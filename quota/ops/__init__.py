@@ -120,9 +120,19 @@ def for_cache(spec: CacheSpec, device: torch.device) -> Backend:
     return note("cache", *_choose(forced(), device.type, spec))
 
 
-def for_attention(device: torch.device) -> Backend:
-    """The backend for prefill attention with sums."""
-    return note("attention", *_choose(forced(), device.type, None))
+def for_attention(device: torch.device, causal: bool = True) -> Backend:
+    """The backend for prefill attention with sums; QuotaError if one is forced and lacks it.
+
+    Where attention is not causal, every query has keys of its own ([B, T, S]), which only the reference can take.
+    """
+    if causal:
+        return note("attention", *_choose(forced(), device.type, None))
+    if forced() not in (None, "reference"):
+        raise QuotaError(
+            f"backend {forced()!r} was asked for and has causal attention only; choose 'reference' or none"
+        )
+    faster = [name for name in order(device.type) if name != "reference" and why_not(name) is None]
+    return note("attention", backend("reference", device), [f"{name}: causal attention only" for name in faster])
 
 
 @lru_cache(maxsize=1024)

@@ -59,7 +59,8 @@ def attention(
     Args:
         query: [B, H, T, D] after the rotary embedding. key, value: [B, G, S, D], G divides H; the last T are the
             queries' own tokens, and a query attends to no later one.
-        rows: [B, R, T] bool, the sets. visible: [B, S] bool, keys that may be attended to. scaling: of the logits.
+        rows: [B, R, T] bool, the sets. visible: [B, S] bool, keys that may be attended to; or [B, T, S] bool, those of
+            each query, and then later ones too. scaling: of the logits.
 
     Returns the output [B, H, T, D] in the query's type and the sums [B, R, S] float32, averaged over heads. A query
     that sees no key gets zeros and gives nothing. Works in chunks of queries, never holding all weights.
@@ -75,8 +76,11 @@ def attention(
     for start in range(0, queries, step):
         chunk = slice(start, min(start + step, queries))
         logits = grouped[..., chunk, :].float() @ transposed * scaling
-        last = places[length - queries :][chunk]
-        hidden = ~(visible[:, None] & (places <= last[:, None]))[:, None, None]
+        if visible.ndim == 3:
+            seen = visible[:, chunk]
+        else:
+            seen = visible[:, None] & (places <= places[length - queries :][chunk, None])
+        hidden = ~seen[:, None, None]
         # The lowest number, not infinity: a row without keys must not become NaN.
         weights = logits.masked_fill_(hidden, torch.finfo(torch.float32).min).softmax(dim=-1).masked_fill_(hidden, 0)
         output[..., chunk, :] = (weights @ values).to(output.dtype)
@@ -91,7 +95,7 @@ def attention_naive(
     heads, queries = query.shape[1], query.shape[2]
     length, shared = key.shape[2], query.shape[1] // key.shape[1]
     earlier = torch.ones(queries, length, dtype=torch.bool, device=key.device).tril(length - queries)
-    allowed = earlier & visible[:, None]
+    allowed = visible if visible.ndim == 3 else earlier & visible[:, None]
     sums = torch.zeros(query.shape[0], rows.shape[1], length, device=key.device)
     outputs = []
     for head in range(heads):

@@ -23,11 +23,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
-from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from quota import ops
 from quota.attention import deploy, from_cache, reads_packed
 from quota.errors import QuotaError
+from quota.masks import check_implementation
 from quota.models import family
 from quota.ops.interface import Backend, CacheSpec, PackedTensor
 from quota.quantization.kv_slots import SlotLayer
@@ -97,13 +98,15 @@ class CacheHook:
         self.scheme = scheme
         self._handles: list[RemovableHandle] = []
         self._borrowed = False
+        self._causal = True
         self._deployed = ExitStack()
 
     def attach(self) -> None:
         """Take effect, in place of a hook attached earlier."""
         if isinstance(earlier := getattr(self.model, "quota_cache", None), CacheHook):
             earlier.detach()
-        decoder = family(self.model).text_model
+        parts = family(self.model)
+        decoder, self._causal = parts.text_model, parts.causal
         self._handles = [
             # First of all hooks: the Pruner looks for these layers.
             decoder.register_forward_pre_hook(self._before, with_kwargs=True, prepend=True),
@@ -123,14 +126,16 @@ class CacheHook:
     def _before(self, decoder: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         # A pass that was interrupted may not have come to its end.
         self._deployed.close()
+        if not self._causal:
+            check_implementation(decoder.config)
         cache, use_cache = kwargs.get("past_key_values"), kwargs.get("use_cache")
         # Without use_cache a new cache serves this one pass, and must not be taken for a past.
         self._borrowed = cache is None and not (decoder.config.use_cache if use_cache is None else use_cache)
         if cache is None:
             cache = DynamicCache(config=decoder.config)
         adopt(cache, len(decoder.layers), self.scheme)
-        if isinstance(cache.layers[0], QuantizedLayer) and _may_deploy(decoder, kwargs):
-            self._deployed.enter_context(deploy(decoder.config))
+        if isinstance(cache.layers[0], QuantizedLayer) and _may_deploy(decoder, kwargs, self._causal):
+            self._deployed.enter_context(deploy(decoder.config, self._causal))
         return args, kwargs | {"past_key_values": cache}
 
     def _after(self, decoder: nn.Module, args: tuple[Any, ...], output: Any) -> None:
@@ -139,16 +144,18 @@ class CacheHook:
             output.past_key_values = None
 
 
-def _may_deploy(decoder: Any, kwargs: dict[str, Any]) -> bool:
-    """Whether this pass has a mask of tokens, if any, and no wish to see attention weights."""
+def _may_deploy(decoder: Any, kwargs: dict[str, Any], causal: bool) -> bool:
+    """Whether this pass has a mask that quota's attention can read, and no wish to see attention weights."""
     mask, weights = kwargs.get("attention_mask"), kwargs.get("output_attentions")
-    return (mask is None or mask.ndim == 2) and not (decoder.config.output_attentions if weights is None else weights)
+    if weights if weights is not None else decoder.config.output_attentions:
+        return False
+    return not causal or mask is None or mask.ndim == 2
 
 
 def attach_cache(model: PreTrainedModel, scheme: QuantizationScheme | None) -> CacheHook:
     """Make every forward pass of `model` use a cache under `scheme`; undo with `.detach()`.
 
-    From then on a static, offloaded, sliding-window or foreign cache raises QuotaError when it is used.
+    From then on a static, offloaded or foreign cache raises QuotaError when it is used.
     """
     hook = CacheHook(model, scheme)
     hook.attach()
@@ -165,8 +172,9 @@ def adopt(cache: Cache, layers: int, scheme: QuantizationScheme | None) -> None:
             raise QuotaError("this cache was filled under another scheme; start with a new cache")
         return
     for layer in cache.layers:
-        if type(layer) is not DynamicLayer:
-            raise QuotaError(f"{type(layer).__name__} is not supported; full attention layers are")
+        # Slots are not dropped behind a sliding window: masks end its sight.
+        if type(layer) is not DynamicLayer and type(layer) is not DynamicSlidingWindowLayer:
+            raise QuotaError(f"{type(layer).__name__} is not supported; full and sliding attention layers are")
         if layer.get_seq_length():
             raise QuotaError("this cache was filled before quota was attached to the model; start with a new cache")
     # A cache made without a configuration would append layers of its own kind.

@@ -37,7 +37,7 @@ class TestFamily:
     def test_images_are_told_apart(self) -> None:
         parts = family(tiny_llava())
         ids = tiny_batch([tiny_prompt(2, 3, seed=1), tiny_prompt(1, 5, seed=2)])["input_ids"]
-        images = parts.image_index(ids)
+        images = parts.index_images(ids, {})
         assert torch.equal(parts.visual_mask(ids), ids == IMAGE)
         for sample, count in enumerate([2, 1]):
             expected = [image for image in range(count) for _ in range(TOKENS_PER_IMAGE)]
@@ -62,7 +62,7 @@ class TestFamily:
         model = with_tower(vision, vision_feature_select_strategy=strategy)
         features = model.model.get_image_features(pixel_values=torch.zeros(2, 3, 32, 32)).pooler_output
         assert [len(image) for image in features] == [tokens] * 2
-        images = family(model).image_index(torch.full((1, 2 * tokens), IMAGE))
+        images = family(model).index_images(torch.full((1, 2 * tokens), IMAGE), {})
         assert images.tolist() == [[0] * tokens + [1] * tokens]
 
     def test_a_tower_whose_images_vary_in_size(self) -> None:

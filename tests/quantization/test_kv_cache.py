@@ -7,7 +7,7 @@ import torch
 from tiny import IMAGE, tiny_batch, tiny_llava, tiny_prompt
 from torch import Tensor
 from transformers import DynamicCache, LlavaForConditionalGeneration, StaticCache
-from transformers.cache_utils import DynamicSlidingWindowLayer
+from transformers.cache_utils import DynamicIndexedLayer
 
 from quota import attention, ops
 from quota.errors import QuotaError
@@ -209,13 +209,13 @@ class TestAttach:
 
     def test_refuses_other_kinds_of_cache(self) -> None:
         config = tiny_llava().config.get_text_config()
-        sliding = DynamicCache()
-        sliding.layers = [DynamicSlidingWindowLayer(sliding_window=8)]
+        indexed = DynamicCache()
+        indexed.layers = [DynamicIndexedLayer()]
         filled = DynamicCache()
         filled.update(random(1, 1, 3, 64), random(1, 1, 3, 64), 0)
         for cache, reason in [
             (StaticCache(config=config, max_cache_len=8), "StaticCache"),
-            (sliding, "DynamicSlidingWindowLayer"),
+            (indexed, "DynamicIndexedLayer"),
             (filled, "new cache"),
         ]:
             with pytest.raises(QuotaError, match=reason):

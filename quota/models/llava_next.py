@@ -1,0 +1,36 @@
+"""LLaVA-NeXT: LLaVA whose images are cut into tiles; a picture is as many tokens as its shape gives."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from quota.models.family import Family
+from quota.models.images import by_lengths, lengths
+from quota.models.llava import tower_blocks
+
+
+def llava_next(model: Any) -> Family:
+    """The rooms of a `LlavaNextForConditionalGeneration`; QuotaError for a tower other than CLIP and SigLIP.
+
+    All tiles of a picture, with the small copy before them and the newlines between, are one image.
+    """
+    base, token = model.model, model.config.image_token_id
+
+    def index_images(input_ids: Tensor, given: Mapping[str, Any]) -> Tensor:
+        return by_lengths(input_ids, {token: lengths(given, "image")})
+
+    return Family(
+        model=model,
+        base=base,
+        tower=base.vision_tower,
+        tower_blocks=tower_blocks(model),
+        projectors=(base.multi_modal_projector,),
+        text_model=base.language_model,
+        lm_head=model.lm_head,
+        visual_tokens=(token,),
+        index_images=index_images,
+        encodes_first=True,
+    )

@@ -1,0 +1,145 @@
+"""Every family in every mode: pruned, cached generation against a plain loop over the layers of one sample."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from families import TINY
+from families.family import IMAGE, PAD, VIDEO, Prompt, TinyFamily
+from naive import Outcome, naive
+from torch import Tensor
+
+from quota.models import fingerprint
+from quota.pruning import Pruner, record
+from quota.recipe import PruningRecipe
+
+NEW = 4
+
+families = pytest.mark.parametrize("name", TINY)
+implementations = pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+MODES = ["batch 1", "left padding", "two images", "video"]
+HAS_VIDEO = [name for name, tiny in TINY.items() if tiny.video(torch.Generator()) is not None]
+modes = pytest.mark.parametrize(
+    ("name", "mode"), [(name, mode) for name in TINY for mode in MODES if mode != "video" or name in HAS_VIDEO]
+)
+
+
+def batch_of(tiny: TinyFamily, mode: str) -> list[Prompt]:
+    small, large = tiny.sizes
+    if mode == "video":
+        return [tiny.prompt(["video"], 4, seed=1), tiny.prompt([large, "video"], 3, seed=2)]
+    return {
+        "batch 1": [tiny.prompt([small], 5, seed=3)],
+        "left padding": [tiny.prompt([small], 3, seed=4), tiny.prompt([small], 9, seed=5)],
+        "two images": [tiny.prompt([small, large], 5, seed=6), tiny.prompt([large], 4, seed=7)],
+    }[mode]
+
+
+def recipe_for(model: Any, keep_ratios: tuple[float, ...] = (0.8, 0.5, 0.3)) -> PruningRecipe:
+    return PruningRecipe(
+        layers=(1, 2, 3),
+        keep_ratios=keep_ratios,
+        keep=keep_ratios[-1],
+        reference_tokens=16,
+        model_fingerprint=fingerprint(model),
+    )
+
+
+def pruned(tiny: TinyFamily, implementation: str) -> Any:
+    model = tiny.build(implementation)
+    Pruner(model, recipe_for(model)).attach()
+    return model
+
+
+def generate(model: Any, batch: dict[str, Tensor], **options: Any) -> Any:
+    return model.generate(
+        **batch,
+        max_new_tokens=NEW,
+        do_sample=False,
+        suppress_tokens=[IMAGE, VIDEO, PAD],
+        return_dict_in_generate=True,
+        output_logits=True,
+        **options,
+    )
+
+
+def plain(tiny: TinyFamily, model: Any, prompt: Prompt, passes: list[int]) -> Outcome:
+    return naive(model, model.quota_pruner.recipe, tiny.row(model, prompt, passes), passes)
+
+
+def assert_close(actual: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)
+
+
+@implementations
+@modes
+def test_greedy(name: str, mode: str, implementation: str) -> None:
+    tiny = TINY[name]
+    model, prompts = pruned(tiny, implementation), batch_of(tiny, mode)
+    batch = tiny.batch(prompts)
+    with record(model) as trace:
+        output = generate(model, batch)
+    for sample, prompt in enumerate(prompts):
+        new = output.sequences[sample, batch["input_ids"].shape[1] :]
+        expected = plain(tiny, model, prompt.say(new), [len(prompt.ids)] + [1] * NEW)
+        kept = {layer: [token for token in trace.kept[layer][sample].tolist() if token >= 0] for layer in trace.kept}
+        assert kept == expected.kept
+        assert_close(torch.stack(output.logits)[:, sample], expected.logits[len(prompt.ids) - 1 : -1])
+
+
+@implementations
+@modes
+def test_keep_all_changes_no_bit(name: str, mode: str, implementation: str) -> None:
+    tiny = TINY[name]
+    batch = tiny.batch(batch_of(tiny, mode))
+    model = tiny.build(implementation)
+    expected = generate(model, batch)
+    Pruner(model, recipe_for(model, (1.0, 1.0, 1.0))).attach()
+    output = generate(model, batch)
+    assert torch.equal(output.sequences, expected.sequences)
+    assert torch.equal(torch.stack(output.logits), torch.stack(expected.logits))
+
+
+@implementations
+@modes
+def test_beam_search(name: str, mode: str, implementation: str) -> None:
+    tiny = TINY[name]
+    model, prompts = pruned(tiny, implementation), batch_of(tiny, mode)
+    batch = tiny.batch(prompts)
+    output = generate(model, batch, num_beams=3, length_penalty=0.0, output_scores=True)
+    for sample, prompt in enumerate(prompts):
+        new = output.sequences[sample, batch["input_ids"].shape[1] :]
+        expected = plain(tiny, model, prompt.say(new), [len(prompt.ids)] + [1] * NEW)
+        chances = expected.logits[len(prompt.ids) - 1 : -1].log_softmax(dim=-1)
+        total = chances[torch.arange(NEW), new].sum()
+        assert_close(output.sequences_scores[sample] / NEW, total / NEW)
+
+
+@implementations
+@pytest.mark.parametrize("images", [0, 1], ids=["text follows", "another image follows"])
+@families
+def test_second_turn_with_the_cache_kept(name: str, images: int, implementation: str) -> None:
+    tiny = TINY[name]
+    model = pruned(tiny, implementation)
+    small, large = tiny.sizes
+    first = [tiny.prompt([small, large], 5, seed=1), tiny.prompt([small], 9, seed=2)]
+    second = [tiny.prompt([large] * images, 4, seed=seed) for seed in (3, 4)]
+    batch = tiny.batch(first)
+    answer = generate(model, batch)
+    before = batch["input_ids"].shape[1]
+    said = answer.sequences[:, before:]
+
+    ids = torch.cat([answer.sequences, torch.stack([prompt.ids for prompt in second])], dim=1)
+    mask = torch.ones_like(ids)
+    mask[:, :before] = batch["attention_mask"]
+    whole = [start.say(words) + asked for start, words, asked in zip(first, said, second, strict=True)]
+    arguments = {"input_ids": ids, "attention_mask": mask, **tiny.later(model, whole, second, mask)}
+    output = generate(model, arguments, past_key_values=answer.past_key_values)
+    for sample, prompt in enumerate(whole):
+        new = output.sequences[sample, ids.shape[1] :]
+        # The last word of the first answer was not fed before the second turn.
+        passes = [len(first[sample].ids)] + [1] * (NEW - 1) + [1 + len(second[sample].ids)] + [1] * NEW
+        expected = plain(tiny, model, prompt.say(new), passes)
+        assert_close(torch.stack(output.logits)[:, sample], expected.logits[-NEW - 1 : -1])
