@@ -30,6 +30,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from quota.attention import Observation, observe
+from quota.deepstack import DeepStack
 from quota.errors import QuotaError
 from quota.models import family, fingerprint
 from quota.models.images import encode, split_frames
@@ -66,6 +67,7 @@ class Pruner:
         self._given: dict[str, Any] | None = None
         self._images: Tensor | None = None
         self._presence: Presence | None = None
+        self._deepstack: DeepStack | None = None
         self._observing = ExitStack()
         self._observation: Observation | None = None
         self._signals = frozenset(scorer(recipe.scorer).SIGNALS)
@@ -95,6 +97,10 @@ class Pruner:
         for index in range(max(self.recipe.layers[0], 0), len(layers)):
             hook = partial(self._before_layer, index)
             self._handles.append(layers[index].register_forward_pre_hook(hook, **before))
+        # The hook that is registered last comes first: features are added to what a cut has left.
+        for index in range(self.family.deepstack):
+            hook = partial(self._add_features, index)
+            self._handles.append(layers[index].register_forward_hook(hook, **after))
         for index in [index for index in self.recipe.layers if index >= 0]:
             hook = partial(self._after_layer, index)
             self._handles.append(layers[index].register_forward_hook(hook, with_kwargs=True, **after))
@@ -143,11 +149,13 @@ class Pruner:
     def _after_base(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         self._close()
 
-    def _before_decoder(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _before_decoder(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         images, given = self._images, self._given
         # A text model called on its own has nothing visual to prune.
         if images is None or given is None:
-            return
+            return None
         if self.family.frames_in_positions:
             images = split_frames(images, kwargs.get("position_ids"))
         past = kwargs["past_key_values"].get_seq_length()
@@ -156,6 +164,8 @@ class Pruner:
         if self._presence.has_images:
             for trace in self.traces:
                 trace.begin(self._presence, len(self.family.decoder_layers))
+        self._deepstack, kwargs = DeepStack.take(kwargs)
+        return args, kwargs
 
     def _before_layer(
         self, index: int, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -184,6 +194,11 @@ class Pruner:
         if output is None or presence is None or observation is None:
             return None
         return self._cut(index, presence, args[0], observation, output, kwargs["past_key_values"].layers[index])
+
+    def _add_features(self, index: int, layer: nn.Module, args: tuple[Any, ...], output: Any) -> Tensor | None:
+        if output is None or self._presence is None or self._deepstack is None:
+            return None
+        return self._deepstack.add(index, output, self._presence)
 
     def _cut(
         self,
@@ -222,7 +237,7 @@ class Pruner:
 
     def _close(self) -> None:
         self._stop_observing()
-        self._given = self._images = self._presence = None
+        self._given = self._images = self._presence = self._deepstack = None
 
 
 def is_pruned(model: Any) -> bool:

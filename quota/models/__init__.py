@@ -15,6 +15,7 @@ from quota.models.llama import llama
 from quota.models.llava import llava
 from quota.models.llava_next import llava_next
 from quota.models.llava_onevision import llava_onevision
+from quota.models.qwen_vl import qwen2_vl, qwen3_vl
 
 __all__ = ["FAMILIES", "PARTS", "Family", "family", "fingerprint"]
 
@@ -22,6 +23,9 @@ FAMILIES: dict[str, Callable[[PreTrainedModel], Family]] = {
     "LlavaForConditionalGeneration": llava,
     "LlavaNextForConditionalGeneration": llava_next,
     "LlavaOnevisionForConditionalGeneration": llava_onevision,
+    "Qwen2VLForConditionalGeneration": qwen2_vl,
+    "Qwen2_5_VLForConditionalGeneration": qwen2_vl,
+    "Qwen3VLForConditionalGeneration": qwen3_vl,
 }
 
 # Decoders without a tower: quantised by the same sweep, for the testbeds; there is nothing to prune in them.

@@ -54,8 +54,8 @@ class Family:
 
     tokens of one block see one another, -1 is in none. None: this pass is causal.
     """
-    deepstack: bool = False
-    """Whether features of several tower blocks are added behind the first decoder layers."""
+    deepstack: int = 0
+    """Behind so many of the first decoder layers features of tower blocks are added (quota/deepstack.py)."""
 
     @property
     def sees(self) -> bool:

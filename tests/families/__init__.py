@@ -2,6 +2,7 @@
 
 from families.family import TinyFamily
 from families.llava import TinyLlava, TinyLlavaNext, TinyLlavaOnevision
+from families.qwen import TinyQwen2VL, TinyQwen3VL, TinyQwen25VL
 
 TINY: dict[str, TinyFamily] = {
     tiny.architecture.__name__: tiny
@@ -9,5 +10,8 @@ TINY: dict[str, TinyFamily] = {
         TinyLlava(),
         TinyLlavaNext(),
         TinyLlavaOnevision(),
+        TinyQwen2VL(),
+        TinyQwen25VL(),
+        TinyQwen3VL(),
     )
 }

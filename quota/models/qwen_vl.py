@@ -1,0 +1,48 @@
+"""Qwen2-VL, Qwen2.5-VL and Qwen3-VL: towers for pictures of any size, M-RoPE, DeepStack in the third.
+
+Words stand around every picture. The frames of a video touch in the first two, where only time, row and column of
+their M-RoPE positions tell them apart, and have time stamps between them in Qwen3-VL.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from quota.models.family import Family
+from quota.models.images import by_runs
+
+
+def qwen2_vl(model: Any) -> Family:
+    """The rooms of a `Qwen2VLForConditionalGeneration` or `Qwen2_5_VLForConditionalGeneration`."""
+    return _qwen(model, (model.model.visual.merger,), frames_in_positions=True)
+
+
+def qwen3_vl(model: Any) -> Family:
+    """The rooms of a `Qwen3VLForConditionalGeneration`; mergers in the order in which the tower calls them."""
+    visual = model.model.visual
+    return _qwen(model, (*visual.deepstack_merger_list, visual.merger), deepstack=len(visual.deepstack_merger_list))
+
+
+def _qwen(model: Any, projectors: tuple[nn.Module, ...], **traits: int) -> Family:
+    base, config = model.model, model.config
+    tokens = (config.image_token_id, config.video_token_id)
+
+    def index_images(input_ids: Tensor, given: Mapping[str, Any]) -> Tensor:
+        return by_runs(input_ids, tokens)
+
+    return Family(
+        model=model,
+        base=base,
+        tower=base.visual,
+        tower_blocks=base.visual.blocks,
+        projectors=projectors,
+        text_model=base.language_model,
+        lm_head=model.lm_head,
+        visual_tokens=tokens,
+        index_images=index_images,
+        image_arguments=("pixel_values", "pixel_values_videos", "mm_encoder_outputs"),
+        **traits,
+    )
