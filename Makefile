@@ -1,13 +1,14 @@
 # make demo   compress the bundled model, save it, reload it, compare four variants (a few minutes on 2 cores)
 # make test   formatting, lint, types, tests
-# Both make their own .venv first; `make install` does only that.
+# make fuzz   the C++ kernels under sanitizers, called at random (SEED and CALLS choose which and how many)
+# All make their own .venv first; `make install` does only that.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: install demo test lint clean
+.PHONY: install demo test lint fuzz clean
 
 install: $(READY)
 
@@ -28,6 +29,14 @@ lint: $(READY)
 
 test: lint
 	$(BIN)/python -m pytest -q
+
+SEED ?= $(shell date +%s)
+CALLS ?= 50000
+
+fuzz: $(READY)
+	mkdir -p build
+	$(BIN)/python fuzz/build.py build/fuzz
+	build/fuzz $(SEED) $(CALLS)
 
 clean:
 	rm -rf $(VENV) demo build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

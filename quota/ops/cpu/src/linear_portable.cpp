@@ -36,7 +36,8 @@ struct Lanes {
     }
     static void store_codes(int8_t* out, F x, int zero) {
         for (int i = 0; i < 8; i++) {
-            const float within = x[i] < -8 ? -8 : x[i] > 7 ? 7 : x[i];
+            // NaN too becomes a number: no other has a defined integer.
+            const float within = x[i] >= -8 ? x[i] > 7 ? 7 : x[i] : -8;
             out[i / 2 + i % 2 * 4] = int8_t(int(round_even(within)) - zero);
         }
     }

@@ -65,7 +65,7 @@ inline float quantize_vectors(const float* x, int8_t* codes, int64_t step, typen
     // All zeros, or only subnormal numbers: any scale will do, they become zero.
     if (scale < SMALLEST_NORMAL) scale = EPSILON;
     float zero = -8 - lowest / scale;
-    zero = round_even(zero < -8 ? -8 : zero > 7 ? 7 : zero);
+    zero = round_even(zero >= -8 ? zero > 7 ? 7 : zero : -8);
 
     const typename V::F divisor = V::set(scale);
     if (scale >= SAFE_LOW && scale <= SAFE_HIGH) {

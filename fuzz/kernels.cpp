@@ -1,0 +1,267 @@
+// Random calls of everything that Python can call in the kernels, under AddressSanitizer and UBSan (`make fuzz`).
+//
+//     fuzz SEED CALLS
+//
+// Every buffer is as large as the call may touch and no larger. Shapes, strides, types and threads are drawn; so are the
+// numbers: ordinary ones, zeros, outliers of 1e4, denormals, and now and then infinity or NaN, which must be refused or
+// pass through, never crash. Each call is made with every instruction set that the machine has; integers must be the same
+// in all of them, floats close. The first difference ends the program with the seed of its call.
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <random>
+#include <vector>
+
+#include "../quota/ops/cpu/src/kv.h"
+
+extern "C" {
+int quota_best_isa();
+int quota_linear(int, int, const void*, int, int64_t, int64_t, int64_t, int64_t, const uint8_t*, const uint16_t*, int64_t,
+                 int64_t, const float*, void*);
+int quota_group_sums(int, int, const int8_t*, int64_t, int64_t, int64_t, const uint8_t*, int64_t, int32_t*);
+int quota_quantize(int, const void*, int, int64_t, int64_t, int64_t, int64_t, int8_t*, float*);
+int quota_kv4_quantize(int, int, const void*, int, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t,
+                       uint8_t*, uint16_t*, uint16_t*);
+void quota_kv4_dequantize(int, int, const quota::PackedTensor*, int64_t, int64_t, int64_t, int64_t, void*, int);
+int quota_kv4_decode(int, int, const void*, int, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t,
+                     const quota::PackedTensor*, const quota::PackedTensor*, const uint8_t*, float, void*);
+int quota_softmax_sums(int, int, void*, int, int64_t, int64_t, int64_t, int64_t, const uint8_t*, const uint8_t*, int64_t,
+                       int64_t, float, int64_t, float*);
+int quota_attention_amx(int, const void*, const void*, const void*, void*, const int64_t*, int64_t, int64_t, int64_t,
+                        int64_t, int64_t, const uint8_t*, const uint8_t*, int64_t, float, float*, void*);
+void quota_activation_error(int, int, const void*, int, int64_t, int64_t, int64_t, int64_t, int64_t, int, float*);
+}
+
+namespace {
+
+constexpr int FLOAT32 = 0, BFLOAT16 = 1;
+uint64_t seed;
+std::mt19937_64 random_bits;
+
+int64_t draw(int64_t low, int64_t high) { return low + int64_t(random_bits() % uint64_t(high - low + 1)); }
+int64_t power(int64_t low, int64_t high) { return int64_t(1) << draw(low, high); }
+bool chance(int of) { return draw(1, of) == 1; }
+
+void require(bool holds, const char* what) {
+    if (holds) return;
+    std::fprintf(stderr, "seed %llu: %s\n", static_cast<unsigned long long>(seed), what);
+    std::exit(1);
+}
+
+float number(bool finite) {
+    static const float odd[] = {0.0f, -0.0f, 1e4f, -1e4f, 1e-40f, INFINITY, -INFINITY, NAN};
+    if (chance(20)) return odd[draw(0, finite ? 4 : 7)];
+    return std::normal_distribution<float>()(random_bits);
+}
+
+uint16_t bfloat16(float x) {
+    uint32_t bits;
+    std::memcpy(&bits, &x, 4);
+    return uint16_t(bits >> 16);
+}
+
+// Floats in one of the types, float32 or bfloat16.
+struct Numbers {
+    int type;
+    std::vector<float> wide;
+    std::vector<uint16_t> narrow;
+
+    Numbers(int type, int64_t count, bool finite) : type(type) {
+        for (int64_t i = 0; i < count; i++) {
+            const float x = number(finite);
+            if (type == FLOAT32) wide.push_back(x);
+            else narrow.push_back(bfloat16(x));
+        }
+        wide.shrink_to_fit();
+        narrow.shrink_to_fit();
+    }
+    void* data() { return type == FLOAT32 ? static_cast<void*>(wide.data()) : narrow.data(); }
+    float at(size_t i) const {
+        if (type == FLOAT32) return wide[i];
+        const uint32_t bits = uint32_t(narrow[i]) << 16;
+        float x;
+        std::memcpy(&x, &bits, 4);
+        return x;
+    }
+    size_t size() const { return type == FLOAT32 ? wide.size() : narrow.size(); }
+    bool close(const Numbers& other, float tolerance) const {
+        float most = 1e-30f;
+        for (size_t i = 0; i < size(); i++)
+            if (std::isfinite(at(i))) most = std::max(most, std::fabs(at(i)));
+        for (size_t i = 0; i < size(); i++)
+            if (std::isfinite(at(i)) && !(std::fabs(at(i) - other.at(i)) <= tolerance * most)) return false;
+        return true;
+    }
+};
+
+template <class T>
+std::vector<T> bits(int64_t count) {
+    std::vector<T> all(count);
+    for (T& one : all) one = T(random_bits());
+    return all;
+}
+
+std::vector<uint8_t> flags(int64_t count) {
+    std::vector<uint8_t> all(count);
+    for (uint8_t& one : all) one = !chance(4);
+    return all;
+}
+
+int threads() { return int(draw(1, 3)); }
+
+// A row longer than the blocks of its rotation and groups: the largest power of two that divides, as Python chooses it.
+int64_t part_of(int64_t columns, int64_t limit) { return std::min(limit, columns & -columns); }
+
+void linear() {
+    const int64_t rows = draw(0, 40), columns = 8 * draw(1, 40), outputs = draw(1, 150);
+    const int64_t group = part_of(columns, power(3, 8)), weight_group = part_of(columns, power(3, 8));
+    const int64_t hadamard = chance(3) ? 0 : part_of(columns, power(3, 8)), scales = columns / weight_group;
+    const auto packed = bits<uint8_t>(outputs * columns / 2);
+    std::vector<uint16_t> scale(outputs * scales);
+    for (uint16_t& one : scale) one = bfloat16(0.01f * draw(1, 100));
+    std::vector<float> bias(outputs, 0.5f);
+    Numbers x(draw(0, 1), rows * columns, !chance(10));
+    Numbers first(x.type, rows * outputs, true);
+    const float* given = chance(2) ? bias.data() : nullptr;
+    const int status = quota_linear(0, 1, x.data(), x.type, rows, columns, hadamard, group, packed.data(), scale.data(),
+                                    scales, outputs, given, first.data());
+    for (int isa = 1; isa <= quota_best_isa(); isa++) {
+        Numbers y(x.type, rows * outputs, true);
+        const int other = quota_linear(isa, threads(), x.data(), x.type, rows, columns, hadamard, group, packed.data(),
+                                       scale.data(), scales, outputs, given, y.data());
+        require(status == other, "linear refuses with one instruction set only");
+        require(status || first.close(y, x.type == FLOAT32 ? 1e-4f : 1e-2f), "linear differs");
+    }
+}
+
+void group_sums() {
+    const int64_t rows = draw(0, 40), group = power(3, 6), columns = group * draw(1, 12), outputs = draw(1, 150);
+    const auto packed = bits<uint8_t>(outputs * columns / 2);
+    std::vector<int8_t> codes(rows * columns);
+    for (int8_t& code : codes) code = int8_t(draw(-15, 15));
+    std::vector<int32_t> expected(rows * outputs * columns / group);
+    for (int64_t m = 0; m < rows; m++)
+        for (int64_t n = 0; n < outputs; n++)
+            for (int64_t k = 0; k < columns; k++) {
+                const int weight = (packed[(n * columns + k) / 2] >> (k % 2 * 4) & 15) - 8;
+                expected[(m * outputs + n) * (columns / group) + k / group] += weight * codes[m * columns + k];
+            }
+    for (int isa = 0; isa <= quota_best_isa(); isa++) {
+        std::vector<int32_t> sums(expected.size());
+        quota_group_sums(isa, threads(), codes.data(), rows, columns, group, packed.data(), outputs, sums.data());
+        require(sums == expected, "group sums differ");
+    }
+}
+
+void quantize() {
+    const int64_t rows = draw(0, 5), columns = 8 * draw(1, 60), group = part_of(columns, power(3, 8));
+    Numbers x(draw(0, 1), rows * columns, !chance(10));
+    std::vector<int8_t> expected(rows * columns);
+    std::vector<float> scale(rows * columns / group);
+    const int status = quota_quantize(0, x.data(), x.type, rows, columns, 0, group, expected.data(), scale.data());
+    for (int isa = 1; isa <= quota_best_isa(); isa++) {
+        std::vector<int8_t> codes(rows * columns);
+        std::vector<float> found(rows * columns / group);
+        require(status == quota_quantize(isa, x.data(), x.type, rows, columns, 0, group, codes.data(), found.data()),
+                "quantize refuses with one instruction set only");
+        require(status || (codes == expected && found == scale), "codes differ");
+    }
+    std::vector<float> errors(rows);
+    const int bits = int(power(2, 3));
+    quota_activation_error(int(draw(0, quota_best_isa())), threads(), x.data(), x.type, rows, columns, columns,
+                           chance(2) ? 0 : group, group, bits, errors.data());
+}
+
+struct Cache {
+    std::vector<uint8_t> packed;
+    std::vector<uint16_t> scale, zero;
+    quota::PackedTensor tensor;
+
+    Cache(int64_t samples, int64_t heads, int64_t tokens, int64_t width, int64_t hadamard)
+        : packed(samples * heads * tokens * width / 2), scale(samples * heads * tokens), zero(scale.size()) {
+        const int64_t row = width / 2;
+        tensor = {{packed.data(), scale.data(), zero.data(), row, 1, 1},
+                  heads * tokens * row, tokens * row, heads * tokens, tokens, heads * tokens, tokens, hadamard};
+    }
+    int fill(int isa, Numbers& x, int64_t samples, int64_t heads, int64_t tokens, int64_t width) {
+        return quota_kv4_quantize(isa, threads(), x.data(), x.type, samples, heads, tokens, width, heads * tokens * width,
+                                  tokens * width, width, tensor.hadamard, packed.data(), scale.data(), zero.data());
+    }
+};
+
+void cache() {
+    const int64_t samples = draw(1, 2), groups = draw(1, 3), shared = draw(1, 6), tokens = draw(1, 70);
+    const int64_t width = 8 * draw(1, 20), hadamard = chance(2) ? 0 : part_of(width, 64);
+    Numbers keys(draw(0, 1), samples * groups * tokens * width, !chance(10)), values(keys.type, keys.size(), true);
+    Cache stored(samples, groups, tokens, width, 0);
+    const int status = stored.fill(0, keys, samples, groups, tokens, width);
+    for (int isa = 1; isa <= quota_best_isa(); isa++) {
+        Cache other(samples, groups, tokens, width, 0);
+        require(status == other.fill(isa, keys, samples, groups, tokens, width), "a cache is refused by one only");
+        require(status || (stored.packed == other.packed && stored.scale == other.scale && stored.zero == other.zero),
+                "caches differ");
+    }
+    Cache rotated(samples, groups, tokens, width, hadamard), content(samples, groups, tokens, width, 0);
+    if (rotated.fill(0, keys, samples, groups, tokens, width) || content.fill(0, values, samples, groups, tokens, width))
+        return;
+    const auto valid = flags(samples * tokens);
+    const int64_t heads = groups * shared;
+    Numbers query(keys.type, samples * heads * width, true);
+    Numbers back(keys.type, keys.size(), true), expected(keys.type, query.size(), true);
+    for (int isa = 0; isa <= quota_best_isa(); isa++) {
+        Numbers found(keys.type, keys.size(), true), out(keys.type, query.size(), true);
+        quota_kv4_dequantize(isa, threads(), &rotated.tensor, samples, groups, tokens, width, found.data(), found.type);
+        quota_kv4_decode(isa, threads(), query.data(), query.type, samples, groups, shared, width, tokens, heads * width,
+                         width, &rotated.tensor, &content.tensor, valid.data(), 1e-3f, out.data());
+        if (!isa) std::swap(back, found), std::swap(expected, out);
+        else require(back.close(found, 1e-2f) && expected.close(out, 2e-2f), "what is read from a cache differs");
+    }
+}
+
+void softmax() {
+    const int64_t heads = draw(1, 3), rows = draw(1, 80), columns = rows + draw(0, 30), sets = draw(1, 2), band = 64;
+    const auto visible = flags(columns), given = flags(sets * rows);
+    Numbers logits(draw(0, 1), heads * rows * columns, true);
+    std::vector<float> expected;
+    for (int isa = 0; isa <= quota_best_isa(); isa++) {
+        Numbers own = logits;
+        std::vector<float> sums(heads * ((rows + band - 1) / band) * sets * columns);
+        quota_softmax_sums(isa, threads(), own.data(), own.type, heads, rows, columns, columns - rows, visible.data(),
+                           given.data(), sets, rows, 1e-3f, band, sums.data());
+        if (!isa) expected = sums;
+        for (size_t i = 0; i < sums.size(); i++)
+            require(std::fabs(sums[i] - expected[i]) <= 1e-3f * (1 + rows), "softmax sums differ");
+    }
+}
+
+void attention() {
+    if (quota_best_isa() < 3) return;
+    const int64_t groups = draw(1, 2), heads = groups * draw(1, 3), queries = draw(1, 150), length = queries + draw(0, 40);
+    const int64_t width = 32 * draw(1, 4), sets = draw(1, 2), bands = (queries + 63) / 64;
+    Numbers query(BFLOAT16, heads * queries * width, true), key(BFLOAT16, groups * length * width, true);
+    Numbers value(BFLOAT16, groups * length * width, true), out(BFLOAT16, query.size(), true);
+    const auto visible = flags(length), given = flags(sets * queries);
+    std::vector<float> sums(heads * bands * sets * length);
+    std::vector<uint16_t> tiles(2 * groups * width * ((length + 31) / 32 * 32));
+    const int64_t strides[] = {queries * width, width, length * width, width, length * width, width, queries * width, width};
+    quota_attention_amx(threads(), query.data(), key.data(), value.data(), out.data(), strides, heads, groups, queries,
+                        length, width, visible.data(), given.data(), sets, 1e-3f, sums.data(), tiles.data());
+    double total = 0;
+    for (const float sum : sums) total += sum;
+    require(std::isfinite(total) && total <= 1.01 * double(heads * queries * sets), "attention gives more than it has");
+}
+
+}  // namespace
+
+int main(int count, char** arguments) {
+    if (count != 3) return std::fprintf(stderr, "usage: %s SEED CALLS\n", arguments[0]), 2;
+    const uint64_t start = std::strtoull(arguments[1], nullptr, 10), calls = std::strtoull(arguments[2], nullptr, 10);
+    void (*const jobs[])() = {linear, group_sums, quantize, cache, softmax, attention};
+    for (seed = start; seed < start + calls; seed++) {
+        random_bits.seed(seed);
+        jobs[seed % 6]();
+    }
+    std::printf("%llu calls, instruction sets up to %d\n", static_cast<unsigned long long>(calls), quota_best_isa());
+}
