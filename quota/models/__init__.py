@@ -11,6 +11,8 @@ from transformers import PreTrainedModel
 
 from quota.errors import QuotaError
 from quota.models.family import PARTS, Family
+from quota.models.idefics3 import idefics3
+from quota.models.internvl import internvl
 from quota.models.llama import llama
 from quota.models.llava import llava
 from quota.models.llava_next import llava_next
@@ -26,6 +28,9 @@ FAMILIES: dict[str, Callable[[PreTrainedModel], Family]] = {
     "Qwen2VLForConditionalGeneration": qwen2_vl,
     "Qwen2_5_VLForConditionalGeneration": qwen2_vl,
     "Qwen3VLForConditionalGeneration": qwen3_vl,
+    "InternVLForConditionalGeneration": internvl,
+    "Idefics3ForConditionalGeneration": idefics3,
+    "SmolVLMForConditionalGeneration": idefics3,
 }
 
 # Decoders without a tower: quantised by the same sweep, for the testbeds; there is nothing to prune in them.

@@ -7,6 +7,7 @@ their M-RoPE positions tell them apart, and have time stamps between them in Qwe
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -17,16 +18,17 @@ from quota.models.images import by_runs
 
 def qwen2_vl(model: Any) -> Family:
     """The rooms of a `Qwen2VLForConditionalGeneration` or `Qwen2_5_VLForConditionalGeneration`."""
-    return _qwen(model, (model.model.visual.merger,), frames_in_positions=True)
+    return replace(_qwen(model, (model.model.visual.merger,)), frames_in_positions=True)
 
 
 def qwen3_vl(model: Any) -> Family:
     """The rooms of a `Qwen3VLForConditionalGeneration`; mergers in the order in which the tower calls them."""
     visual = model.model.visual
-    return _qwen(model, (*visual.deepstack_merger_list, visual.merger), deepstack=len(visual.deepstack_merger_list))
+    deep = visual.deepstack_merger_list
+    return replace(_qwen(model, (*deep, visual.merger)), deepstack=len(deep))
 
 
-def _qwen(model: Any, projectors: tuple[nn.Module, ...], **traits: int) -> Family:
+def _qwen(model: Any, projectors: tuple[nn.Module, ...]) -> Family:
     base, config = model.model, model.config
     tokens = (config.image_token_id, config.video_token_id)
 
@@ -44,5 +46,4 @@ def _qwen(model: Any, projectors: tuple[nn.Module, ...], **traits: int) -> Famil
         visual_tokens=tokens,
         index_images=index_images,
         image_arguments=("pixel_values", "pixel_values_videos", "mm_encoder_outputs"),
-        **traits,
     )

@@ -3,6 +3,7 @@
 from families.family import TinyFamily
 from families.llava import TinyLlava, TinyLlavaNext, TinyLlavaOnevision
 from families.qwen import TinyQwen2VL, TinyQwen3VL, TinyQwen25VL
+from families.tiled import TinyIdefics3, TinyInternVL, TinySmolVLM
 
 TINY: dict[str, TinyFamily] = {
     tiny.architecture.__name__: tiny
@@ -13,5 +14,8 @@ TINY: dict[str, TinyFamily] = {
         TinyQwen2VL(),
         TinyQwen25VL(),
         TinyQwen3VL(),
+        TinyInternVL(),
+        TinyIdefics3(),
+        TinySmolVLM(),
     )
 }
