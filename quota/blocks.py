@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 
 from quota.errors import QuotaError
 from quota.quantization.hadamard import block_hadamard
-from quota.quantization.linear import W4A4Linear
+from quota.quantization.linear import W4A4Linear, quantized_input
 from quota.scheme import QuantizationScheme
 
 
@@ -68,27 +69,42 @@ def run(block: nn.Module, hidden: Tensor, beside: Beside, **replaced: Any) -> Te
     return output[0] if isinstance(output, tuple) else output
 
 
+@dataclass(frozen=True)
+class Exact:
+    """The full-precision twin of a block that is being quantised."""
+
+    linears: Mapping[str, nn.Linear]
+    """Its linears, by the names that they have in the model."""
+    run_sample: Callable[[int], object]
+    """Runs it on what enters the block in the full-precision model."""
+
+
 def quantize_linears(
     model: nn.Module,
     linears: Mapping[str, nn.Linear],
     scheme: QuantizationScheme,
     run_sample: Callable[[int], object],
     samples: int,
+    exact: Exact | None = None,
 ) -> None:
     """Replace `linears` (all in one block, by their names in the model) by quantised ones, in calling order.
 
     `run_sample(i)` runs the block on sample i as it is by then. Layers that read the same tensor (queries, keys and
-    values; gate and up) share one Hessian. Raises QuotaError for a linear that no sample reaches.
+    values; gate and up) share their moments. With `exact`, weights are rounded towards its outputs. Raises QuotaError
+    for a linear that no sample reaches.
     """
     stages = shared_inputs(linears, lambda: run_sample(0))
     if unreached := set(linears) - {name for stage in stages for name in stage}:
         raise QuotaError(f"calibration never reaches {min(unreached)}; leave its part out of scheme.modules")
     for stage in stages:
-        hessian = None
+        hessian = cross = None
         if scheme.weight_rounding == "gptq" and scheme.weight_bits < 16:
-            hessian = input_hessian(linears[stage[0]], scheme, run_sample, samples)
+            if exact is None:
+                hessian = input_hessian(linears[stage[0]], scheme, run_sample, samples)
+            else:
+                hessian, cross = input_moments(stage[0], linears[stage[0]], exact, scheme, run_sample, samples)
         for name in stage:
-            model.set_submodule(name, W4A4Linear.from_linear(linears[name], scheme, hessian=hessian))
+            model.set_submodule(name, W4A4Linear.from_linear(linears[name], scheme, hessian=hessian, cross=cross))
 
 
 def shared_inputs(linears: Mapping[str, nn.Linear], run_once: Callable[[], object]) -> list[list[str]]:
@@ -119,22 +135,55 @@ def input_hessian(
 ) -> Tensor:
     """GPTQ's Hessian X^T X [K, K], X being the rotated inputs of `linear` at all tokens of all samples."""
     features = linear.in_features
-    block = scheme.hadamard_for(features)
     hessian = torch.zeros(features, features, device=linear.weight.device)
-
-    def accumulate(_: nn.Module, args: tuple[Any, ...]) -> None:
-        x = block_hadamard(args[0].float(), block).reshape(-1, features)
+    for sample in range(samples):
+        x = _rotated_input(linear, scheme, partial(run_sample, sample))
         hessian.addmm_(x.T, x)
+    return hessian
+
+
+def input_moments(
+    name: str,
+    linear: nn.Linear,
+    exact: Exact,
+    scheme: QuantizationScheme,
+    run_sample: Callable[[int], object],
+    samples: int,
+) -> tuple[Tensor, Tensor]:
+    """H = X'^T X' and C = (X - X')^T X' [K, K] of equation (2) in quota/quantization/gptq.py.
+
+    X' is what `linear` multiplies in the deployed block, quantised, and X what its twin called `name` reads in the
+    full-precision model, both rotated, at all tokens of all samples.
+    """
+    features = linear.in_features
+    hessian = torch.zeros(features, features, device=linear.weight.device)
+    cross = torch.zeros_like(hessian)
+    for sample in range(samples):
+        seen = quantized_input(_rotated_input(linear, scheme, partial(run_sample, sample)), scheme)
+        meant = _rotated_input(exact.linears[name], scheme, partial(exact.run_sample, sample))
+        hessian.addmm_(seen.T, seen)
+        cross.addmm_((meant - seen).T, seen)
+    return hessian, cross
+
+
+def _rotated_input(linear: nn.Linear, scheme: QuantizationScheme, run_once: Callable[[], object]) -> Tensor:
+    """What enters `linear` during one call, rotated, float32 [tokens, K]; nothing behind it runs."""
+    features = linear.in_features
+    found: list[Tensor] = []
+
+    def take(_: nn.Module, args: tuple[Any, ...]) -> None:
+        found.append(block_hadamard(args[0].float(), scheme.hadamard_for(features)).reshape(-1, features))
         raise _Reached
 
-    hook = linear.register_forward_pre_hook(accumulate)
+    hook = linear.register_forward_pre_hook(take)
     try:
-        for sample in range(samples):
-            with suppress(_Reached):
-                run_sample(sample)
+        with suppress(_Reached):
+            run_once()
     finally:
         hook.remove()
-    return hessian
+    if not found:
+        raise QuotaError("calibration reaches a linear layer with some samples only; give samples of one kind")
+    return found[0]
 
 
 @contextmanager

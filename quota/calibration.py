@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -32,9 +33,12 @@ from transformers import DynamicCache, PreTrainedModel
 
 from quota.allocation import relative_error, sensitivity
 from quota.attention import Observation, observe
-from quota.blocks import Beside, capture, quantize_linears, run
+from quota.blocks import Beside, Exact, capture, quantize_linears, run
 from quota.errors import QuotaError
 from quota.models import family
+from quota.quantization.folding import fold
+from quota.quantization.key_moments import KeyMoments, watch
+from quota.quantization.key_transform import NAME as KEY_TRANSFORM
 from quota.quantization.kv_cache import adopt
 from quota.scheme import QuantizationScheme
 
@@ -114,9 +118,11 @@ class Sweep:
     def run(self) -> Calibration:
         """The whole sweep, tower to last decoder layer."""
         self.exact, self.beside = self._capture(self.layers)
-        self._quantize_chain(list(self.family.tower_blocks))
-        for projector in self.family.projectors:
-            self._quantize_chain([projector])
+        chains = [list(self.family.tower_blocks), *([projector] for projector in self.family.projectors)]
+        # What the full-precision tower gives a projector can only be seen while there is one.
+        exact = [self._capture(blocks)[0] if self._learns(blocks) else [] for blocks in chains]
+        for blocks, entering in zip(chains, exact, strict=True):
+            self._quantize_chain(blocks, entering)
         self.deployed, _ = self._capture(self.layers)
         for index in range(len(self.layers)):
             self._decoder_layer(index)
@@ -128,17 +134,24 @@ class Sweep:
         captured = [capture(self.model, blocks, sample) for sample in self.inputs]
         return [hidden for hidden, _ in captured], [beside for _, beside in captured]
 
-    def _quantize_chain(self, blocks: Sequence[nn.Module]) -> None:
-        """Quantise blocks in front of the decoder, where only the deployed stream is needed."""
+    def _quantize_chain(self, blocks: Sequence[nn.Module], exact: list[Tensor]) -> None:
+        """Quantise blocks in front of the decoder; `exact` enters the first one in the full-precision model.
+
+        Without learned transforms nobody looks at that stream, and it may be empty.
+        """
         if not any(self._linears_of(block) for block in blocks):
             self._report(len(blocks))
             return
         hidden, beside = self._capture(blocks)
+        samples = range(len(self.inputs))
         for index, block in enumerate(blocks):
-            advance = partial(_run_sample, block, hidden, [chain[index] for chain in beside])
-            self._quantize(block, advance)
+            around = [chain[index] for chain in beside]
+            advance = partial(_run_sample, block, hidden, around)
+            following, twin = self._twin(block, exact, around) if exact else ([], None)
+            self._quantize(block, advance, twin)
+            exact = following
             if index + 1 < len(blocks):
-                hidden = [advance(sample) for sample in range(len(self.inputs))]
+                hidden = [advance(sample) for sample in samples]
             self._report(1)
 
     def _decoder_layer(self, index: int) -> None:
@@ -146,9 +159,15 @@ class Sweep:
         samples = range(len(self.inputs))
         beside = [chain[index] for chain in self.beside]
         self._measure_tokens()
-        self.exact = [_run_sample(layer, self.exact, beside, sample) for sample in samples]
         advance = partial(self._run_deployed, layer, beside)
-        self._quantize(layer, advance)
+        if self.scheme.transforms == "learned":
+            with watch(self.family.text_model.config) as moments:
+                following, twin = self._twin(layer, self.exact, beside)
+            self._attach_keys(layer, moments)
+        else:
+            following, twin = [_run_sample(layer, self.exact, beside, sample) for sample in samples], None
+        self._quantize(layer, advance, twin)
+        self.exact = following
         concentration = []
         for sample in samples:
             visual = self.visual[sample]
@@ -164,7 +183,7 @@ class Sweep:
     def _run_deployed(self, layer: nn.Module, beside: list[Beside], sample: int) -> Tensor:
         """`layer` on the deployed stream of one sample, attending to what a new cache stores."""
         cache = DynamicCache()
-        adopt(cache, len(self.layers), self.scheme)
+        adopt(cache, self.family.decoder_layers, self.scheme)
         return run(layer, self.deployed[sample], beside[sample], past_key_values=cache)
 
     def _measure_tokens(self) -> None:
@@ -178,9 +197,35 @@ class Sweep:
         inside = set(block.modules())
         return {name: linear for name, linear in self.linears.items() if linear in inside}
 
-    def _quantize(self, block: nn.Module, advance: Callable[[int], Tensor]) -> None:
+    def _learns(self, blocks: Sequence[nn.Module]) -> bool:
+        return self.scheme.transforms == "learned" and any(self._linears_of(block) for block in blocks)
+
+    def _twin(self, block: nn.Module, exact: list[Tensor], beside: list[Beside]) -> tuple[list[Tensor], Exact | None]:
+        """Fold transforms into `block`, and keep what it is then in full precision for its weights to aim at.
+
+        Returns what leaves the block on the exact stream, and the twin, None if no linears are to be quantised.
+        """
+        linears = self._linears_of(block)
+        run_sample = partial(_run_sample, block, exact, beside)
+        cached = self.scheme.kv_bits < 16 and block in self.layers
+        following = fold(block, set(linears.values()), run_sample, len(self.inputs), cached)
+        if not linears:
+            return following, None
+        inside = {module: name for name, module in block.named_modules()}
+        # The copy reads the model's own configuration: a switch of its attention must reach it too.
+        shared = {id(config): config for part in block.modules() if (config := getattr(part, "config", None))}
+        original = deepcopy(block, shared)
+        twins: dict[str, Any] = {name: original.get_submodule(inside[linear]) for name, linear in linears.items()}
+        return following, Exact(twins, partial(_run_sample, original, exact, beside))
+
+    def _attach_keys(self, layer: Any, moments: KeyMoments) -> None:
+        transform = moments.transform() if self.scheme.kv_bits < 16 else None
+        if transform is not None:
+            layer.self_attn.add_module(KEY_TRANSFORM, transform)
+
+    def _quantize(self, block: nn.Module, advance: Callable[[int], Tensor], twin: Exact | None) -> None:
         if linears := self._linears_of(block):
-            quantize_linears(self.model, linears, self.scheme, advance, len(self.inputs))
+            quantize_linears(self.model, linears, self.scheme, advance, len(self.inputs), twin)
 
     def _report(self, blocks: int) -> None:
         self._blocks_done += blocks

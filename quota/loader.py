@@ -22,6 +22,7 @@ from quota.checkpoint import RECIPE_FILE, Settings, mark, settings
 from quota.errors import QuotaError
 from quota.models import family, fingerprint
 from quota.pruning import Pruner
+from quota.quantization.key_transform import KeyTransform, add_key_transforms
 from quota.quantization.kv_cache import attach_cache
 from quota.quantization.linear import W4A4Linear
 from quota.recipe import PruningRecipe
@@ -56,6 +57,8 @@ class QuotaQuantizer(CompressedTensorsHfQuantizer):
                 device=linear.weight.device,
             )
             model.set_submodule(name, empty)
+        if scheme.transforms == "learned" and scheme.kv_bits < 16:
+            add_key_transforms(family(model).text_model)
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
         if self.settings is None:
@@ -100,7 +103,7 @@ def _find_recipe(model: PreTrainedModel, files: Sequence[str]) -> Path:
 def _check_loaded(model: PreTrainedModel) -> None:
     """Weights that the files do not hold are left as they were allocated; transformers only mentions it."""
     for name, module in model.named_modules():
-        if isinstance(module, W4A4Linear):
+        if isinstance(module, W4A4Linear | KeyTransform):
             for tensor, buffer in module.named_buffers():
                 if buffer.is_meta:
                     raise QuotaError("packed weights cannot be offloaded; load without offload_buffers")

@@ -122,6 +122,8 @@ def _versions(recipe: PruningRecipe | None) -> str:
 
 def _quantisation(scheme: QuantizationScheme) -> str:
     rotation = f"block Hadamard of {scheme.hadamard} channels in front" if scheme.hadamard else "no rotation"
+    if scheme.transforms == "learned":
+        rotation += ", transforms learned from the calibration set folded into the weights"
     return (
         f"Weights {scheme.weight_bits} bits in groups of {scheme.weight_group} ({scheme.weight_rounding}), "
         f"activations {scheme.activation_bits} bits in groups of {scheme.activation_group}, measured for every token, "

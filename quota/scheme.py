@@ -4,6 +4,11 @@ The default is the regime of METHOD.md section 1, "W4A4KV4" in the vision tower,
 language model: symmetric 4-bit weights in groups of 64 input channels, asymmetric 4-bit activations in
 groups of 64 channels measured anew for every token, a 4-bit KV cache, and a Hadamard rotation of blocks of
 64 channels in front of every quantised linear layer. 16 bits mean "left in floating point".
+
+`transforms="learned"` puts more in front of the rotation, learned from the calibration set: diagonals folded into norms
+and weights, a matrix for the values of each head folded into the layers around them, and a centre and a matrix for its
+keys that the KV cache applies (quota/quantization/balance.py says what is learned); GPTQ then aims at the outputs of
+the full-precision layer (quota/quantization/gptq.py, equation 2). `hadamard=0` takes the rotation away from both.
 """
 
 from __future__ import annotations
@@ -55,6 +60,7 @@ class QuantizationScheme(BaseModel):
     kv_bits: Literal[2, 3, 4, 8, 16] = 4
     hadamard: Annotated[int, AfterValidator(_block_size)] = 64
     weight_rounding: Literal["gptq", "rtn"] = "gptq"
+    transforms: Literal["hadamard", "learned"] = "hadamard"
     modules: Annotated[tuple[Part, ...], AfterValidator(_ordered_parts)] = PARTS
 
     def __init__(self, **values: object) -> None:

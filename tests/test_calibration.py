@@ -56,6 +56,11 @@ SCHEMES = {
     "16-bit activations": QuantizationScheme(activation_bits=16),
     "round to nearest": QuantizationScheme(weight_rounding="rtn"),
     "KV alone": QuantizationScheme(weight_bits=16, activation_bits=16),
+    "learned": QuantizationScheme(transforms="learned"),
+    "learned, decoder only": QuantizationScheme(transforms="learned", modules=("decoder",)),
+    "learned, 16-bit weights": QuantizationScheme(transforms="learned", weight_bits=16),
+    "learned, KV alone": QuantizationScheme(transforms="learned", weight_bits=16, activation_bits=16),
+    "learned, round to nearest": QuantizationScheme(transforms="learned", weight_rounding="rtn"),
 }
 
 
@@ -103,6 +108,12 @@ def test_curves_are_their_definitions_on_the_whole_models(inputs: Inputs) -> Non
     assert curves.concentration_iqr == pytest.approx([q[2] - q[0] for q in quartiles], rel=1e-3, abs=1e-6)
 
 
+def test_learned_transforms_stray_less(inputs: Inputs) -> None:
+    plain = calibrate(make_model(), inputs, QuantizationScheme()).curves.sensitivity
+    learned = calibrate(make_model(), inputs, QuantizationScheme(transforms="learned")).curves.sensitivity
+    assert learned[-1] < 0.8 * plain[-1]
+
+
 def test_calibration_reports_tokens_and_layers(inputs: Inputs) -> None:
     steps: list[tuple[int, int]] = []
     model = make_model()
@@ -123,10 +134,11 @@ def test_only_the_parts_of_the_scheme_are_quantized(modules: tuple[Any, ...], in
     assert quantized == chosen
 
 
-def test_calibration_is_deterministic(inputs: Inputs) -> None:
+@pytest.mark.parametrize("transforms", ["hadamard", "learned"])
+def test_calibration_is_deterministic(transforms: Any, inputs: Inputs) -> None:
     first, second = make_model(), make_model()
-    one = calibrate(first, inputs, QuantizationScheme())
-    two = calibrate(second, inputs, QuantizationScheme())
+    one = calibrate(first, inputs, QuantizationScheme(transforms=transforms))
+    two = calibrate(second, inputs, QuantizationScheme(transforms=transforms))
     assert one == two
     for name, tensor in first.state_dict().items():
         assert torch.equal(tensor, second.state_dict()[name]), name

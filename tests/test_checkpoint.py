@@ -59,6 +59,8 @@ SCHEMES = {
     "no rotation": QuantizationScheme(hadamard=0),
     "groups of 32 and 16": QuantizationScheme(weight_group=32, activation_group=16),
     "decoder only": QuantizationScheme(modules=("decoder",)),
+    "learned transforms": QuantizationScheme(transforms="learned"),
+    "learned transforms, 16-bit KV": QuantizationScheme(transforms="learned", kv_bits=16),
 }
 
 

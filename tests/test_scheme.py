@@ -35,6 +35,7 @@ def test_a_scheme_is_frozen_and_hashable() -> None:
         ("activation_group", 512),
         ("hadamard", 3),
         ("weight_rounding", "best"),
+        ("transforms", "best"),
         ("modules", ()),
         ("modules", ("tower", "head")),
         ("colour", "red"),
@@ -55,6 +56,7 @@ def test_the_fingerprint_depends_on_every_field() -> None:
         "kv_bits": 8,
         "hadamard": 0,
         "weight_rounding": "rtn",
+        "transforms": "learned",
         "modules": ("decoder",),
     }
     assert set(changes) == set(QuantizationScheme.model_fields)

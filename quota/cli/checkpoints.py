@@ -28,6 +28,10 @@ def compress(
         ),
     ] = None,
     samples: Annotated[int, typer.Option(min=1, help="How many of them to use.")] = 128,
+    transforms: Annotated[
+        str,
+        typer.Option(help="In front of the quantisers: hadamard, or learned (better; takes about twice as long)."),
+    ] = "hadamard",
     keep: Annotated[float, typer.Option(help="Visual tokens left after the last pruned layer, in (0, 1].")] = 0.30,
     seed: Seed = 0,
     json_file: JsonFile = None,
@@ -51,10 +55,11 @@ def compress(
 
     # Before the minutes of calibration, not after them.
     refuse_foreign(out)
+    scheme = quota.QuantizationScheme(transforms=transforms)
     chosen = _calibration_samples(model, calibration, samples, seed)
     network, processor, _ = load_model(model)
     with progress_bar("calibrating") as progress:
-        result = quota.compress(network, processor, chosen, keep=keep, seed=seed, progress=progress)
+        result = quota.compress(network, processor, chosen, keep=keep, scheme=scheme, seed=seed, progress=progress)
     quota.save_pretrained(network, processor, out)
     inspection = inspect_path(out)
     console.print(inspection_table(inspection, str(out)))

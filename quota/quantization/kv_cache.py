@@ -4,7 +4,9 @@
 
 `update` returns what was stored, so attention in the prefill sees the very values that decoding will see; there is one
 execution form. Keys are rotated by a Hadamard matrix per head (after RoPE) before they are quantised and rotated back
-when read: it spreads their outlier channels, for which the whole head would otherwise pay with its scale.
+when read: it spreads their outlier channels, for which the whole head would otherwise pay with its scale. A scheme with
+learned transforms has something in front of that (quota/quantization/key_transform.py): keys read as numbers come back
+less their mean, which attention does not see.
 
 A decoding step, one new token a sample, reads the packed integers themselves: `update` then returns a stand-in without
 memory, and quota's attention function (quota/attention.py) asks the layer to attend. What quantises, dequantises and
@@ -31,6 +33,7 @@ from quota.errors import QuotaError
 from quota.masks import check_implementation
 from quota.models import family
 from quota.ops.interface import Backend, CacheSpec, PackedTensor
+from quota.quantization.key_transform import KeyTransform, key_transforms
 from quota.quantization.kv_slots import SlotLayer
 from quota.scheme import QuantizationScheme
 
@@ -44,9 +47,10 @@ class QuantizedLayer(SlotLayer):
     tensors = ("keys", "key_scale", "key_zero", "values", "value_scale", "value_zero")
     key_scale: Tensor
 
-    def __init__(self, scheme: QuantizationScheme) -> None:
+    def __init__(self, scheme: QuantizationScheme, transform: KeyTransform | None = None) -> None:
         super().__init__()
         self.scheme = scheme
+        self.transform = transform
 
     def packed(self) -> tuple[PackedTensor, PackedTensor]:
         """Keys, which are rotated, and values, which are not."""
@@ -59,12 +63,16 @@ class QuantizedLayer(SlotLayer):
 
     def attend(self, query: Tensor, valid: Tensor | None, scaling: float) -> Tensor:
         """Attention of one query a sample [B, H, 1, D] over the `valid` [B, T] slots -> [B, H, 1, D]."""
+        if self.transform is not None:
+            query = self.transform.queries(query)
         return self._backend().decode_attention(query, *self.packed(), valid, scaling)
 
     def _encode(self, keys: Tensor, values: Tensor) -> dict[str, Tensor]:
         width = keys.shape[-1]
         self.spec = CacheSpec(self.scheme.kv_bits, width, self.scheme.hadamard_for(width))
         backend = self._backend()
+        if self.transform is not None:
+            keys = self.transform(keys)
         stored = (
             backend.quantize_kv(keys, self.spec.bits, self.spec.hadamard),
             backend.quantize_kv(values, self.spec.bits, 0),
@@ -79,15 +87,17 @@ class QuantizedLayer(SlotLayer):
             return from_cache(nothing, self), nothing
         backend = self._backend()
         keys, values = (backend.dequantize_kv(stored, self.dtype) for stored in self.packed())
+        if self.transform is not None:
+            keys = self.transform.undo(keys)
         return from_cache(keys, self), values
 
     def _backend(self) -> Backend:
         return ops.for_cache(self.spec, self.device)
 
 
-def new_layer(scheme: QuantizationScheme | None) -> SlotLayer:
+def new_layer(scheme: QuantizationScheme | None, transform: KeyTransform | None = None) -> SlotLayer:
     """An empty cache layer under this scheme; without one, or with 16 bits, it does not quantise."""
-    return SlotLayer() if scheme is None or scheme.kv_bits == 16 else QuantizedLayer(scheme)
+    return SlotLayer() if scheme is None or scheme.kv_bits == 16 else QuantizedLayer(scheme, transform)
 
 
 class CacheHook:
@@ -133,7 +143,7 @@ class CacheHook:
         self._borrowed = cache is None and not (decoder.config.use_cache if use_cache is None else use_cache)
         if cache is None:
             cache = DynamicCache(config=decoder.config)
-        adopt(cache, len(decoder.layers), self.scheme)
+        adopt(cache, decoder.layers, self.scheme)
         if isinstance(cache.layers[0], QuantizedLayer) and _may_deploy(decoder, kwargs, self._causal):
             self._deployed.enter_context(deploy(decoder.config, self._causal))
         return args, kwargs | {"past_key_values": cache}
@@ -162,8 +172,11 @@ def attach_cache(model: PreTrainedModel, scheme: QuantizationScheme | None) -> C
     return hook
 
 
-def adopt(cache: Cache, layers: int, scheme: QuantizationScheme | None) -> None:
-    """Replace the layers of an empty DynamicCache by ours, in place; leave one that has them as it is."""
+def adopt(cache: Cache, layers: nn.ModuleList, scheme: QuantizationScheme | None) -> None:
+    """Replace the layers of an empty DynamicCache by ours, one for each of the decoder's `layers`, in place.
+
+    One that has them is left as it is.
+    """
     if type(cache) is not DynamicCache or cache.offloading:
         kind = "an offloaded cache" if getattr(cache, "offloading", False) else type(cache).__name__
         raise QuotaError(f"{kind} cannot hold a packed, pruned KV cache; use the default (dynamic) cache")
@@ -179,4 +192,4 @@ def adopt(cache: Cache, layers: int, scheme: QuantizationScheme | None) -> None:
             raise QuotaError("this cache was filled before quota was attached to the model; start with a new cache")
     # A cache made without a configuration would append layers of its own kind.
     cache.layer_class_to_replicate = None
-    cache.layers[:] = [new_layer(scheme) for _ in range(layers)]
+    cache.layers[:] = [new_layer(scheme, transform) for transform in key_transforms(layers)]

@@ -134,5 +134,6 @@ def inspection_table(inspection: Inspection, title: str) -> Table:
 def _describe_scheme(scheme: Any) -> str:
     return (
         f"{scheme.name}: weights in groups of {scheme.weight_group} ({scheme.weight_rounding}), activations in groups "
-        f"of {scheme.activation_group}, block-Hadamard {scheme.hadamard or 'none'}; {', '.join(scheme.modules)}"
+        f"of {scheme.activation_group}, block-Hadamard {scheme.hadamard or 'none'}, "
+        f"transforms {scheme.transforms}; {', '.join(scheme.modules)}"
     )

@@ -3,6 +3,7 @@
 rtn        round to nearest, weights and activations in groups
 hadamard   the same after a block Hadamard rotation of what enters every linear, and of the cached keys
 gptq       and weights rounded by GPTQ
+learned    and transforms learned from the calibration set, for linears, keys and values; GPTQ towards full precision
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "rtn": {"hadamard": 0, "weight_rounding": "rtn"},
     "hadamard": {"weight_rounding": "rtn"},
     "gptq": {},
+    "learned": {"transforms": "learned"},
 }
 DEFAULT_METHOD = "gptq"
 

@@ -11,6 +11,7 @@ from transformers.cache_utils import DynamicIndexedLayer
 
 from quota import attention, ops
 from quota.errors import QuotaError
+from quota.models import family
 from quota.quantization import kv_cache
 from quota.quantization.hadamard import block_hadamard
 from quota.quantization.kv_cache import QuantizedLayer, adopt, attach_cache, new_layer
@@ -208,7 +209,8 @@ class TestAttach:
         assert output.past_key_values is cache
 
     def test_refuses_other_kinds_of_cache(self) -> None:
-        config = tiny_llava().config.get_text_config()
+        model = tiny_llava()
+        config, layers = model.config.get_text_config(), family(model).decoder_layers
         indexed = DynamicCache()
         indexed.layers = [DynamicIndexedLayer()]
         filled = DynamicCache()
@@ -219,11 +221,11 @@ class TestAttach:
             (filled, "new cache"),
         ]:
             with pytest.raises(QuotaError, match=reason):
-                adopt(cache, 5, QuantizationScheme())
+                adopt(cache, layers, QuantizationScheme())
 
     def test_refuses_a_cache_under_another_scheme(self) -> None:
-        cache = DynamicCache()
-        adopt(cache, 5, QuantizationScheme())
-        adopt(cache, 5, QuantizationScheme())
+        cache, layers = DynamicCache(), family(tiny_llava()).decoder_layers
+        adopt(cache, layers, QuantizationScheme())
+        adopt(cache, layers, QuantizationScheme())
         with pytest.raises(QuotaError, match="another scheme"):
-            adopt(cache, 5, None)
+            adopt(cache, layers, None)

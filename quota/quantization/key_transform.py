@@ -1,0 +1,86 @@
+"""What is done to keys, behind RoPE, before a cache quantises them, and undone when they are read.
+
+    k' = (k - c) M            scores q k^T = (q M^-T) k'^T + q c^T
+
+The last term is the same for every key of a query, so softmax does not see it: c, the mean key of a head, is left out
+and never added again. Without it the channels that RoPE hardly turns would spend most of the range of 4 bits on a
+constant. M balances the key against the queries that read it (quota/quantization/balance.py), for each key head; the
+Hadamard rotation of the cache follows.
+
+Both are kept by the attention module of a decoder layer, where checkpoints find them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from quota.quantization.balance import balance
+
+NAME = "key_transform"
+"""Name of the module in the attention of a decoder layer."""
+
+
+class KeyTransform(nn.Module):
+    """c and M of one layer's key heads: buffers `center` [G, D] and `matrix` [G, D, D], float32."""
+
+    center: Tensor
+    matrix: Tensor
+
+    def __init__(self, heads: int, width: int, device: torch.device | str | None = None) -> None:
+        """The identity, for loaders to fill."""
+        super().__init__()
+        self.register_buffer("center", torch.zeros(heads, width, device=device))
+        self.register_buffer("matrix", torch.eye(width, device=device).repeat(heads, 1, 1))
+        self._inverse: tuple[Tensor, int, Tensor] | None = None
+
+    @classmethod
+    def from_moments(cls, mean: Tensor, keys: Tensor, queries: Tensor) -> KeyTransform:
+        """From the mean key [G, D], and second moments [G, D, D] of centred keys and of the queries that read them."""
+        transform = cls(*mean.shape, device=mean.device)
+        # Exact in bfloat16, so that a checkpoint in half the width holds the same transform.
+        transform.center = mean.bfloat16().float()
+        transform.matrix = balance(keys, queries).bfloat16().float()
+        return transform
+
+    def forward(self, keys: Tensor) -> Tensor:
+        """k' of keys [B, G, T, D], in their dtype."""
+        return ((keys.float() - self.center.float().unsqueeze(1)) @ self.matrix.float()).to(keys.dtype)
+
+    def undo(self, keys: Tensor) -> Tensor:
+        """k - c of k' [B, G, T, D], in its dtype."""
+        return (keys.float() @ self.inverse()).to(keys.dtype)
+
+    def queries(self, query: Tensor) -> Tensor:
+        """q M^-T of queries [B, H, T, D], H / G neighbours of which read one key head."""
+        grouped = query.float().unflatten(1, (len(self.center), -1))
+        inverse = self.inverse().transpose(-1, -2).unsqueeze(1)
+        return (grouped @ inverse).flatten(1, 2).to(query.dtype)
+
+    def inverse(self) -> Tensor:
+        """M^-1 [G, D, D], computed once."""
+        made, version = self._inverse, 0 if self.matrix.is_inference() else self.matrix._version
+        if made is None or made[0] is not self.matrix or made[1] != version:
+            self._inverse = made = self.matrix, version, torch.linalg.inv(self.matrix.double()).float()
+        return made[2]
+
+
+def key_transforms(decoder_layers: nn.ModuleList) -> list[KeyTransform | None]:
+    """The transform of every decoder layer; None for a layer without."""
+    found = [getattr(getattr(layer, "self_attn", None), NAME, None) for layer in decoder_layers]
+    return [transform if isinstance(transform, KeyTransform) else None for transform in found]
+
+
+def add_key_transforms(text_model: Any) -> None:
+    """Give every decoder layer the identity, for a loader to fill."""
+    config = text_model.config
+    for layer in text_model.layers:
+        attention = layer.self_attn
+        attention.add_module(NAME, KeyTransform(config.num_key_value_heads, attention.head_dim, _device(attention)))
+
+
+def _device(module: nn.Module) -> torch.device | None:
+    tensors = (*module.parameters(), *module.buffers())
+    return tensors[0].device if tensors else None
