@@ -210,14 +210,20 @@ class Pruner:
         slots: SlotLayer | None,
     ) -> Tensor:
         """Choose among the tokens that entered layer `index` as `hidden`; its `output` at those that go on."""
-        tower = None if self._tower is None else self._tower.received(presence.all_images)
-        kept, scores = rank(presence, hidden, observation, tower, self.recipe, index, self.scheme)
+        kept, scores = self._rank(index, presence, hidden, observation)
         for trace in self.traces:
             trace.add(index, presence, kept, scores)
         # keep = 1.0 changes nothing, not even where padding stands.
         if bool((kept | (presence.images < 0)).all()):
             return output
         return presence.cut(index, kept, output, slots)
+
+    def _rank(
+        self, index: int, presence: Presence, hidden: Tensor, observation: Observation | None
+    ) -> tuple[Tensor, Tensor]:
+        """Which places go on from layer `index`, and the score of each: see `rank`."""
+        tower = None if self._tower is None else self._tower.received(presence.all_images)
+        return rank(presence, hidden, observation, tower, self.recipe, index, self.scheme)
 
     def _after_decoder(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         presence, self._presence = self._presence, None

@@ -14,11 +14,11 @@ from transformers.utils.logging import disable_progress_bar
 from typer.exceptions import TyperException
 
 # Imported for the commands that they define.
-from quota.cli import ablation, checkpoints, machine, questions, testbeds
+from quota.cli import ablation, checkpoints, machine, questions, study, testbeds
 from quota.cli.app import app
 from quota.errors import QuotaError
 
-__all__ = ["ablation", "app", "checkpoints", "machine", "main", "questions", "testbeds"]
+__all__ = ["ablation", "app", "checkpoints", "machine", "main", "questions", "study", "testbeds"]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -3,14 +3,17 @@
 from quota.evaluation.answers import matches, normalize_answer
 from quota.evaluation.evaluate import Evaluation, evaluate
 from quota.evaluation.footprint import Footprint, footprint, prefill_flops_ratio
-from quota.evaluation.statistics import accuracy_interval, retention, retention_interval
+from quota.evaluation.halves import half
+from quota.evaluation.statistics import accuracy_interval, difference_interval, retention, retention_interval
 
 __all__ = [
     "Evaluation",
     "Footprint",
     "accuracy_interval",
+    "difference_interval",
     "evaluate",
     "footprint",
+    "half",
     "matches",
     "normalize_answer",
     "prefill_flops_ratio",

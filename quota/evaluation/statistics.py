@@ -18,8 +18,8 @@ from quota.errors import QuotaError
 RESAMPLES = 2000
 _TAILS = (2.5, 97.5)
 
-Outcomes = Mapping[str, Sequence[bool]]
-"""Per task, whether each question was answered right, in the order of the questions."""
+Outcomes = Mapping[str, Sequence[bool]] | Mapping[str, Sequence[float]]
+"""Per task, whether each question was answered right (or how often, over several runs), in their order."""
 
 
 def accuracy_interval(outcomes: Outcomes, seed: int = 0, resamples: int = RESAMPLES) -> tuple[float, float]:
@@ -50,6 +50,21 @@ def retention_interval(
     # In a small task a resample may hold no question that the baseline got right: no ratio there, so not counted.
     ratios = [ratio for ratio in _mean_ratio(_resample(columns, seed, resamples)) if ratio is not None]
     low, high = np.percentile(ratios, _TAILS)
+    return float(low), float(high)
+
+
+def difference_interval(
+    outcomes: Outcomes, other: Outcomes, baseline: Outcomes, seed: int = 0, resamples: int = RESAMPLES
+) -> tuple[float, float] | None:
+    """95% interval of retention(outcomes) - retention(other), all three resampled together; None as for retention."""
+    first, second = _paired(outcomes, baseline), _paired(other, baseline)
+    columns = [np.column_stack([one, two[:, 0]]) for one, two in zip(first, second, strict=True)]
+    if retention(outcomes, baseline) is None:
+        return None
+    drawn = _resample(columns, seed, resamples)
+    defined = drawn[(drawn[:, :, 1] > 0).all(axis=1)]
+    differences = ((defined[:, :, 0] - defined[:, :, 2]) / defined[:, :, 1]).mean(axis=1)
+    low, high = np.percentile(differences, _TAILS)
     return float(low), float(high)
 
 

@@ -1,0 +1,29 @@
+"""Two halves of a suite: one to develop on, one to report.
+
+What was tuned on a question may not be reported on it. Pictures are numbered in the order in which the suite first
+asks about them; questions about even pictures are the development half, about odd ones the reported half. So no
+picture is in both, and both halves ask every task alike.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from quota.samples import Sample
+
+Half = Literal["development", "reported"]
+
+
+def half(samples: Sequence[Sample], name: Half) -> list[Sample]:
+    """The questions of one half, in their order."""
+    numbers: dict[object, int] = {}
+    for sample in samples:
+        numbers.setdefault(_picture(sample), len(numbers))
+    parity = int(name == "reported")
+    return [sample for sample in samples if numbers[_picture(sample)] % 2 == parity]
+
+
+def _picture(sample: Sample) -> object:
+    # A picture in memory is the same picture only if it is the same object.
+    return sample.image if hasattr(sample.image, "parts") else id(sample.image)

@@ -1,0 +1,40 @@
+"""The methods that QUOTA is compared with, each at the place in the model that its paper names.
+
+    random, uniform   after the first candidate layer of QUOTA
+    FastV             after the second decoder layer, by the last token's attention            arXiv 2403.06764
+    PyramidDrop       after 1/4, 1/2 and 3/4 of the layers, the same share each, same score    arXiv 2410.17247
+    VTW               all visual tokens, after the layer that the budget allows                arXiv 2405.05803
+    DivPrune          before the decoder                                                       arXiv 2503.02175
+    VisionZip         before the decoder                                                       arXiv 2412.04467
+    DART              after the second decoder layer                                           arXiv 2502.11494
+    CDPruner          before the decoder                                                       arXiv 2506.10967
+    QAPruner          before the decoder                                                       arXiv 2604.02816
+
+All of them run under the same operators and on the same quantised weights, and each keeps as many tokens as costs what
+QUOTA's schedule costs. VTW has a layer instead of a number: the deepest that the budget allows; of what it drops one
+token stays, as a recipe may not be empty.
+"""
+
+from __future__ import annotations
+
+from quota.study.variants import Pruning
+
+VTW = "VTW"
+
+
+def methods(as_costly_as: float) -> dict[str, Pruning]:
+    """Name -> the method at the compute of the published schedule with this final keep ratio."""
+    second, input_of_decoder = (1,), (-1,)
+    cost = {"keep": None, "as_costly_as": as_costly_as}
+    return {
+        "random": Pruning(scorer="random", schedule="one-shot", **cost),
+        "uniform": Pruning(scorer="uniform", schedule="one-shot", **cost),
+        "FastV": Pruning(scorer="fastv", layers=second, schedule="one-shot", **cost),
+        "PyramidDrop": Pruning(scorer="fastv", depths=(0.25, 0.5, 0.75), schedule="uniform", **cost),
+        VTW: Pruning(scorer="uniform", schedule="withdraw", **cost),
+        "DivPrune": Pruning(scorer="divprune", layers=input_of_decoder, schedule="one-shot", **cost),
+        "VisionZip": Pruning(scorer="visionzip", layers=input_of_decoder, schedule="one-shot", **cost),
+        "DART": Pruning(scorer="dart", layers=second, schedule="one-shot", **cost),
+        "CDPruner": Pruning(scorer="cdpruner", layers=input_of_decoder, schedule="one-shot", **cost),
+        "QAPruner": Pruning(scorer="qapruner", layers=input_of_decoder, schedule="one-shot", **cost),
+    }

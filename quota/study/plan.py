@@ -1,0 +1,106 @@
+"""From a `Pruning` and what calibration has measured to the recipe that a Pruner runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from quota.allocation import candidate_layers, keep_count
+from quota.calibration import Curves
+from quota.errors import QuotaError
+from quota.recipe import PruningRecipe
+from quota.scheme import QuantizationScheme
+from quota.scorers import scorer
+from quota.study.schedules import cost, keep_for_cost, ratios
+from quota.study.variants import Pruning
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What recipes are made from: the curves of one calibration, and the sizes of the model."""
+
+    curves: Curves
+    tokens: int
+    """V0, visual tokens of one image."""
+    text_config: Any
+    model_fingerprint: str
+
+    @property
+    def depth(self) -> int:
+        """Decoder layers."""
+        return len(self.curves.sensitivity)
+
+    def layers(self) -> tuple[int, ...]:
+        """Candidate layers by the rule."""
+        curves = self.curves
+        rule = candidate_layers(curves.concentration, curves.concentration_iqr, curves.redundancy, self.depth)
+        return tuple(rule)
+
+    def cost(self, layers: tuple[int, ...], given: list[float]) -> float:
+        """Prefill arithmetic of the visual tokens under these keep ratios, relative to keeping all."""
+        after = {layer: keep_count(ratio, self.tokens) for layer, ratio in zip(layers, given, strict=True)}
+        entering = [after.get(-1, self.tokens)]
+        for layer in range(self.depth - 1):
+            entering.append(after.get(layer, entering[-1]))
+        return cost(entering, self.tokens, self.text_config)
+
+
+def recipe(pruning: Pruning, measured: Measured, scheme: QuantizationScheme | None) -> PruningRecipe:
+    """The recipe that `pruning` comes to under `scheme`. QuotaError if it states neither keep ratio nor cost."""
+    layers, given = resolve(pruning, measured)
+    weights = dict(scorer(pruning.scorer).WEIGHTS if pruning.weights is None else pruning.weights)
+    if scheme is None and "risk" in weights:
+        # Full precision has no risk: the other weights grow in proportion to fill its place.
+        total = sum(weights.values())
+        del weights["risk"]
+        weights = {name: weight * total / sum(weights.values()) for name, weight in weights.items()}
+    return PruningRecipe(
+        layers=layers,
+        keep_ratios=tuple(given),
+        keep=given[-1],
+        temperature=pruning.temperature,
+        reference_tokens=measured.tokens,
+        scheme=scheme,
+        scorer=pruning.scorer,
+        weights=weights,
+        model_fingerprint=measured.model_fingerprint,
+    )
+
+
+def resolve(pruning: Pruning, measured: Measured) -> tuple[tuple[int, ...], list[float]]:
+    """Candidate layers and their keep ratios."""
+    target = None if pruning.as_costly_as is None else reference_cost(pruning.as_costly_as, measured)
+    if pruning.schedule == "withdraw":
+        return _withdraw(target, measured)
+    layers = _layers(pruning, measured)
+
+    def at(keep: float) -> list[float]:
+        # Before the decoder nothing is measured; such a schedule has one cut and needs no sensitivity.
+        sensitivities = [measured.curves.sensitivity[max(layer, 0)] for layer in layers]
+        return ratios(pruning.schedule, sensitivities, keep, pruning.temperature)
+
+    if target is not None:
+        return layers, at(keep_for_cost(target, measured.tokens, lambda share: measured.cost(layers, at(share))))
+    if pruning.keep is None:
+        raise QuotaError("a variant of the study states a final keep ratio or a cost, but this one neither")
+    return layers, at(pruning.keep)
+
+
+def reference_cost(keep: float, measured: Measured) -> float:
+    """What the published schedule costs with this final keep ratio."""
+    layers = measured.layers()
+    return measured.cost(layers, ratios("paper", [measured.curves.sensitivity[layer] for layer in layers], keep))
+
+
+def _layers(pruning: Pruning, measured: Measured) -> tuple[int, ...]:
+    if pruning.depths is not None:
+        return tuple(sorted({round(share * measured.depth) - 1 for share in pruning.depths}))
+    return measured.layers() if pruning.layers is None else pruning.layers
+
+
+def _withdraw(target: float | None, measured: Measured) -> tuple[tuple[int, ...], list[float]]:
+    if target is None:
+        raise QuotaError("the schedule 'withdraw' has no final keep ratio; state a cost")
+    rest = [1 / measured.tokens]
+    fitting = [layer for layer in range(-1, measured.depth) if measured.cost((layer,), rest) <= target]
+    return (max(fitting, default=-1),), rest

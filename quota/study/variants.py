@@ -1,0 +1,58 @@
+"""One way to compress a model, in full: equal variants have equal outcomes, so an outcome is stored under its hash."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from quota.scheme import QuantizationScheme
+
+Schedule = Literal["paper", "uniform", "one-shot", "linear", "reversed", "withdraw"]
+Method = Literal["paper", "quota"]
+
+
+class Pruning(BaseModel):
+    """Which visual tokens are dropped, and where. Exactly one of `keep` and `as_costly_as` says how many."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    scorer: str = "composite"
+    weights: dict[str, float] | None = None
+    """None: those of the scorer."""
+    layers: tuple[int, ...] | None = None
+    """Candidate layers; None: found by the rule on the calibration curves."""
+    depths: tuple[float, ...] | None = None
+    """Candidate layers as shares of the decoder's depth, instead of `layers`."""
+    schedule: Schedule = "paper"
+    keep: float | None = 0.30
+    """Final keep ratio."""
+    as_costly_as: float | None = None
+    """As much prefill arithmetic as the published schedule at this final keep ratio, on the same calibration."""
+    temperature: float = 1.25
+    scoring: Literal["deployed", "full precision"] = "deployed"
+    """Whose forward pass the scores come from."""
+
+
+class Variant(BaseModel):
+    """A compressed model. `scheme` None is full precision, `pruning` None keeps every token."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    scheme: QuantizationScheme | None = QuantizationScheme()
+    pruning: Pruning | None = None
+    samples: int = 128
+    """Calibration samples."""
+    graph: Literal["unpruned", "pruned"] = "unpruned"
+    """What the quantiser is calibrated on: all tokens, or those that `pruning` leaves in full precision."""
+    seed: int = 0
+    """Of the calibration samples."""
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether calibration samples decide anything."""
+        return self.scheme is not None or self.pruning is not None
+
+    def canonical(self) -> Variant:
+        """The same variant without what does not matter: the seed of what is not calibrated."""
+        return self if self.calibrated else self.model_copy(update={"samples": 0, "seed": 0})

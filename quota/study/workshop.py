@@ -1,0 +1,239 @@
+"""Make a variant, ask it the questions, remember the outcome.
+
+An outcome is stored in a folder of JSON files, each under the SHA-256 of all that decides it: the variant, the model's
+weights, the questions, the calibration set, the operators' backends, and the code of this package that runs. So a study
+that was interrupted goes on where it stopped, two tables share what they have in common, and nothing stale is reported.
+Calibrated checkpoints are stored beside, as calibration takes longer than loading.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any, cast
+
+from quota import ops
+from quota.calibration import Curves, calibrate
+from quota.checkpoint import mark, save_pretrained
+from quota.errors import QuotaError
+from quota.evaluation import evaluate
+from quota.files import write_atomically
+from quota.loading import load_model
+from quota.models import family, fingerprint
+from quota.pruning import Pruner
+from quota.quantization.kv_cache import attach_cache
+from quota.samples import Sample, build_inputs
+from quota.samples import fingerprint as samples_fingerprint
+from quota.scheme import QuantizationScheme
+from quota.study.guided import GuidedPruner
+from quota.study.plan import Measured, recipe
+from quota.study.pruned_graph import PrunedSweep, kept_in_full_precision
+from quota.study.timing import prefill_seconds
+from quota.study.variants import Variant
+
+Progress = Callable[[str, int, int], None]
+"""Called with the name of the step, how much of it is done, and how much there is."""
+
+_CODE = Path(__file__).parents[1]
+# What cannot change an outcome.
+_OUTSIDE = {"bench", "cli", "report", "reference"}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one variant did."""
+
+    right: dict[str, list[bool]]
+    """Per task, whether each question was answered right."""
+    layers: list[int]
+    """Candidate layers; empty without pruning."""
+    tokens_per_layer: list[int]
+    """Visual tokens of one image that enter each decoder layer."""
+    cost: float
+    """Prefill arithmetic of the visual tokens in the decoder, relative to keeping all."""
+
+
+class Workshop:
+    """Everything that the variants of one study share."""
+
+    def __init__(
+        self,
+        model: str,
+        questions: Sequence[Sample],
+        calibration: Callable[[int, int], list[Sample]],
+        cache: Path,
+        progress: Progress,
+    ) -> None:
+        """`calibration(count, seed)` draws calibration samples; `cache` is a folder for outcomes and checkpoints."""
+        self.model = model
+        self.questions = questions
+        self.calibration = calibration
+        self.cache = cache
+        self.progress = progress
+        self._loaded: tuple[str, Any, Any] | None = None
+        self._digests: dict[tuple[int, int], str] = {}
+
+    def outcome(self, variant: Variant) -> Outcome:
+        """The variant's outcome, from the cache if it is there."""
+        variant = variant.canonical()
+        file = self.cache / "outcomes" / f"{self._key(variant, questions=True)}.json"
+        if file.is_file():
+            return Outcome(**json.loads(file.read_text(encoding="utf-8"))["outcome"])
+        found = self._ask(variant)
+        record = {"variant": variant.model_dump(mode="json"), "outcome": asdict(found)}
+        write_atomically(file, json.dumps(record, indent=1) + "\n")
+        return found
+
+    def prefill(self, variant: Variant, turns: int) -> float:
+        """Seconds of one prefill of the first question, the median of `turns`; measured anew every time."""
+        with self._ready(variant.canonical()) as (model, processor):
+            return prefill_seconds(model, processor, self.questions[0], turns)
+
+    def measured(self, variant: Variant) -> Measured:
+        """What recipes for this variant's calibration are made from."""
+        calibrated = Variant(scheme=variant.scheme or QuantizationScheme(), samples=variant.samples, seed=variant.seed)
+        model, _ = self._quantized(calibrated)
+        curves = json.loads((self._folder(calibrated) / "curves.json").read_text(encoding="utf-8"))
+        tokens = curves.pop("reference_tokens")
+        return Measured(Curves(**curves), tokens, model.config.get_text_config(), fingerprint(model))
+
+    def _ask(self, variant: Variant) -> Outcome:
+        with self._ready(variant) as (model, processor):
+            name = "full precision" if variant.scheme is None else variant.scheme.name
+            step = f"{name}, {'all tokens' if variant.pruning is None else variant.pruning.scorer}, seed {variant.seed}"
+            found = evaluate(
+                model, processor, self.questions, progress=lambda done, total: self.progress(step, done, total)
+            )
+            depth = len(family(model).decoder_layers)
+            pruner = cast("Pruner | None", getattr(model, "quota_pruner", None))
+            if pruner is None:
+                parts, inputs = family(model), build_inputs(processor, [self.questions[0]])
+                tokens = int(parts.visual_mask(inputs["input_ids"]).sum())
+                return Outcome(found.outcomes, [], [tokens] * depth, 1.0)
+            chosen = pruner.recipe
+            entering = chosen.tokens_per_layer(chosen.reference_tokens, depth)
+        price = self.measured(variant).cost(chosen.layers, list(chosen.keep_ratios))
+        return Outcome(found.outcomes, list(chosen.layers), entering, price)
+
+    @contextmanager
+    def _ready(self, variant: Variant) -> Iterator[tuple[Any, Any]]:
+        """The variant's model and processor, pruned for as long as the block runs."""
+        pruning = variant.pruning
+        chosen = None if pruning is None else recipe(pruning, self.measured(variant), variant.scheme)
+        model, processor = self._full() if variant.scheme is None else self._quantized(variant)
+        pruners: list[Pruner] = []
+        if pruning is not None and chosen is not None:
+            if pruning.scoring == "full precision" and variant.scheme is not None:
+                guide, _, _ = load_model(self.model)
+                pruners.append(Pruner(guide, recipe(pruning, self.measured(variant), None)))
+                pruners.append(GuidedPruner(model, chosen, variant.scheme, guide))
+            else:
+                pruners.append(Pruner(model, chosen, variant.scheme))
+        try:
+            for pruner in pruners:
+                pruner.attach()
+            yield model, processor
+        finally:
+            for pruner in pruners:
+                pruner.detach()
+
+    def _full(self) -> tuple[Any, Any]:
+        if self._loaded is None or self._loaded[0] != "full":
+            self._loaded = None
+            model, processor, _ = load_model(self.model)
+            self._loaded = "full", model, processor
+        return self._loaded[1:]
+
+    def _quantized(self, variant: Variant) -> tuple[Any, Any]:
+        """The quantised model of a variant, with every token."""
+        quantizer = self._quantizer(variant)
+        folder = self._folder(quantizer)
+        if self._loaded is None or self._loaded[0] != str(folder):
+            if not (folder / "curves.json").is_file():
+                self._calibrate(quantizer, folder)
+            self._loaded = None
+            model, processor, _ = load_model(str(folder / "checkpoint"))
+            self._loaded = str(folder), model, processor
+        return self._loaded[1:]
+
+    def _quantizer(self, variant: Variant) -> Variant:
+        """The variant that stands for all with the same quantised weights."""
+        if variant.graph == "unpruned":
+            return variant.model_copy(update={"pruning": None})
+        return variant
+
+    def _calibrate(self, variant: Variant, folder: Path) -> None:
+        scheme, pruning = variant.scheme, variant.pruning
+        if scheme is None:
+            raise QuotaError("full precision is not calibrated")
+        samples = self.calibration(variant.samples, variant.seed)
+        plan = None
+        if variant.graph == "pruned" and pruning is not None:
+            plan = recipe(pruning, self.measured(variant), None)
+        model, processor, _ = load_model(self.model)
+        inputs = [build_inputs(processor, [sample]) for sample in samples]
+
+        def step(done: int, total: int) -> None:
+            self.progress(f"calibrating, {scheme.name}, seed {variant.seed}", done, total)
+
+        if plan is None:
+            found = calibrate(model, inputs, scheme, step)
+        else:
+            kept = kept_in_full_precision(model, inputs, plan)
+            found = PrunedSweep(model, inputs, scheme, kept, step).run()
+        attach_cache(model, scheme)
+        mark(model, scheme, recipe=False)
+        save_pretrained(model, processor, folder / "checkpoint")
+        curves = asdict(found.curves) | {"reference_tokens": found.reference_tokens}
+        write_atomically(folder / "curves.json", json.dumps(curves) + "\n")
+
+    def _folder(self, variant: Variant) -> Path:
+        return self.cache / "checkpoints" / self._key(variant, questions=False)[:32]
+
+    def _key(self, variant: Variant, questions: bool) -> str:
+        facts: dict[str, Any] = {
+            "variant": variant.model_dump(mode="json"),
+            "model": self._model_digest,
+            "code": _code_digest(),
+            "backend": ops.backend().name,
+        }
+        if variant.calibrated:
+            facts["calibration"] = self._calibration_digest(variant.samples, variant.seed)
+        if questions:
+            facts["questions"] = self._questions_digest
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+    def _calibration_digest(self, count: int, seed: int) -> str:
+        if (count, seed) not in self._digests:
+            self._digests[count, seed] = samples_fingerprint(self.calibration(count, seed))
+        return self._digests[count, seed]
+
+    @cached_property
+    def _questions_digest(self) -> str:
+        return samples_fingerprint(self.questions)
+
+    @cached_property
+    def _model_digest(self) -> str:
+        model, _, _ = load_model(self.model)
+        digest = hashlib.sha256()
+        for name, tensor in model.state_dict().items():
+            digest.update(name.encode())
+            digest.update(tensor.float().numpy().tobytes())
+        return digest.hexdigest()
+
+
+@cache
+def _code_digest() -> str:
+    """SHA-256 of the package's code, kernels included, less what only reports."""
+    digest = hashlib.sha256()
+    for file in sorted(_CODE.rglob("*")):
+        inside = file.relative_to(_CODE)
+        if file.suffix in {".py", ".cpp", ".h"} and inside.parts[0] not in _OUTSIDE:
+            digest.update(str(inside).encode())
+            digest.update(file.read_bytes())
+    return digest.hexdigest()

@@ -1,0 +1,62 @@
+"""From a variant's pruning and one calibration to the recipe that runs."""
+
+from __future__ import annotations
+
+import pytest
+from tiny_llava import LAYERS, VISUAL_TOKENS, make_model
+
+from quota.calibration import Curves
+from quota.errors import QuotaError
+from quota.scheme import QuantizationScheme
+from quota.study.methods import methods
+from quota.study.plan import Measured, recipe, reference_cost, resolve
+from quota.study.variants import Pruning
+
+SCHEME = QuantizationScheme()
+
+
+@pytest.fixture(scope="module")
+def measured() -> Measured:
+    flat = [0.5] * LAYERS
+    curves = Curves([0.1 * (layer + 1) for layer in range(LAYERS)], flat, [0.0] * LAYERS, flat)
+    return Measured(curves, VISUAL_TOKENS, make_model().config.get_text_config(), "fingerprint")
+
+
+def test_the_default_is_the_published_method(measured: Measured) -> None:
+    made = recipe(Pruning(), measured, SCHEME)
+    assert made.layers == measured.layers() == (2, 3)
+    assert made.scorer == "composite" and made.weights["risk"] == 0.20
+    assert made.keep_ratios[-1] == 0.30
+
+
+def test_full_precision_has_no_risk_and_the_rest_fills_its_place(measured: Measured) -> None:
+    made = recipe(Pruning(), measured, None)
+    assert made.weights == pytest.approx({"inter": 0.5625, "mag": 0.3125, "intra": 0.125})
+
+
+@pytest.mark.parametrize("name", methods(0.3))
+def test_no_method_costs_more_than_quota_and_one_token_more_would(name: str, measured: Measured) -> None:
+    pruning = methods(0.3)[name]
+    layers, ratios = resolve(pruning, measured)
+    target = reference_cost(0.3, measured)
+    if name == "VTW":
+        later = (layers[0] + 1,)
+        assert ratios == [1 / VISUAL_TOKENS]
+        assert measured.cost(layers, ratios) <= target < measured.cost(later, ratios)
+        return
+    assert measured.cost(layers, ratios) <= target
+    more = Pruning(**pruning.model_dump() | {"keep": ratios[-1] + 1 / VISUAL_TOKENS, "as_costly_as": None})
+    assert measured.cost(*resolve(more, measured)) > target
+
+
+def test_shares_of_the_depth_are_layers(measured: Measured) -> None:
+    # Of 6 layers: after 1.5, 3 and 4.5 of them, rounded to even.
+    layers, _ = resolve(Pruning(depths=(0.25, 0.5, 0.75), schedule="uniform"), measured)
+    assert layers == (1, 2, 3)
+
+
+def test_a_variant_without_a_budget(measured: Measured) -> None:
+    with pytest.raises(QuotaError, match="neither"):
+        resolve(Pruning(keep=None), measured)
+    with pytest.raises(QuotaError, match="state a cost"):
+        resolve(Pruning(schedule="withdraw"), measured)
