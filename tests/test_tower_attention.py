@@ -18,7 +18,7 @@ def test_is_that_of_the_class_token_in_the_feature_layer() -> None:
     batch = tiny_batch([tiny_prompt(2, 3, seed=1), tiny_prompt(1, 5, seed=2)])
     parts = family(model)
     watch = TowerAttention(parts)
-    images = parts.image_index(batch["input_ids"])
+    images = parts.index_images(batch["input_ids"], batch)
     with torch.no_grad():
         model(**batch)
         received = watch.received(images)
