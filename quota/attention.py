@@ -3,7 +3,6 @@
     inter_i = 1/H sum_h sum_{j in text}   A_h[j, i]
     intra_i = 1/H sum_h sum_{k in visual} A_h[k, i]           (METHOD section 4, equations 6-9)
     last_i  = 1/H sum_h A_h[last text token, i]
-    peak_i  = max_h max_{j in text} A_h[j, i]
 
 The function is registered with transformers' `AttentionInterface` and switched on for as long as it is needed:
 
@@ -37,7 +36,6 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from quota import ops
 from quota.masks import as_truth
-from quota.peak import peak
 
 NAME = "quota"
 
@@ -64,8 +62,6 @@ class Observation:
     """[B, T] float32, the same from the visual tokens."""
     last: Tensor | None = field(default=None, init=False)
     """[B, T] float32, the same from the last text token."""
-    peak: Tensor | None = field(default=None, init=False)
-    """[B, T] float32, the most that each token receives from any text token in any head."""
     states: Tensor | None = field(default=None, init=False)
     """[B, T, G * D], the tokens' keys (wanted as "keys")."""
 
@@ -164,8 +160,6 @@ def _attention(
         new = query.shape[2]
         for name, received in zip(sets, sums[..., -new:].unbind(dim=1), strict=True):
             setattr(observation, name, received)
-        if "peak" in observation.wanted:
-            observation.peak = peak(query.detach(), key.detach(), observation.text, visible, scaling)[:, -new:]
         if "keys" in observation.wanted:
             observation.states = key.detach()[:, :, -new:].transpose(1, 2).flatten(2)
     if layer is not None:

@@ -65,7 +65,7 @@ def rank(
 
 def _attention_signals(observation: Observation | None, rows: Tensor, places: Tensor) -> dict[str, Tensor]:
     """What was measured while the layer ran, at `places` [R, V] of the samples `rows` [R, 1]."""
-    fields = {"inter": "inter", "intra": "intra", "last": "last", "peak": "peak", "keys": "states"}
+    fields = {"inter": "inter", "intra": "intra", "last": "last", "keys": "states"}
     measured = {name: getattr(observation, field, None) for name, field in fields.items()}
     return {name: signal[rows, places] for name, signal in measured.items() if signal is not None}
 

@@ -18,7 +18,7 @@ from typing import Protocol
 from torch import Tensor
 
 from quota.errors import QuotaError
-from quota.scorers import cdpruner, composite, dart, divprune, fastv, qapruner, random, uniform, visionzip
+from quota.scorers import cdpruner, composite, dart, divprune, fastv, novelty, qapruner, random, uniform, visionzip
 from quota.scorers.signals import Signals
 
 __all__ = ["SCORERS", "Scorer", "Signals", "scorer"]
@@ -37,6 +37,7 @@ class Scorer(Protocol):
 
 SCORERS: dict[str, Scorer] = {
     "composite": composite,
+    "novelty": novelty,
     "random": random,
     "uniform": uniform,
     "fastv": fastv,

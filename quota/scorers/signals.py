@@ -28,8 +28,6 @@ class Signals:
     """[B, V] ||Q(v_i) - v_i||_2, how far the deployed activation quantiser moves the token."""
     last: Tensor | None = None
     """[B, V] attention received from the last text token, averaged over heads."""
-    peak: Tensor | None = None
-    """[B, V] the most attention received from any text token in any head."""
     keys: Tensor | None = None
     """[B, V, G * D] the keys of all G heads, after the rotary embedding."""
     text: Tensor | None = None

@@ -1,0 +1,55 @@
+"""The score of attention and novelty: written examples, and the plain loop."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from quota.scorers import Signals
+from quota.scorers.novelty import novelty, novelty_naive, score
+
+
+def at_angle(*degrees: float) -> torch.Tensor:
+    return torch.tensor([[[math.cos(math.radians(one)), math.sin(math.radians(one))] for one in degrees]])
+
+
+def distance(degrees: float) -> float:
+    return 1 - math.cos(math.radians(degrees))
+
+
+def test_a_written_example() -> None:
+    # By attention: 90 degrees, 0, 10, 80. 0 is new beside 90, 10 is near 0, 80 is near 90.
+    hidden, inter = at_angle(0, 10, 90, 80), torch.tensor([[0.3, 0.2, 0.4, 0.1]])
+    given = Signals(hidden, torch.ones(1, 4, dtype=torch.bool), inter=inter)
+    expected = [distance(90), distance(10), 2.0, distance(10)]
+    torch.testing.assert_close(novelty(hidden, inter, given.valid), torch.tensor([expected]))
+    weighed = [math.sqrt(weight) * new for weight, new in zip(inter[0].tolist(), expected, strict=True)]
+    torch.testing.assert_close(score(given, {}), torch.tensor([weighed]))
+
+
+def test_of_two_equal_tokens_the_first_is_kept() -> None:
+    hidden = at_angle(30, 30, 120)
+    given = Signals(hidden, torch.ones(1, 3, dtype=torch.bool))
+    torch.testing.assert_close(score(given, {}), torch.tensor([[2.0, 0.0, 1.0]]), atol=1e-6, rtol=0)
+
+
+def test_the_length_of_a_token_does_not_matter() -> None:
+    draw = torch.Generator().manual_seed(0)
+    hidden, inter = torch.randn(2, 9, 8, generator=draw), torch.rand(2, 9, generator=draw)
+    valid = torch.ones(2, 9, dtype=torch.bool)
+    longer = hidden * torch.rand(2, 9, 1, generator=draw).add(0.5)
+    torch.testing.assert_close(novelty(longer, inter, valid), novelty(hidden, inter, valid), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("ties", [False, True], ids=["all different", "ties"])
+def test_is_the_plain_loop(ties: bool) -> None:
+    draw = torch.Generator().manual_seed(0)
+    hidden, inter = torch.randn(3, 20, 8, generator=draw), torch.rand(3, 20, generator=draw)
+    if ties:
+        inter = (inter * 4).round()
+    valid = torch.rand(3, 20, generator=draw) < 0.8
+    hidden[~valid] = torch.nan
+    found = novelty(hidden, inter, valid)
+    torch.testing.assert_close(found[valid], novelty_naive(hidden, inter, valid)[valid])
