@@ -11,12 +11,14 @@ from transformers import PreTrainedModel
 
 from quota.errors import QuotaError
 from quota.models.family import PARTS, Family
+from quota.models.gemma3 import gemma3
 from quota.models.idefics3 import idefics3
 from quota.models.internvl import internvl
 from quota.models.llama import llama
 from quota.models.llava import llava
 from quota.models.llava_next import llava_next
 from quota.models.llava_onevision import llava_onevision
+from quota.models.paligemma import paligemma
 from quota.models.qwen_vl import qwen2_vl, qwen3_vl
 
 __all__ = ["FAMILIES", "PARTS", "Family", "family", "fingerprint"]
@@ -31,6 +33,8 @@ FAMILIES: dict[str, Callable[[PreTrainedModel], Family]] = {
     "InternVLForConditionalGeneration": internvl,
     "Idefics3ForConditionalGeneration": idefics3,
     "SmolVLMForConditionalGeneration": idefics3,
+    "Gemma3ForConditionalGeneration": gemma3,
+    "PaliGemmaForConditionalGeneration": paligemma,
 }
 
 # Decoders without a tower: quantised by the same sweep, for the testbeds; there is nothing to prune in them.

@@ -18,6 +18,7 @@ attends, there and in the prefill, is the backend that `quota.ops` chooses.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -47,8 +48,10 @@ class QuantizedLayer(SlotLayer):
     tensors = ("keys", "key_scale", "key_zero", "values", "value_scale", "value_zero")
     key_scale: Tensor
 
-    def __init__(self, scheme: QuantizationScheme, transform: KeyTransform | None = None) -> None:
-        super().__init__()
+    def __init__(
+        self, scheme: QuantizationScheme, transform: KeyTransform | None = None, window: int | None = None
+    ) -> None:
+        super().__init__(window)
         self.scheme = scheme
         self.transform = transform
 
@@ -95,9 +98,11 @@ class QuantizedLayer(SlotLayer):
         return ops.for_cache(self.spec, self.device)
 
 
-def new_layer(scheme: QuantizationScheme | None, transform: KeyTransform | None = None) -> SlotLayer:
+def new_layer(
+    scheme: QuantizationScheme | None, transform: KeyTransform | None = None, window: int | None = None
+) -> SlotLayer:
     """An empty cache layer under this scheme; without one, or with 16 bits, it does not quantise."""
-    return SlotLayer() if scheme is None or scheme.kv_bits == 16 else QuantizedLayer(scheme, transform)
+    return SlotLayer(window) if scheme is None or scheme.kv_bits == 16 else QuantizedLayer(scheme, transform, window)
 
 
 class CacheHook:
@@ -109,6 +114,8 @@ class CacheHook:
         self._handles: list[RemovableHandle] = []
         self._borrowed = False
         self._causal = True
+        self._windows: list[int | None] = []
+        self._cache: Any = None
         self._deployed = ExitStack()
 
     def attach(self) -> None:
@@ -117,6 +124,7 @@ class CacheHook:
             earlier.detach()
         parts = family(self.model)
         decoder, self._causal = parts.text_model, parts.causal
+        self._windows = [parts.window(layer) for layer in range(len(parts.decoder_layers))]
         self._handles = [
             # First of all hooks: the Pruner looks for these layers.
             decoder.register_forward_pre_hook(self._before, with_kwargs=True, prepend=True),
@@ -143,14 +151,20 @@ class CacheHook:
         self._borrowed = cache is None and not (decoder.config.use_cache if use_cache is None else use_cache)
         if cache is None:
             cache = DynamicCache(config=decoder.config)
-        adopt(cache, decoder.layers, self.scheme)
+        adopt(cache, decoder.layers, self.scheme, self._windows)
+        self._cache = cache
         if isinstance(cache.layers[0], QuantizedLayer) and _may_deploy(decoder, kwargs, self._causal):
             self._deployed.enter_context(deploy(decoder.config, self._causal))
         return args, kwargs | {"past_key_values": cache}
 
     def _after(self, decoder: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         self._deployed.close()
-        if self._borrowed and output is not None:
+        cache, self._cache = self._cache, None
+        if output is None or cache is None:
+            return
+        for layer in cache.layers:
+            layer.forget()
+        if self._borrowed:
             output.past_key_values = None
 
 
@@ -172,7 +186,12 @@ def attach_cache(model: PreTrainedModel, scheme: QuantizationScheme | None) -> C
     return hook
 
 
-def adopt(cache: Cache, layers: nn.ModuleList, scheme: QuantizationScheme | None) -> None:
+def adopt(
+    cache: Cache,
+    layers: nn.ModuleList,
+    scheme: QuantizationScheme | None,
+    windows: Sequence[int | None] | None = None,
+) -> None:
     """Replace the layers of an empty DynamicCache by ours, one for each of the decoder's `layers`, in place.
 
     One that has them is left as it is.
@@ -185,11 +204,15 @@ def adopt(cache: Cache, layers: nn.ModuleList, scheme: QuantizationScheme | None
             raise QuotaError("this cache was filled under another scheme; start with a new cache")
         return
     for layer in cache.layers:
-        # Slots are not dropped behind a sliding window: masks end its sight.
         if type(layer) is not DynamicLayer and type(layer) is not DynamicSlidingWindowLayer:
             raise QuotaError(f"{type(layer).__name__} is not supported; full and sliding attention layers are")
         if layer.get_seq_length():
             raise QuotaError("this cache was filled before quota was attached to the model; start with a new cache")
     # A cache made without a configuration would append layers of its own kind.
     cache.layer_class_to_replicate = None
-    cache.layers[:] = [new_layer(scheme, transform) for transform in key_transforms(layers)]
+    ends = windows or [None] * len(layers)
+    fresh = [new_layer(scheme, *each) for each in zip(key_transforms(layers), ends, strict=True)]
+    if any(getattr(layer, "record_past", False) for layer in cache.layers):
+        for layer in fresh:
+            layer.activate_past_recording()
+    cache.layers[:] = fresh

@@ -5,6 +5,8 @@ position of its token (-1: empty), kept tokens are right-aligned, and a layer ha
 which positions and `generate` count by, and the slots it *holds*, which masks are sized by. Beam search, multi-turn and
 assisted decoding then need nothing special: they reorder, append and crop slots.
 
+A layer with a sliding window forgets, between passes, the slots behind the window of the next token.
+
 Slots are appended in memory that doubles when it is full, so a decoding step copies one token and not the cache.
 """
 
@@ -27,7 +29,6 @@ class SlotLayer(CacheLayerMixin):
     first and slots third. They are views of the first T slots of the memory behind them.
     """
 
-    is_sliding = False
     is_croppable = True
     tensors: tuple[str, ...] = ("keys", "values")
 
@@ -36,12 +37,16 @@ class SlotLayer(CacheLayerMixin):
     positions: Tensor
     """[B, T] int32: the token in each slot, counted from the start of the sequence; -1 if empty."""
     in_order: bool
-    """Slot t holds token t in every sample, as in any other cache."""
+    """The slots hold the newest tokens in every sample, as in any other cache."""
     ragged: bool
     """Some sample has empty slots."""
 
-    def __init__(self) -> None:
+    def __init__(self, window: int | None = None) -> None:
+        """`window`: how many tokens back, itself included, a token of this layer sees; None is all."""
         super().__init__()
+        self.window = window
+        self.is_sliding = window is not None
+        self.record_past = False
         self.reset()
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
@@ -90,6 +95,26 @@ class SlotLayer(CacheLayerMixin):
         self._memory["positions"] = self.positions.gather(1, slots).masked_fill(~filled, -1)
         self._show(slots.shape[1])
 
+    def forget(self) -> None:
+        """Drop the slots that are behind the window of the next token in every sample."""
+        if self.window is None or self.record_past or not self.is_initialized:
+            return
+        if self.in_order:
+            behind = self.held - self.window + 1
+        else:
+            behind = int((self.positions <= self.seen - self.window).sum(dim=1).min())
+        if behind > 0:
+            held = self.held - behind
+            for name, memory in self._memory.items():
+                dim = _slot_dim(name)
+                # Only the view moves on; what is behind it goes when the memory next grows.
+                self._memory[name] = memory.narrow(dim, behind, memory.shape[dim] - behind)
+            self._show(held)
+
+    def activate_past_recording(self) -> None:
+        """Forget nothing from now on: drafted tokens may be taken back."""
+        self.record_past = True
+
     @property
     def held(self) -> int:
         """Slots, empty ones included."""
@@ -132,6 +157,8 @@ class SlotLayer(CacheLayerMixin):
             raise QuotaError("crop takes a negative number: how many of the newest tokens to remove")
         if not tokens_to_remove or not self.is_initialized:
             return
+        if self.window is not None and not self.record_past and self.seen >= self.window:
+            raise QuotaError("what was behind a sliding window is forgotten, so nothing can be cropped; start anew")
         self.seen = max(0, self.seen + tokens_to_remove)
         forgotten = self.positions >= self.seen
         newest = int(forgotten.sum(dim=1).max())

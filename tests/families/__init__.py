@@ -1,6 +1,7 @@
 """Tiny random models of every supported family."""
 
 from families.family import TinyFamily
+from families.gemma import TinyGemma3, TinyPaliGemma
 from families.llava import TinyLlava, TinyLlavaNext, TinyLlavaOnevision
 from families.qwen import TinyQwen2VL, TinyQwen3VL, TinyQwen25VL
 from families.tiled import TinyIdefics3, TinyInternVL, TinySmolVLM
@@ -17,5 +18,7 @@ TINY: dict[str, TinyFamily] = {
         TinyInternVL(),
         TinyIdefics3(),
         TinySmolVLM(),
+        TinyGemma3(),
+        TinyPaliGemma(),
     )
 }

@@ -143,3 +143,13 @@ def test_second_turn_with_the_cache_kept(name: str, images: int, implementation:
         passes = [len(first[sample].ids)] + [1] * (NEW - 1) + [1 + len(second[sample].ids)] + [1] * NEW
         expected = plain(tiny, model, prompt.say(new), passes)
         assert_close(torch.stack(output.logits)[:, sample], expected.logits[-NEW - 1 : -1])
+
+
+@families
+def test_drafted_words_are_taken_back(name: str) -> None:
+    """Prompt lookup feeds several guesses at once and crops the cache when they were wrong."""
+    tiny = TINY[name]
+    model = pruned(tiny, "sdpa")
+    batch = tiny.batch(batch_of(tiny, "batch 1"))
+    drafted = generate(model, batch, prompt_lookup_num_tokens=3)
+    assert torch.equal(drafted.sequences, generate(model, batch).sequences)

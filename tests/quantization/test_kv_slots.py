@@ -152,3 +152,41 @@ class TestMemory:
                 layer.update(states(torch.tensor([[position]])), states(torch.tensor([[position]])))
         layer.update(states(torch.tensor([[3]])), states(torch.tensor([[3]])))
         assert layer.keys.flatten().tolist() == [0, 1, 2, 3]
+
+
+class TestSlidingWindow:
+    def filled(self, window: int, tokens: int) -> SlotLayer:
+        layer = SlotLayer(window)
+        for token in range(tokens):
+            layer.update(*[states(torch.tensor([[token], [token]]))] * 2)
+            layer.forget()
+        return layer
+
+    @pytest.mark.parametrize("tokens", [2, 4, 5, 23])
+    def test_it_holds_what_the_next_token_sees(self, tokens: int) -> None:
+        layer = self.filled(5, tokens)
+        expected = list(range(tokens))[-4:]
+        assert layer.positions.tolist() == [expected, expected]
+        assert layer.keys[:, 0, :, 0].tolist() == [expected, expected]
+        assert layer.get_mask_sizes(1) == (len(expected) + 1, tokens - len(expected))
+        assert layer.in_order
+
+    def test_a_slot_that_one_sample_sees_stays(self) -> None:
+        layer = SlotLayer(5)
+        layer.update(*[states(torch.arange(8).expand(2, -1))] * 2)
+        layer.keep(torch.tensor([[1, 1, 0, 0, 0, 1, 1, 1], [1, 0, 0, 0, 1, 1, 1, 1]]).bool())
+        layer.forget()
+        # The next token sees 4 to 7.
+        assert layer.positions.tolist() == [[1, 5, 6, 7], [4, 5, 6, 7]]
+
+    def test_nothing_can_be_cropped_from_what_is_forgotten(self) -> None:
+        with pytest.raises(QuotaError, match="sliding window"):
+            self.filled(5, 9).crop(-2)
+
+    def test_recording_keeps_all(self) -> None:
+        layer = SlotLayer(5)
+        layer.activate_past_recording()
+        layer.update(*[states(torch.arange(9)[None])] * 2)
+        layer.forget()
+        layer.crop(-2)
+        assert layer.positions.tolist() == [list(range(7))]
