@@ -1,6 +1,6 @@
 """The methods that QUOTA is compared with, each at the place in the model that its paper names.
 
-    random, uniform   after the first candidate layer of QUOTA
+    random, uniform   after the first candidate layer of the paper's rule
     FastV             after the second decoder layer, by the last token's attention            arXiv 2403.06764
     PyramidDrop       after 1/4, 1/2 and 3/4 of the layers, the same share each, same score    arXiv 2410.17247
     VTW               all visual tokens, after the layer that the budget allows                arXiv 2405.05803
@@ -10,8 +10,8 @@
     CDPruner          before the decoder                                                       arXiv 2506.10967
     QAPruner          before the decoder                                                       arXiv 2604.02816
 
-All of them run under the same operators and on the same quantised weights, and each keeps as many tokens as costs what
-QUOTA's schedule costs. VTW has a layer instead of a number: the deepest that the budget allows; of what it drops one
+All of them run under the same operators and on the same quantised weights, and each keeps as many tokens as the budget
+allows. VTW has a layer instead of a number: the deepest that the budget allows; of what it drops one
 token stays, as a recipe may not be empty.
 """
 
@@ -22,10 +22,10 @@ from quota.study.variants import Pruning
 VTW = "VTW"
 
 
-def methods(as_costly_as: float) -> dict[str, Pruning]:
-    """Name -> the method at the compute of the published schedule with this final keep ratio."""
+def methods(compute: float) -> dict[str, Pruning]:
+    """Name -> the method at this share of the unpruned prefill arithmetic."""
     second, input_of_decoder = (1,), (-1,)
-    cost = {"keep": None, "as_costly_as": as_costly_as}
+    cost = {"keep": None, "compute": compute}
     return {
         "random": Pruning(scorer="random", schedule="one-shot", **cost),
         "uniform": Pruning(scorer="uniform", schedule="one-shot", **cost),

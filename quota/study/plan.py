@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from quota.allocation import candidate_layers, keep_count
+from quota.budget import Errors
 from quota.calibration import Curves
 from quota.errors import QuotaError
+from quota.method import quota_cuts
 from quota.recipe import PruningRecipe
 from quota.scheme import QuantizationScheme
 from quota.scorers import scorer
@@ -24,6 +26,8 @@ class Measured:
     """V0, visual tokens of one image."""
     text_config: Any
     model_fingerprint: str
+    errors: Errors | None = None
+    """What drops do to the answer (quota/drop_errors.py), for the schedule "measured"."""
 
     @property
     def depth(self) -> int:
@@ -69,7 +73,11 @@ def recipe(pruning: Pruning, measured: Measured, scheme: QuantizationScheme | No
 
 def resolve(pruning: Pruning, measured: Measured) -> tuple[tuple[int, ...], list[float]]:
     """Candidate layers and their keep ratios."""
-    target = None if pruning.as_costly_as is None else reference_cost(pruning.as_costly_as, measured)
+    target = pruning.compute
+    if pruning.as_costly_as is not None:
+        target = reference_cost(pruning.as_costly_as, measured)
+    if pruning.schedule == "measured":
+        return _measured(pruning, target, measured)
     if pruning.schedule == "withdraw":
         return _withdraw(target, measured)
     layers = _layers(pruning, measured)
@@ -90,6 +98,15 @@ def reference_cost(keep: float, measured: Measured) -> float:
     """What the published schedule costs with this final keep ratio."""
     layers = measured.layers()
     return measured.cost(layers, ratios("paper", [measured.curves.sensitivity[layer] for layer in layers], keep))
+
+
+def _measured(pruning: Pruning, target: float | None, measured: Measured) -> tuple[tuple[int, ...], list[float]]:
+    if measured.errors is None or (target is None and pruning.keep is None):
+        raise QuotaError("the schedule 'measured' needs the errors of drops, and a final keep ratio or a cost")
+    if target is None:
+        target = reference_cost(pruning.keep or 1.0, measured)
+    cuts = quota_cuts(measured.errors, measured.tokens, measured.depth, pruning.keep, target, measured.text_config)
+    return cuts.layers, list(cuts.keep_ratios)
 
 
 def _layers(pruning: Pruning, measured: Measured) -> tuple[int, ...]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from quota.drop_errors import SCORER
 from quota.errors import QuotaError
 from quota.scheme import QuantizationScheme
 from quota.scorers.composite import WEIGHTS
@@ -16,10 +17,13 @@ from quota.study.variants import Pruning, Schedule, Variant
 
 FULL = "full precision"
 QUANTIZED = "quantised only"
+PAPER = "QUOTA as published"
 JOINT = "QUOTA"
 
 _SCHEME = QuantizationScheme()
 _KEEPS = (0.5, 0.4, 0.3, 0.2, 0.1, 0.05)
+_BUDGETS = (0.5, 0.25)
+"""Prefill arithmetic of the visual tokens at which methods are compared."""
 
 
 @dataclass(frozen=True)
@@ -40,19 +44,45 @@ def table(name: str) -> Table:
     return Table(title, {FULL: Variant(scheme=None), QUANTIZED: Variant()} | rows(), against)
 
 
+def joint(keep: float | None = 0.30, compute: float | None = None) -> Pruning:
+    """QUOTA's own method; without `compute` it may cost what the published schedule costs."""
+    return Pruning(scorer=SCORER, schedule="measured", keep=keep, compute=compute)
+
+
 def _stage_wise() -> dict[str, Variant]:
     # The baselines' score has no risk, and their schedule no sensitivities.
     stage = Pruning(weights=_without("risk"), schedule="linear")
+    ours = Pruning(scorer=SCORER, schedule="linear")
     return {
         "pruned only": Variant(scheme=None, pruning=stage),
         "quantise, then prune": Variant(pruning=stage),
         "prune, then quantise": Variant(pruning=stage, graph="pruned"),
-        JOINT: Variant(pruning=Pruning()),
+        "quantise, then prune by our score": Variant(pruning=ours),
+        "prune by our score, then quantise": Variant(pruning=ours, graph="pruned"),
+        PAPER: Variant(pruning=Pruning()),
+        JOINT: Variant(pruning=joint()),
     }
 
 
 def _keep() -> dict[str, Variant]:
-    return {f"{keep:.0%}": Variant(pruning=Pruning(keep=keep)) for keep in _KEEPS}
+    rows = {f"{JOINT}, keep {keep:.0%}": Variant(pruning=joint(keep)) for keep in _KEEPS}
+    return rows | {f"{PAPER}, keep {keep:.0%}": Variant(pruning=Pruning(keep=keep)) for keep in _KEEPS}
+
+
+def _compute() -> dict[str, Variant]:
+    return {f"compute {share:.0%}": Variant(pruning=joint(None, share)) for share in (0.5, 0.4, 0.3, 0.25, 0.2, 0.15)}
+
+
+def _parts() -> dict[str, Variant]:
+    """From the published method to ours, one part at a time, at one final keep ratio and one budget."""
+    keep = 0.1
+    return {
+        PAPER: Variant(pruning=Pruning(keep=keep)),
+        "attention alone": Variant(pruning=Pruning(keep=keep, weights={"inter": 1.0})),
+        "novelty": Variant(pruning=Pruning(keep=keep, scorer=SCORER)),
+        "farthest first": Variant(pruning=Pruning(keep=keep, scorer="divprune")),
+        JOINT: Variant(pruning=joint(keep)),
+    }
 
 
 def _weights() -> dict[str, Variant]:
@@ -113,10 +143,10 @@ def _layers() -> dict[str, Variant]:
 
 def _methods() -> dict[str, Variant]:
     rows = {}
-    for keep in (0.3, 0.1):
-        rows[f"{JOINT}, keep {keep:.0%}"] = Variant(pruning=Pruning(keep=keep))
-        for name, pruning in methods(keep).items():
-            rows[f"{name}, as costly as {keep:.0%}"] = Variant(pruning=pruning)
+    for compute in _BUDGETS:
+        rows[f"{JOINT}, {compute:.0%}"] = Variant(pruning=joint(None, compute))
+        for name, pruning in methods(compute).items():
+            rows[f"{name}, {compute:.0%}"] = Variant(pruning=pruning)
     return rows
 
 
@@ -135,6 +165,8 @@ Rows = Callable[[], dict[str, Variant]]
 TABLES: dict[str, tuple[str, str, Rows]] = {
     "stage-wise": ("Jointly or one after the other, final keep ratio 30%", JOINT, _stage_wise),
     "keep": ("Final keep ratio", QUANTIZED, _keep),
+    "compute": ("Budget of prefill arithmetic", QUANTIZED, _compute),
+    "parts": ("What each part brings, final keep ratio 10%", PAPER, _parts),
     "weights": ("Weights of the score, final keep ratio 30%", "default", _weights),
     "schedule": ("Schedule of the keep ratios", "paper, keep 30%", _schedule),
     "scoring": ("Whose forward pass the scores come from", "scored under W4A4, with risk", _scoring),
@@ -142,5 +174,5 @@ TABLES: dict[str, tuple[str, str, Rows]] = {
     "calibration": ("Calibration samples", "128 samples", _calibration),
     "temperature": ("Temperature of equation (3)", "tau 1.25", _temperature),
     "layers": ("Candidate layers", "by the rule", _layers),
-    "methods": ("Other methods at the same compute", f"{JOINT}, keep 30%", _methods),
+    "methods": ("Other methods at the same compute", f"{JOINT}, {_BUDGETS[-1]:.0%}", _methods),
 }

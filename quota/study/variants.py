@@ -8,12 +8,11 @@ from pydantic import BaseModel, ConfigDict
 
 from quota.scheme import QuantizationScheme
 
-Schedule = Literal["paper", "uniform", "one-shot", "linear", "reversed", "withdraw"]
-Method = Literal["paper", "quota"]
+Schedule = Literal["paper", "uniform", "one-shot", "linear", "reversed", "withdraw", "measured"]
 
 
 class Pruning(BaseModel):
-    """Which visual tokens are dropped, and where. Exactly one of `keep` and `as_costly_as` says how many."""
+    """Which visual tokens are dropped, and where. `keep`, `as_costly_as` and `compute` say how many."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -29,6 +28,8 @@ class Pruning(BaseModel):
     """Final keep ratio."""
     as_costly_as: float | None = None
     """As much prefill arithmetic as the published schedule at this final keep ratio, on the same calibration."""
+    compute: float | None = None
+    """Prefill arithmetic of the visual tokens, relative to keeping all; of the schedule "measured" also a limit."""
     temperature: float = 1.25
     scoring: Literal["deployed", "full precision"] = "deployed"
     """Whose forward pass the scores come from."""

@@ -20,6 +20,7 @@ from typing import Any, cast
 from quota import ops
 from quota.calibration import Curves, calibrate
 from quota.checkpoint import mark, save_pretrained
+from quota.drop_errors import SAMPLES, measure_drops
 from quota.errors import QuotaError
 from quota.evaluation import evaluate
 from quota.files import write_atomically
@@ -100,7 +101,25 @@ class Workshop:
         model, _ = self._quantized(calibrated)
         curves = json.loads((self._folder(calibrated) / "curves.json").read_text(encoding="utf-8"))
         tokens = curves.pop("reference_tokens")
-        return Measured(Curves(**curves), tokens, model.config.get_text_config(), fingerprint(model))
+        errors = None
+        if variant.pruning is not None and variant.pruning.schedule == "measured":
+            errors = self._drop_errors(calibrated, tokens, len(curves["sensitivity"]))
+        return Measured(Curves(**curves), tokens, model.config.get_text_config(), fingerprint(model), errors)
+
+    def _drop_errors(self, variant: Variant, tokens: int, depth: int) -> dict[int, dict[int, float]]:
+        """What drops do to the quantised model of `variant`; stored beside its checkpoint."""
+        file = self._folder(variant) / "drop_errors.json"
+        if not file.is_file():
+            model, processor = self._quantized(variant)
+            samples = self.calibration(variant.samples, variant.seed)[:SAMPLES]
+
+            def step(done: int, total: int) -> None:
+                self.progress(f"measuring drops, seed {variant.seed}", done, total)
+
+            found = measure_drops(model, processor, samples, variant.scheme, tokens, depth, progress=step)
+            write_atomically(file, json.dumps(found) + "\n")
+        stored = json.loads(file.read_text(encoding="utf-8"))
+        return {int(layer): {int(count): error for count, error in row.items()} for layer, row in stored.items()}
 
     def _ask(self, variant: Variant) -> Outcome:
         with self._ready(variant) as (model, processor):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from tiny_llava import LAYERS, VISUAL_TOKENS, make_model
 
@@ -34,19 +36,36 @@ def test_full_precision_has_no_risk_and_the_rest_fills_its_place(measured: Measu
     assert made.weights == pytest.approx({"inter": 0.5625, "mag": 0.3125, "intra": 0.125})
 
 
-@pytest.mark.parametrize("name", methods(0.3))
-def test_no_method_costs_more_than_quota_and_one_token_more_would(name: str, measured: Measured) -> None:
-    pruning = methods(0.3)[name]
+@pytest.mark.parametrize("name", methods(0.7))
+def test_no_method_costs_more_than_its_budget_and_one_token_more_would(name: str, measured: Measured) -> None:
+    target = 0.7
+    pruning = methods(target)[name]
     layers, ratios = resolve(pruning, measured)
-    target = reference_cost(0.3, measured)
     if name == "VTW":
         later = (layers[0] + 1,)
         assert ratios == [1 / VISUAL_TOKENS]
         assert measured.cost(layers, ratios) <= target < measured.cost(later, ratios)
         return
     assert measured.cost(layers, ratios) <= target
-    more = Pruning(**pruning.model_dump() | {"keep": ratios[-1] + 1 / VISUAL_TOKENS, "as_costly_as": None})
+    more = Pruning(**pruning.model_dump() | {"keep": ratios[-1] + 1 / VISUAL_TOKENS, "compute": None})
     assert measured.cost(*resolve(more, measured)) > target
+
+
+def test_as_costly_as_the_published_schedule(measured: Measured) -> None:
+    layers, ratios = resolve(Pruning(layers=(0, 1), schedule="linear", keep=None, as_costly_as=0.3), measured)
+    assert measured.cost(layers, ratios) <= reference_cost(0.3, measured)
+
+
+def test_the_measured_schedule_ends_where_it_should_and_costs_no_more(measured: Measured) -> None:
+    errors = {layer: {11: 0.1 / (layer + 2), 5: 1.0 / (layer + 2)} for layer in (-1, 1, 3)}
+    given = replace(measured, errors=errors)
+    layers, ratios = resolve(Pruning(scorer="novelty", schedule="measured"), given)
+    assert ratios[-1] == 0.30
+    assert measured.cost(layers, ratios) <= reference_cost(0.3, measured)
+    _, alone = resolve(Pruning(scorer="novelty", schedule="measured", keep=None, compute=0.4), given)
+    assert alone[-1] == 5 / VISUAL_TOKENS
+    with pytest.raises(QuotaError, match="needs the errors"):
+        resolve(Pruning(schedule="measured"), measured)
 
 
 def test_shares_of_the_depth_are_layers(measured: Measured) -> None:

@@ -1,0 +1,93 @@
+"""What dropping visual tokens does to the answer, measured under the deployed operators.
+
+    E_l(k) = mean over samples of KL(p || p_lk)
+
+p is the next-token distribution behind the prompt of the quantised model with every visual token, p_lk the same with
+the best k tokens going on after layer l and no other cut. It needs no answers: calibration questions are enough. One
+cut at a time, so a table of layers and counts is a pass over the samples for each entry; quota/budget.py puts cuts
+together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from quota.allocation import keep_count
+from quota.models import fingerprint
+from quota.pruning import Pruner
+from quota.recipe import PruningRecipe
+from quota.samples import Sample, build_inputs
+from quota.scheme import QuantizationScheme
+
+Progress = Callable[[int, int], None]
+
+SCORER = "novelty"
+SAMPLES = 32
+"""Calibration samples that are measured on, the first of them."""
+RATIOS = (0.8, 0.65, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05)
+"""Keep ratios that are tried; the final one of a recipe joins them."""
+_SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
+_BATCH = 8
+
+
+def candidates(depth: int) -> list[int]:
+    """Layers that may drop tokens: before the decoder, and every tenth of its `depth` layers up to the middle."""
+    return sorted({round(share * depth) - 1 for share in _SHARES})
+
+
+def measure_drops(
+    model: PreTrainedModel,
+    processor: Any,
+    samples: Sequence[Sample],
+    scheme: QuantizationScheme | None,
+    tokens: int,
+    depth: int,
+    ratios: Sequence[float] = RATIOS,
+    progress: Progress | None = None,
+) -> dict[int, dict[int, float]]:
+    """E_l(k) in nats for the candidate layers of a decoder of `depth` layers, k = `ratios` of `tokens`, V0.
+
+    `model` is deployed under `scheme` and not pruned.
+    """
+    batches = [build_inputs(processor, samples[start : start + _BATCH]) for start in range(0, len(samples), _BATCH)]
+    full = _next_words(model, batches)
+    errors: dict[int, dict[int, float]] = {layer: {} for layer in candidates(depth)}
+    done, total = 0, len(errors) * len(ratios)
+    for layer, table in errors.items():
+        for ratio in ratios:
+            recipe = PruningRecipe(
+                layers=(layer,),
+                keep_ratios=(ratio,),
+                keep=ratio,
+                reference_tokens=tokens,
+                scheme=scheme,
+                scorer=SCORER,
+                model_fingerprint=fingerprint(model),
+            )
+            pruner = Pruner(model, recipe, scheme).attach()
+            try:
+                pruned = _next_words(model, batches)
+            finally:
+                pruner.detach()
+            table[keep_count(ratio, tokens)] = divergence(full, pruned)
+            done += 1
+            if progress is not None:
+                progress(done, total)
+    return errors
+
+
+def divergence(full: Tensor, pruned: Tensor) -> float:
+    """Mean KL(full || pruned) of log-probabilities [samples, vocabulary], in nats; never below 0."""
+    return max(0.0, float((full.exp() * (full - pruned)).sum(dim=-1).mean()))
+
+
+def _next_words(model: Any, batches: Sequence[Any]) -> Tensor:
+    """Log-probabilities [samples, vocabulary] of what follows each prompt; prompts are padded on the left."""
+    with torch.inference_mode():
+        found = [model(**batch.to(model.device), logits_to_keep=1).logits[:, -1] for batch in batches]
+    return torch.cat(found).double().log_softmax(dim=-1)

@@ -1,0 +1,61 @@
+"""The two ways to a recipe: where tokens are dropped, how many, and by which score.
+
+    paper   candidate layers by concentration and redundancy, keep ratios by equations (1) to (4), the published score
+    quota   layers and counts of least measured error (quota/drop_errors.py) within a budget of prefill arithmetic,
+            solved exactly (quota/budget.py), and the score `novelty`
+
+Both end at the final keep ratio that is asked for, and unless told otherwise `quota` spends what `paper` would.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from quota.allocation import candidate_layers, keep_count, keep_ratios
+from quota.budget import Errors, best_schedule
+from quota.calibration import Curves
+from quota.drop_errors import SCORER
+from quota.evaluation.footprint import prefill_flops_ratio
+
+Method = Literal["paper", "quota"]
+
+
+@dataclass(frozen=True)
+class Cuts:
+    """What a recipe says about dropping."""
+
+    layers: tuple[int, ...]
+    keep_ratios: tuple[float, ...]
+    scorer: str
+
+
+def paper_cuts(curves: Curves, keep: float, temperature: float = 1.25, layers: Sequence[int] | None = None) -> Cuts:
+    """Equations (1) to (4) on the layers that the rule finds, or on `layers`."""
+    if layers is None:
+        depth = len(curves.sensitivity)
+        layers = candidate_layers(curves.concentration, curves.concentration_iqr, curves.redundancy, depth)
+    ratios = keep_ratios([curves.sensitivity[layer] for layer in layers], keep, temperature)
+    return Cuts(tuple(layers), tuple(ratios), "composite")
+
+
+def quota_cuts(errors: Errors, tokens: int, depth: int, keep: float | None, compute: float, text_config: Any) -> Cuts:
+    """The schedule of least error that ends at `keep` and takes at most `compute` of the unpruned prefill arithmetic.
+
+    `errors` has an entry for `keep` of `tokens` at every layer; None leaves the end open. Raises QuotaError if the
+    budget is too small.
+    """
+
+    def work(count: int) -> float:
+        # The ratio of two layers, the first with all tokens, holds the work of the second.
+        return 2 * prefill_flops_ratio([tokens, count], text_config) - 1
+
+    final = None if keep is None else keep_count(keep, tokens)
+    schedule = best_schedule(errors, tokens, depth, work, compute * depth + 1e-9, final)
+    # A recipe that drops nothing still has a layer.
+    schedule = schedule or ((min(errors), tokens),)
+    ratios = [count / tokens for _, count in schedule]
+    if keep is not None:
+        ratios[-1] = keep
+    return Cuts(tuple(layer for layer, _ in schedule), tuple(ratios), SCORER)
