@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -38,6 +38,8 @@ class Beside:
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+    added: Tensor | None = None
+    """What the model adds to its output before the next block of the chain takes it (DeepStack); None is nothing."""
 
 
 def capture(model: nn.Module, blocks: Sequence[nn.Module], inputs: Mapping[str, Any]) -> tuple[Tensor, list[Beside]]:
@@ -48,13 +50,20 @@ def capture(model: nn.Module, blocks: Sequence[nn.Module], inputs: Mapping[str, 
     """
     entering: list[Tensor] = []
     beside: list[Beside] = []
+    nothing: Tensor | None = None
 
     def record(hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        entering.append(hidden)
+        nonlocal nothing
+        if not entering:
+            entering.append(hidden)
+        elif hidden is not nothing:
+            # The block before gave zeros: what comes in is what was added on the way.
+            beside[-1] = replace(beside[-1], added=hidden)
         beside.append(Beside(args, kwargs))
         if len(beside) == len(blocks):
             raise _Reached
-        return hidden
+        nothing = torch.zeros_like(hidden)
+        return nothing
 
     with ExitStack() as replaced, suppress(_Reached):
         for block in blocks:
@@ -66,7 +75,8 @@ def capture(model: nn.Module, blocks: Sequence[nn.Module], inputs: Mapping[str, 
 def run(block: nn.Module, hidden: Tensor, beside: Beside, **replaced: Any) -> Tensor:
     """One block on one sample: hidden states [B, L, D] -> [B, L, D]; `replaced` overrides its keyword arguments."""
     output = block(hidden, *beside.args, **{**beside.kwargs, **replaced})
-    return output[0] if isinstance(output, tuple) else output
+    output = output[0] if isinstance(output, tuple) else output
+    return output if beside.added is None else output + beside.added
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -123,7 +123,9 @@ class Sweep:
         exact = [self._capture(blocks)[0] if self._learns(blocks) else [] for blocks in chains]
         for blocks, entering in zip(chains, exact, strict=True):
             self._quantize_chain(blocks, entering)
-        self.deployed, _ = self._capture(self.layers)
+        self.deployed, around = self._capture(self.layers)
+        # The rest is the same in both streams, and need not be held twice.
+        self.added = [[block.added for block in chain] for chain in around]
         for index in range(len(self.layers)):
             self._decoder_layer(index)
         tokens = [int(visual.sum()) for visual in self.visual]
@@ -159,7 +161,10 @@ class Sweep:
         samples = range(len(self.inputs))
         beside = [chain[index] for chain in self.beside]
         self._measure_tokens()
-        advance = partial(self._run_deployed, layer, beside)
+        around = [
+            replace(chain[index], added=added[index]) for chain, added in zip(self.beside, self.added, strict=True)
+        ]
+        advance = partial(self._run_deployed, layer, around)
         if self.scheme.transforms == "learned":
             with watch(self.family.text_model.config) as moments:
                 following, twin = self._twin(layer, self.exact, beside)

@@ -57,6 +57,7 @@ class QuotaQuantizer(CompressedTensorsHfQuantizer):
                 device=linear.weight.device,
             )
             model.set_submodule(name, empty)
+            _nothing_to_draw(model.get_submodule(name.rpartition(".")[0]))
         if scheme.transforms == "learned" and scheme.kv_bits < 16:
             add_key_transforms(family(model).text_model)
 
@@ -74,6 +75,12 @@ class QuotaQuantizer(CompressedTensorsHfQuantizer):
 def register() -> None:
     """Make `from_pretrained` of transformers load checkpoints of ours; harmless when called again."""
     AUTO_QUANTIZER_MAPPING["compressed-tensors"] = QuotaQuantizer
+
+
+def _nothing_to_draw(parent: Any) -> None:
+    """Keep transformers from drawing first weights for the linears in `parent`, which some modules do for their own."""
+    if not any(True for _ in parent.parameters(recurse=False)):
+        parent._is_hf_initialized = True
 
 
 def _check_whole(files: Sequence[str]) -> None:

@@ -1,0 +1,99 @@
+"""Every family at W4A4KV4: compressed, saved and loaded again, and run block by block as the sweep does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from families import TINY
+from families.family import IMAGE, PAD, VIDEO, TinyFamily
+from PIL import Image
+from torch import Tensor, nn
+from transformers import AutoModelForImageTextToText, BatchFeature
+
+import quota
+from quota import ops
+from quota.blocks import capture, run
+from quota.models import family
+from quota.pruning import record
+from quota.quantization.linear import W4A4Linear
+from quota.samples import Sample
+from quota.scheme import QuantizationScheme
+
+families = pytest.mark.parametrize("name", TINY)
+SAMPLES = [Sample(Image.new("RGB", (8, 8)), f"question {number}") for number in range(3)]
+
+
+class HandWritten:
+    """Stands for the processor, which for some families needs torchvision: every question is a prompt of `tiny`."""
+
+    chat_template = "as the family has it"
+
+    def __init__(self, tiny: TinyFamily) -> None:
+        self.tiny = tiny
+        self.seeds: Iterator[int] = iter(range(1000))
+
+    def apply_chat_template(self, turns: object, **options: object) -> str:
+        return "prompt"
+
+    def __call__(self, **options: object) -> BatchFeature:
+        size = self.tiny.sizes[next(self.seeds) % 2]
+        return BatchFeature(self.tiny.batch([self.tiny.prompt([size], 5, seed=next(self.seeds))]))
+
+    def save_pretrained(self, folder: Path) -> None:
+        pass
+
+
+def generate(model: Any, batch: dict[str, Tensor]) -> Any:
+    return model.generate(
+        **batch,
+        max_new_tokens=5,
+        do_sample=False,
+        suppress_tokens=[IMAGE, VIDEO, PAD],
+        return_dict_in_generate=True,
+        output_logits=True,
+    )
+
+
+@families
+def test_compressed_saved_and_loaded(name: str, tmp_path: Path) -> None:
+    tiny = TINY[name]
+    model = tiny.build()
+    linears = [linear for linear, _ in family(model).linears()]
+    # All in the tower and the decoder; of the rest only embeddings and lm_head are left.
+    assert {name for name, module in model.named_modules() if isinstance(module, nn.Linear)} - set(linears) == {
+        "lm_head"
+    }
+    scheme = QuantizationScheme(weight_rounding="rtn")
+    result = quota.compress(model, HandWritten(tiny), SAMPLES, keep=0.3, scheme=scheme, layers=[1, 2, 3])
+    assert result.quantized == len(linears)
+    assert all(isinstance(model.get_submodule(linear), W4A4Linear) for linear in linears)
+
+    small, large = tiny.sizes
+    batch = tiny.batch([tiny.prompt([small, large], 5, seed=1), tiny.prompt([large], 3, seed=2)])
+    with ops.record() as used, record(model) as trace:
+        expected = generate(model, batch)
+    assert {job for job, _ in used.calls} >= {"linear", "cache", "attention"}
+    assert trace.tokens_per_layer[-1] < trace.tokens_per_layer[0]
+
+    quota.save_pretrained(model, HandWritten(tiny), tmp_path / "out")
+    loaded = AutoModelForImageTextToText.from_pretrained(tmp_path / "out")
+    output = generate(loaded, batch)
+    assert torch.equal(output.sequences, expected.sequences)
+    assert torch.equal(torch.stack(output.logits), torch.stack(expected.logits))
+
+
+@families
+def test_layers_one_by_one_are_the_whole_model(name: str) -> None:
+    tiny = TINY[name]
+    model = tiny.build()
+    parts = family(model)
+    batch = tiny.batch([tiny.prompt([tiny.sizes[1]], 5, seed=3)])
+    with torch.no_grad():
+        hidden, beside = capture(model, parts.decoder_layers, batch)
+        for layer, one in zip(parts.decoder_layers, beside, strict=True):
+            hidden = run(layer, hidden, one)
+        assert torch.equal(parts.lm_head(parts.text_model.norm(hidden)), model(**batch).logits)
