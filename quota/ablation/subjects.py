@@ -1,6 +1,6 @@
 """What settings are measured on. The seed draws both what is calibrated on and what is asked.
 
-An outcome is kept as it came (answers right or wrong, losses of windows): scores are made from pairs of them, a
+An outcome is kept as it came (answers right or wrong, losses of windows, errors): scores are made from pairs of them, a
 quantised one and the full-precision one of the same seed, which answered the same questions.
 """
 
@@ -14,17 +14,20 @@ from typing import Any, Protocol
 
 from quota import reference
 from quota.ablation.settings import Setting
+from quota.ablation.token_errors import token_errors
 from quota.compress import quantize_only
 from quota.errors import QuotaError
 from quota.evaluation import evaluate, retention
 from quota.loading import REFERENCE, load_model
-from quota.samples import Sample, first_of_each_task, read_samples
+from quota.samples import Sample, build_inputs, first_of_each_task, read_samples
 from quota.testbeds import smollm2
 from quota.testbeds.perplexity import window_losses
 from quota.testbeds.prose import drawn_windows, read_prose, tokenize
 
 DEVELOPMENT_QUESTIONS = 500
 """Of each task of the reference suite: the first half. Choices are made on it, and final figures on the other."""
+ERROR_QUESTIONS = 4
+"""Of each task: prompts that errors are measured on."""
 
 
 class Subject(Protocol):
@@ -32,9 +35,6 @@ class Subject(Protocol):
 
     @property
     def name(self) -> str: ...
-
-    @property
-    def score_name(self) -> str: ...
 
     @property
     def tables(self) -> tuple[str, ...]:
@@ -45,8 +45,8 @@ class Subject(Protocol):
         """The outcome, as JSON can hold it, under a setting, or in full precision for None."""
         ...
 
-    def score(self, outcome: Any, full: Any) -> float:
-        """One number from an outcome and the full-precision one of the same seed."""
+    def scores(self, outcome: Any, full: Any) -> dict[str, float]:
+        """From an outcome and the full-precision one of the same seed: numbers by their names."""
         ...
 
     def size(self) -> dict[str, Any]:
@@ -56,29 +56,37 @@ class Subject(Protocol):
 
 @dataclass(frozen=True)
 class Reference:
-    """Retention (%) of the reference model over its six tasks, `questions` of each drawn from the development half."""
+    """The reference model: retention over its six tasks, and errors of visual and text tokens in its decoder.
+
+    `questions` of each task are drawn from the development half of the suite.
+    """
 
     questions: int = 100
     name: str = REFERENCE
-    score_name: str = "retention %"
     tables: tuple[str, ...] = ("modules", "methods", "kv-bits", "calibration")
 
     def __post_init__(self) -> None:
         if self.questions > DEVELOPMENT_QUESTIONS:
             raise QuotaError(f"the development half has {DEVELOPMENT_QUESTIONS} questions of each task; ask for fewer")
 
-    def measure(self, setting: Setting | None, seed: int) -> dict[str, list[bool]]:
+    def measure(self, setting: Setting | None, seed: int) -> dict[str, Any]:
         model, processor, _ = load_model(REFERENCE)
+        asked = self._drawn(seed)
+        errors = {"visual": 0.0, "text": 0.0}
         if setting is not None:
             samples = reference.calibration_samples(setting.samples, seed)
             quantize_only(model, processor, samples, setting.scheme())
-        return evaluate(model, processor, self._drawn(seed)).outcomes
+            exact, _, _ = load_model(REFERENCE)
+            prompts = [build_inputs(processor, [sample]) for sample in first_of_each_task(asked, ERROR_QUESTIONS)]
+            errors = token_errors(exact, model, prompts)
+        return {"right": evaluate(model, processor, asked).outcomes, "errors": errors}
 
-    def score(self, outcome: dict[str, list[bool]], full: dict[str, list[bool]]) -> float:
-        kept = retention(outcome, full)
+    def scores(self, outcome: dict[str, Any], full: dict[str, Any]) -> dict[str, float]:
+        kept = retention(outcome["right"], full["right"])
         if kept is None:
             raise QuotaError("the full-precision model answers nothing right in some task; ask more questions")
-        return 100 * kept
+        errors = {f"error, {kind} tokens": error for kind, error in outcome["errors"].items()}
+        return {"retention %": 100 * kept} | errors
 
     def size(self) -> dict[str, Any]:
         return {"questions": self.questions}
@@ -97,7 +105,6 @@ class SmolLM2:
     calibration: Path
     windows: int = 16
     name: str = "smollm2"
-    score_name: str = "perplexity ratio"
     tables: tuple[str, ...] = ("methods", "kv-bits", "calibration")
 
     def measure(self, setting: Setting | None, seed: int) -> list[float]:
@@ -110,8 +117,8 @@ class SmolLM2:
             smollm2.quantize(model, setting.scheme(), windows)
         return window_losses(model, scored)
 
-    def score(self, outcome: list[float], full: list[float]) -> float:
-        return math.exp((sum(outcome) - sum(full)) / len(full))
+    def scores(self, outcome: list[float], full: list[float]) -> dict[str, float]:
+        return {"perplexity ratio": math.exp((sum(outcome) - sum(full)) / len(full))}
 
     def size(self) -> dict[str, Any]:
         fields = asdict(self)

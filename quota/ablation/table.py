@@ -30,19 +30,20 @@ Progress = Callable[[int, int, float], None]
 
 @dataclass(frozen=True)
 class Row:
-    """One setting: its score under every seed."""
+    """One setting, under every seed."""
 
     label: str
     setting: Setting | None
-    scores: list[float]
+    scores: dict[str, list[float]]
+    """By the name of the score, one number a seed."""
 
-    @property
-    def mean(self) -> float:
-        return statistics.mean(self.scores)
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        return mean_interval(self.scores)
+    def figures(self) -> dict[str, Any]:
+        summary = {
+            name: {"by_seed": found, "mean": statistics.mean(found), "interval": list(mean_interval(found))}
+            for name, found in self.scores.items()
+        }
+        setting = None if self.setting is None else self.setting.figures()
+        return {"label": self.label, "setting": setting, "scores": summary}
 
 
 @dataclass(frozen=True)
@@ -60,18 +61,8 @@ class Ablation:
             "table": self.table,
             "on": self.subject.name,
             "size": self.subject.size(),
-            "score": self.subject.score_name,
             "seeds": self.seeds,
-            "rows": [
-                {
-                    "label": row.label,
-                    "setting": None if row.setting is None else row.setting.figures(),
-                    "scores": row.scores,
-                    "mean": row.mean,
-                    "interval": list(row.interval),
-                }
-                for row in self.rows
-            ],
+            "rows": [row.figures() for row in self.rows],
         }
 
 
@@ -90,11 +81,7 @@ def ablate(table: str, subject: Subject, seeds: int, folder: Path, progress: Pro
     rows = TABLES[table]
     cells = Cells(folder, subject)
     _measure(cells, list(dict.fromkeys([None, *rows.values()])), seeds, progress)
-    scored = []
-    for label, setting in rows.items():
-        pairs = ((cells.outcome(setting, seed), cells.outcome(None, seed)) for seed in range(seeds))
-        scored.append(Row(label, setting, [subject.score(outcome, full) for outcome, full in pairs]))
-    return Ablation(table, subject, seeds, scored)
+    return Ablation(table, subject, seeds, [_row(cells, label, setting, seeds) for label, setting in rows.items()])
 
 
 def mean_interval(scores: list[float]) -> tuple[float, float]:
@@ -102,6 +89,12 @@ def mean_interval(scores: list[float]) -> tuple[float, float]:
     mean = statistics.mean(scores)
     half = _T[len(scores) - FEWEST_SEEDS] * statistics.stdev(scores) / math.sqrt(len(scores))
     return mean - half, mean + half
+
+
+def _row(cells: Cells, label: str, setting: Setting | None, seeds: int) -> Row:
+    pairs = ((cells.outcome(setting, seed), cells.outcome(None, seed)) for seed in range(seeds))
+    found = [cells.subject.scores(outcome, full) for outcome, full in pairs]
+    return Row(label, setting, {name: [scores[name] for scores in found] for name in found[0]})
 
 
 def _measure(cells: Cells, settings: list[Setting | None], seeds: int, progress: Progress | None) -> None:

@@ -19,7 +19,7 @@ from quota.report.ablation import markdown
 class Arithmetic:
     """A subject whose outcomes are sums, so that every score is known; it counts what it measures."""
 
-    name, score_name = "arithmetic", "points"
+    name = "arithmetic"
     tables = ("kv-bits", "methods")
 
     def __init__(self, fails_at: int | None = None) -> None:
@@ -32,8 +32,8 @@ class Arithmetic:
         self.measured.append((setting, seed))
         return [100 if setting is None else setting.kv_bits, seed]
 
-    def score(self, outcome: Any, full: Any) -> float:
-        return full[0] - outcome[0] + outcome[1]
+    def scores(self, outcome: Any, full: Any) -> dict[str, float]:
+        return {"points": full[0] - outcome[0] + outcome[1], "share %": outcome[0]}
 
     def size(self) -> dict[str, Any]:
         return {"digits": 2}
@@ -42,10 +42,11 @@ class Arithmetic:
 def test_scores_are_of_pairs_of_one_seed(tmp_path: Path) -> None:
     ablation = ablate("kv-bits", Arithmetic(), 3, tmp_path)
     rows = {row.label: row.scores for row in ablation.rows}
-    assert rows["W4A4KV4"] == rows["W16A16KV4"] == [96, 97, 98]
-    assert rows["W4A4KV2"] == [98, 99, 100]
-    assert "| W4A4KV4 | 97.000 | 94.516-99.484 | 96.000 97.000 98.000 |" in markdown(ablation)
-    assert json.loads(json.dumps(ablation.figures()))["rows"][0]["label"] == "W4A4KV16"
+    assert rows["W4A4KV4"] == rows["W16A16KV4"] == {"points": [96, 97, 98], "share %": [4, 4, 4]}
+    assert rows["W4A4KV2"]["points"] == [98, 99, 100]
+    assert "| W4A4KV4 | 97.000 (94.516-99.484) | 4.0 (4.0-4.0) |" in markdown(ablation)
+    first = json.loads(json.dumps(ablation.figures()))["rows"][0]
+    assert first["label"] == "W4A4KV16" and first["scores"]["points"]["by_seed"] == [84, 85, 86]
 
 
 def test_an_interrupted_table_goes_on_and_tables_share_outcomes(tmp_path: Path) -> None:
