@@ -36,8 +36,11 @@ _NORMED = {
     "post_attention_layernorm": ("mlp.gate_proj", "mlp.up_proj"),
     "layer_norm1": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
     "layer_norm2": ("mlp.fc1",),
+    "norm1": ("attention.q_proj", "attention.k_proj", "attention.v_proj"),
+    "norm2": ("mlp.fc1",),
 }
-_OUTPUTS = ("self_attn.o_proj", "self_attn.out_proj")
+_ATTENTION = ("self_attn", "attention")
+_OUTPUTS = ("o_proj", "out_proj")
 
 
 @dataclass(frozen=True)
@@ -125,8 +128,9 @@ class _Heads:
     @classmethod
     def of(cls, block: nn.Module, quantized: set[nn.Linear], cached: bool) -> _Heads | None:
         """None if the block has no such parts, or nothing would gain."""
-        values, width = _part(block, "self_attn.v_proj"), _part(block, "self_attn.head_dim")
-        output = next((found for name in _OUTPUTS if isinstance(found := _part(block, name), nn.Linear)), None)
+        attention = next((found for name in _ATTENTION if (found := _part(block, name)) is not None), block)
+        values, width = _part(attention, "v_proj"), _part(attention, "head_dim")
+        output = next((found for name in _OUTPUTS if isinstance(found := _part(attention, name), nn.Linear)), None)
         if not isinstance(values, nn.Linear) or output is None or not isinstance(width, int):
             return None
         gains = cached or output in quantized

@@ -19,7 +19,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "gptq": {},
     "learned": {"transforms": "learned"},
 }
-DEFAULT_METHOD = "gptq"
+DEFAULT_METHOD = "learned"
 
 
 def method_scheme(method: str, **changes: Any) -> QuantizationScheme:

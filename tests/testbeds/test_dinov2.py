@@ -18,6 +18,7 @@ from quota.report.testbeds import errors_markdown
 from quota.scheme import QuantizationScheme
 from quota.testbeds.dinov2 import Outcome, state_dict
 from quota.testbeds.layer_errors import layer_errors
+from quota.testbeds.methods import METHODS, method_scheme
 
 CONFIG = Dinov2Config(
     hidden_size=64,
@@ -94,9 +95,10 @@ def test_errors_are_those_of_the_definition(tower: Dinov2Model, pixels: Tensor) 
     assert errors["queries, keys"] == pytest.approx(sum(found) / len(found), rel=1e-5)
 
 
-def test_more_bits_err_less(tower: Dinov2Model, pixels: Tensor) -> None:
-    four = layer_errors(tower, RTN, pixels[:1], pixels[1:])
-    eight = layer_errors(tower, RTN.model_copy(update={"weight_bits": 8, "activation_bits": 8}), pixels[:1], pixels[1:])
+@pytest.mark.parametrize("method", METHODS)
+def test_more_bits_err_less(method: str, tower: Dinov2Model, pixels: Tensor) -> None:
+    four = layer_errors(tower, method_scheme(method), pixels[:1], pixels[1:])
+    eight = layer_errors(tower, method_scheme(method, weight_bits=8, activation_bits=8), pixels[:1], pixels[1:])
     assert all(0 < eight[kind] < four[kind] / 4 for kind in four)
 
 
