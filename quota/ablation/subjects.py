@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,14 +19,13 @@ from quota.ablation.token_errors import token_errors
 from quota.compress import quantize_only
 from quota.errors import QuotaError
 from quota.evaluation import evaluate, retention
+from quota.evaluation.halves import half
 from quota.loading import REFERENCE, load_model
 from quota.samples import Sample, build_inputs, first_of_each_task, read_samples
 from quota.testbeds import smollm2
 from quota.testbeds.perplexity import window_losses
 from quota.testbeds.prose import drawn_windows, read_prose, tokenize
 
-DEVELOPMENT_QUESTIONS = 500
-"""Of each task of the reference suite: the first half. Choices are made on it, and final figures on the other."""
 ERROR_QUESTIONS = 4
 """Of each task: prompts that errors are measured on."""
 
@@ -65,10 +65,6 @@ class Reference:
     name: str = REFERENCE
     tables: tuple[str, ...] = ("modules", "methods", "kv-bits", "calibration")
 
-    def __post_init__(self) -> None:
-        if self.questions > DEVELOPMENT_QUESTIONS:
-            raise QuotaError(f"the development half has {DEVELOPMENT_QUESTIONS} questions of each task; ask for fewer")
-
     def measure(self, setting: Setting | None, seed: int) -> dict[str, Any]:
         model, processor, _ = load_model(REFERENCE)
         asked = self._drawn(seed)
@@ -92,9 +88,13 @@ class Reference:
         return {"questions": self.questions}
 
     def _drawn(self, seed: int) -> list[Sample]:
-        development = first_of_each_task(read_samples(reference.suite_path()), DEVELOPMENT_QUESTIONS)
+        development = half(read_samples(reference.suite_path()), "development")
         random.Random(seed).shuffle(development)
-        return first_of_each_task(development, self.questions)
+        chosen = first_of_each_task(development, self.questions)
+        fewest = min(Counter(sample.task for sample in chosen).values())
+        if fewest < self.questions:
+            raise QuotaError(f"a task has {fewest} questions in the development half; ask no more than that of each")
+        return chosen
 
 
 @dataclass(frozen=True)

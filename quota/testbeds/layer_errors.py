@@ -2,9 +2,9 @@
 
     error = ||yq - y||_2 / ||y||_2        over all tokens of a picture; the mean over blocks and pictures
 
-y is a linear layer's output in the full-precision tower, yq in the quantised one. Both run a block on the
-full-precision hidden states, so errors do not pile up over blocks; within a block those of earlier layers count.
-Values are left out: a quantiser may rotate them, as long as the output projection rotates them back.
+y is a linear layer's output in the full-precision tower, yq in the quantised one, each with what the blocks before it
+made of the picture: errors pile up over depth, as they do in use. Values are left out: a quantiser may rotate them, as
+long as the output projection rotates them back.
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ def layer_errors(
     known, calibration_besides = _capture(tower, blocks, calibration)
     deployed = known
     exact, besides = _capture(tower, blocks, pictures)
+    strayed = list(exact)
     errors: dict[str, list[float]] = {}
     for index, block in enumerate(blocks):
         quantized, around = deepcopy(block), [chain[index] for chain in calibration_besides]
@@ -67,10 +68,11 @@ def layer_errors(
         deployed = [advance(sample) for sample in range(len(deployed))]
         for sample, chain in enumerate(besides):
             meant = _outputs(block, exact[sample], chain[index])
-            seen = _outputs(quantized, exact[sample], chain[index])
+            seen = _outputs(quantized, strayed[sample], chain[index])
             for name, output in meant.items():
                 errors.setdefault(KINDS[name.rpartition(".")[2]], []).append(relative_error(seen[name], output))
             exact[sample] = run(block, exact[sample], chain[index])
+            strayed[sample] = run(quantized, strayed[sample], chain[index])
         if progress is not None:
             progress(index + 1, len(blocks))
     return {kind: sum(found) / len(found) for kind, found in errors.items()}

@@ -13,7 +13,9 @@ from quota.ablation import TABLES, Reference, Setting, SmolLM2
 from quota.ablation.token_errors import token_errors
 from quota.cli import main
 from quota.errors import QuotaError
-from quota.samples import build_inputs
+from quota.evaluation.halves import half
+from quota.reference import suite_path
+from quota.samples import build_inputs, read_samples
 
 
 def call(*arguments: object) -> int:
@@ -51,8 +53,10 @@ def test_errors_of_visual_and_text_tokens_are_told_apart() -> None:
 def test_the_seed_draws_the_questions_from_the_development_half() -> None:
     first, again, other = (Reference(3)._drawn(seed) for seed in (0, 0, 1))
     assert first == again != other
-    with pytest.raises(QuotaError, match="500 questions"):
-        Reference(501)
+    reported = {sample.image for sample in half(read_samples(suite_path()), "reported")}
+    assert not reported & {sample.image for sample in first + other}
+    with pytest.raises(QuotaError, match="ask no more than that of each"):
+        Reference(1000)._drawn(0)
 
 
 def test_a_ratio_of_perplexities() -> None:
