@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -77,6 +78,12 @@ def run(block: nn.Module, hidden: Tensor, beside: Beside, **replaced: Any) -> Te
     output = block(hidden, *beside.args, **{**beside.kwargs, **replaced})
     output = output[0] if isinstance(output, tuple) else output
     return output if beside.added is None else output + beside.added
+
+
+def copy_block(block: nn.Module) -> nn.Module:
+    """A copy with weights of its own, under the model's own configuration: a switch of its attention reaches it too."""
+    shared = {id(config): config for part in block.modules() if (config := getattr(part, "config", None))}
+    return deepcopy(block, shared)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -33,13 +32,15 @@ from transformers import DynamicCache, PreTrainedModel
 
 from quota.allocation import relative_error, sensitivity
 from quota.attention import Observation, observe
-from quota.blocks import Beside, Exact, capture, quantize_linears, run
+from quota.blocks import Beside, Exact, capture, copy_block, quantize_linears, run
+from quota.calibration_graph import PrunedGraph
 from quota.errors import QuotaError
 from quota.models import family
 from quota.quantization.folding import fold
 from quota.quantization.key_moments import KeyMoments, watch
 from quota.quantization.key_transform import NAME as KEY_TRANSFORM
 from quota.quantization.kv_cache import adopt
+from quota.recipe import PruningRecipe
 from quota.scheme import QuantizationScheme
 
 Progress = Callable[[int, int], None]
@@ -75,14 +76,16 @@ def calibrate(
     inputs: Sequence[Mapping[str, Any]],
     scheme: QuantizationScheme,
     progress: Progress | None = None,
+    recipe: PruningRecipe | None = None,
 ) -> Calibration:
     """Quantise the linears of `model` in place and measure its decoder layers on the way.
 
     `inputs` are the model's arguments for one sample each (`input_ids` [1, L] and the rest, as `build_inputs` makes
-    them). The KV cache is taken to be quantised but is not attached. Raises QuotaError for no inputs, an unsupported
+    them). The KV cache is taken to be quantised but is not attached. With a `recipe` the decoder is calibrated and
+    measured in the graph that it prunes (quota/calibration_graph.py). Raises QuotaError for no inputs, an unsupported
     architecture, or a sample without a picture or without text.
     """
-    return Sweep(model, inputs, scheme, progress).run()
+    return Sweep(model, inputs, scheme, progress, recipe).run()
 
 
 class Sweep:
@@ -94,6 +97,7 @@ class Sweep:
         inputs: Sequence[Mapping[str, Any]],
         scheme: QuantizationScheme,
         progress: Progress | None = None,
+        recipe: PruningRecipe | None = None,
     ) -> None:
         if not inputs:
             raise QuotaError("calibration needs at least one sample")
@@ -111,6 +115,8 @@ class Sweep:
         if scheme.weight_bits < 16 or scheme.activation_bits < 16:
             self.linears = dict(self.family.linears(scheme.modules))
         self.curves = Curves()
+        self._recipe = recipe
+        self._graph: PrunedGraph | None = None
         self._progress = progress
         self._blocks_done = 0
 
@@ -126,9 +132,12 @@ class Sweep:
         self.deployed, around = self._capture(self.layers)
         # The rest is the same in both streams, and need not be held twice.
         self.added = [[block.added for block in chain] for chain in around]
+        tokens = [int(visual.sum()) for visual in self.visual]
+        if self._recipe is not None:
+            first = [chain[0] for chain in self.beside]
+            self._graph = PrunedGraph(self.family, self.inputs, first, self._recipe, self.scheme)
         for index in range(len(self.layers)):
             self._decoder_layer(index)
-        tokens = [int(visual.sum()) for visual in self.visual]
         return Calibration(self.curves, statistics.median_low(tokens), len(self.linears))
 
     def _capture(self, blocks: Sequence[nn.Module]) -> tuple[list[Tensor], list[list[Beside]]]:
@@ -160,10 +169,11 @@ class Sweep:
         layer = self.layers[index]
         samples = range(len(self.inputs))
         beside = [chain[index] for chain in self.beside]
+        around = [replace(one, added=added[index]) for one, added in zip(beside, self.added, strict=True)]
+        if self._graph is not None:
+            beside = [self._graph.beside(index, sample, self.deployed[sample], beside[sample]) for sample in samples]
+            around = [self._graph.beside(index, sample, self.deployed[sample], around[sample]) for sample in samples]
         self._measure_tokens()
-        around = [
-            replace(chain[index], added=added[index]) for chain, added in zip(self.beside, self.added, strict=True)
-        ]
         advance = partial(self._run_deployed, layer, around)
         if self.scheme.transforms == "learned":
             with watch(self.family.text_model.config) as moments:
@@ -178,12 +188,23 @@ class Sweep:
             visual = self.visual[sample]
             observation = Observation(text=~visual, visual=visual, keys=torch.ones_like(visual))
             with observe(self.family.text_model.config, observation, self.family.causal):
-                self.deployed[sample] = advance(sample)
+                leaving = advance(sample)
+            self._step(index, sample, leaving, observation)
             concentration.append(attention_concentration(observation, visual))
         low, middle, high = torch.tensor(concentration).quantile(torch.tensor([0.25, 0.5, 0.75])).tolist()
         self.curves.concentration.append(middle)
         self.curves.concentration_iqr.append(high - low)
         self._report(1)
+
+    def _step(self, index: int, sample: int, leaving: Tensor, observation: Observation) -> None:
+        """Go on behind layer `index` with its output; in a pruned graph with what the recipe leaves of it."""
+        kept = None
+        if self._graph is not None:
+            kept = self._graph.cut(index, sample, self.deployed[sample], observation)
+        self.deployed[sample] = leaving
+        if self._graph is not None and kept is not None:
+            self.deployed[sample], self.exact[sample] = leaving[:, kept], self.exact[sample][:, kept]
+            self.visual[sample] = self._graph.visual(sample)
 
     def _run_deployed(self, layer: nn.Module, beside: list[Beside], sample: int) -> Tensor:
         """`layer` on the deployed stream of one sample, attending to what a new cache stores."""
@@ -217,9 +238,7 @@ class Sweep:
         if not linears:
             return following, None
         inside = {module: name for name, module in block.named_modules()}
-        # The copy reads the model's own configuration: a switch of its attention must reach it too.
-        shared = {id(config): config for part in block.modules() if (config := getattr(part, "config", None))}
-        original = deepcopy(block, shared)
+        original = copy_block(block)
         twins: dict[str, Any] = {name: original.get_submodule(inside[linear]) for name, linear in linears.items()}
         return following, Exact(twins, partial(_run_sample, original, exact, beside))
 

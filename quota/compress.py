@@ -14,6 +14,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -28,6 +29,7 @@ from quota.models import family, fingerprint
 from quota.pruning import Pruner
 from quota.quantization.kv_cache import attach_cache
 from quota.recipe import PruningRecipe
+from quota.rounds import Graph, calibrate_in
 from quota.samples import Sample, build_inputs
 from quota.samples import fingerprint as samples_fingerprint
 from quota.scheme import QuantizationScheme
@@ -49,6 +51,10 @@ class CompressionResult:
     seconds: float
     operators: ops.Usage
     """The backends that ran in the sweep."""
+    sweeps: int
+    """How often the model was calibrated: more than once in another graph than the unpruned one."""
+    settled: bool
+    """Whether the recipe had stopped to change by then."""
 
     @property
     def sensitivities(self) -> list[float]:
@@ -66,6 +72,7 @@ def compress(
     temperature: float = 1.25,
     seed: int = 0,
     progress: Progress | None = None,
+    graph: Graph = "unpruned",
 ) -> CompressionResult:
     """Quantise `model` in place and make it drop visual tokens by a recipe calibrated for it.
 
@@ -76,39 +83,48 @@ def compress(
         layers: candidate decoder layers, to override the rule of `candidate_layers`.
         temperature: tau of equation (3).
         seed: recorded in the recipe as the one that `samples` were drawn with. Nothing here is random.
-        progress: called with the blocks done and their total.
+        progress: called with the blocks done and their total; other graphs start it anew for every sweep.
+        graph: "unpruned", "pruned" or "joint": the graph that is calibrated in (quota/rounds.py).
 
     Raises QuotaError, before anything is changed, for options out of range, no samples, an unsupported architecture
     or a model that is compressed already. If the sweep itself fails the model is half quantised: load it anew.
     """
     began = time.perf_counter()
     _check_options(model, keep, layers, temperature)
-    with ops.record() as operators:
-        calibration = quantize_only(model, processor, samples, scheme, progress)
-    curves = calibration.curves
-    if layers is None:
-        layers = candidate_layers(
-            curves.concentration, curves.concentration_iqr, curves.redundancy, len(curves.concentration)
+    inputs = _inputs(model, processor, samples)
+
+    def make_recipe(calibration: Calibration) -> PruningRecipe:
+        curves, chosen = calibration.curves, layers
+        if chosen is None:
+            total = len(curves.concentration)
+            chosen = candidate_layers(curves.concentration, curves.concentration_iqr, curves.redundancy, total)
+        sensitivities = [curves.sensitivity[layer] for layer in chosen]
+        return PruningRecipe(
+            layers=tuple(chosen),
+            keep_ratios=tuple(keep_ratios(sensitivities, keep, temperature)),
+            keep=keep,
+            temperature=temperature,
+            sensitivities=tuple(sensitivities),
+            reference_tokens=calibration.reference_tokens,
+            scheme=scheme,
+            model_fingerprint=fingerprint(model),
+            calibration_fingerprint=samples_fingerprint(samples),
+            samples=len(samples),
+            seed=seed,
+            versions={"quota": __version__, **{name: version(name) for name in ("torch", "transformers")}},
         )
-    sensitivities = [curves.sensitivity[layer] for layer in layers]
-    recipe = PruningRecipe(
-        layers=tuple(layers),
-        keep_ratios=tuple(keep_ratios(sensitivities, keep, temperature)),
-        keep=keep,
-        temperature=temperature,
-        sensitivities=tuple(sensitivities),
-        reference_tokens=calibration.reference_tokens,
-        scheme=scheme,
-        model_fingerprint=fingerprint(model),
-        calibration_fingerprint=samples_fingerprint(samples),
-        samples=len(samples),
-        seed=seed,
-        versions={"quota": __version__, **{name: version(name) for name in ("torch", "transformers")}},
-    )
-    Pruner(model, recipe, scheme).attach()
+
+    with ops.record() as operators:
+        sweep = partial(calibrate, model, inputs, scheme, progress)
+        found = calibrate_in(graph, model, sweep, make_recipe)
+    attach_cache(model, scheme)
+    Pruner(model, found.recipe, scheme).attach()
     mark(model, scheme, recipe=True)
     seconds = time.perf_counter() - began
-    return CompressionResult(recipe, scheme, curves, calibration.quantized, seconds, operators)
+    calibration = found.calibration
+    return CompressionResult(
+        found.recipe, scheme, calibration.curves, calibration.quantized, seconds, operators, found.sweeps, found.settled
+    )
 
 
 def quantize_only(
@@ -119,16 +135,20 @@ def quantize_only(
     progress: Progress | None = None,
 ) -> Calibration:
     """Quantise `model` in place exactly as `compress` does, and keep every visual token. Errors as `compress`."""
+    calibration = calibrate(model, _inputs(model, processor, samples), scheme, progress)
+    attach_cache(model, scheme)
+    mark(model, scheme, recipe=False)
+    return calibration
+
+
+def _inputs(model: PreTrainedModel, processor: Any, samples: Sequence[Sample]) -> list[Any]:
+    """The model's arguments for every sample, and the model ready for them."""
     _check_uncompressed(model)
     _check_sees(model)
     if not samples:
         raise QuotaError("calibration needs at least one sample; 128 are the published setting")
     model.eval()
-    inputs = [build_inputs(processor, [sample]).to(model.device) for sample in samples]
-    calibration = calibrate(model, inputs, scheme, progress)
-    attach_cache(model, scheme)
-    mark(model, scheme, recipe=False)
-    return calibration
+    return [build_inputs(processor, [sample]).to(model.device) for sample in samples]
 
 
 def prune_only(model: PreTrainedModel, recipe: PruningRecipe) -> PruningRecipe:

@@ -33,6 +33,12 @@ def compress(
         typer.Option(help="In front of the quantisers: hadamard, or learned (better; takes about twice as long)."),
     ] = "hadamard",
     keep: Annotated[float, typer.Option(help="Visual tokens left after the last pruned layer, in (0, 1].")] = 0.30,
+    graph: Annotated[
+        str,
+        typer.Option(
+            help="Calibrate on all visual tokens (unpruned), on those of the recipe (pruned), or in rounds (joint)."
+        ),
+    ] = "unpruned",
     seed: Seed = 0,
     json_file: JsonFile = None,
     backend: Backend = None,
@@ -52,19 +58,30 @@ def compress(
     from quota.report.inspection import inspect_path
     from quota.report.progress import progress_bar
     from quota.report.tables import inspection_table
+    from quota.rounds import as_graph
 
     # Before the minutes of calibration, not after them.
     refuse_foreign(out)
-    scheme = quota.QuantizationScheme(transforms=transforms)
+    scheme, calibrated_in = quota.QuantizationScheme(transforms=transforms), as_graph(graph)
     chosen = _calibration_samples(model, calibration, samples, seed)
     network, processor, _ = load_model(model)
     with progress_bar("calibrating") as progress:
-        result = quota.compress(network, processor, chosen, keep=keep, scheme=scheme, seed=seed, progress=progress)
+        result = quota.compress(
+            network, processor, chosen, keep=keep, scheme=scheme, seed=seed, progress=progress, graph=calibrated_in
+        )
     quota.save_pretrained(network, processor, out)
     inspection = inspect_path(out)
     console.print(inspection_table(inspection, str(out)))
     notes.print(f"compressed in {result.seconds:.0f} s; operators: {result.operators}; try: quota eval {out}")
-    made = {"seconds": result.seconds, "backends": result.operators.backends()}
+    if not result.settled:
+        notes.print(f"after {result.sweeps} sweeps the recipe was still changing; the one of the last sweep is kept")
+    made = {
+        "seconds": result.seconds,
+        "graph": graph,
+        "sweeps": result.sweeps,
+        "settled": result.settled,
+        "backends": result.operators.backends(),
+    }
     write_json(json_file, inspection.figures() | made)
 
 

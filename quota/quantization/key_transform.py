@@ -73,6 +73,13 @@ def key_transforms(decoder_layers: nn.ModuleList) -> list[KeyTransform | None]:
     return [transform if isinstance(transform, KeyTransform) else None for transform in found]
 
 
+def remove_key_transforms(decoder_layers: nn.ModuleList) -> None:
+    """Leave keys as they are again."""
+    for layer, transform in zip(decoder_layers, key_transforms(decoder_layers), strict=True):
+        if transform is not None:
+            delattr(layer.self_attn, NAME)
+
+
 def add_key_transforms(text_model: Any) -> None:
     """Give every decoder layer the identity, for a loader to fill."""
     config = text_model.config

@@ -1,0 +1,90 @@
+"""The graph that a calibration runs in: all visual tokens, or those that a recipe leaves.
+
+A deployed model is pruned, so from the first candidate layer on its layers read other tokens than an unpruned
+calibration shows them. In the pruned graph the sweep ranks the visual tokens of every sample at a candidate layer from
+its own deployed stream, as the Pruner does, and both streams go on without the others: what is then collected and
+measured is of the tokens that a deployed model has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from quota.attention import Observation
+from quota.blocks import Beside
+from quota.errors import QuotaError
+from quota.models.family import Family
+from quota.models.images import encode, split_frames
+from quota.presence import Presence
+from quota.quantization.kv_cache import adopt
+from quota.ranking import rank
+from quota.recipe import PruningRecipe
+from quota.scheme import QuantizationScheme
+from quota.scorers import scorer
+
+
+class PrunedGraph:
+    """Which tokens of every sample are left, layer by layer, under a recipe."""
+
+    def __init__(
+        self,
+        family: Family,
+        inputs: Sequence[Mapping[str, Any]],
+        beside: Sequence[Beside],
+        recipe: PruningRecipe,
+        scheme: QuantizationScheme,
+    ) -> None:
+        """`beside` is what the first decoder layer is called with, for each sample of `inputs`.
+
+        Raises QuotaError for a recipe that drops tokens before the decoder or asks the tower which: there is no
+        attention of the decoder to measure there, and the sweep does not keep the tower's.
+        """
+        if recipe.layers[0] < 0 or "tower" in scorer(recipe.scorer).SIGNALS:
+            raise QuotaError("a graph pruned before the decoder cannot be calibrated in; use the unpruned graph")
+        self.family = family
+        self.recipe = recipe
+        self.scheme = scheme
+        self._presences = [self._presence(given, first) for given, first in zip(inputs, beside, strict=True)]
+
+    def visual(self, sample: int) -> Tensor:
+        """[1, T] bool: which of the tokens left are visual."""
+        return self._presences[sample].images >= 0
+
+    def beside(self, index: int, sample: int, hidden: Tensor, beside: Beside) -> Beside:
+        """`beside` of the outer loop, made to fit the tokens that enter decoder layer `index` as `hidden` [1, T, D]."""
+        presence = self._presences[sample]
+        if presence.whole:
+            return beside
+        cache = DynamicCache()
+        adopt(cache, self.family.decoder_layers, None)
+        config, window = self.family.text_model.config, self.family.window(index)
+        given = presence.arguments(index, hidden, beside.kwargs | {"past_key_values": cache}, config, window)
+        given |= {"past_key_values": beside.kwargs.get("past_key_values")}
+        added = None if beside.added is None else beside.added[:, presence.index[0]]
+        return Beside(beside.args, given, added)
+
+    def cut(self, index: int, sample: int, hidden: Tensor, observation: Observation) -> Tensor | None:
+        """Choose among the tokens that entered layer `index` as `hidden`: bool [T], None if all of them stay."""
+        presence = self._presences[sample]
+        if index not in self.recipe.layers:
+            return None
+        kept, _ = rank(presence, hidden, observation, None, self.recipe, index, self.scheme)
+        if bool(kept.all()):
+            return None
+        presence.cut(index, kept, hidden, None)
+        return kept[0]
+
+    def _presence(self, given: Mapping[str, Any], beside: Beside) -> Presence:
+        arguments = dict(given)
+        if self.family.encodes_first:
+            arguments = encode(self.family.base, arguments)
+        images = self.family.index_images(given["input_ids"], arguments)
+        if self.family.frames_in_positions:
+            images = split_frames(images, beside.kwargs.get("position_ids"))
+        blocks = self.family.blocks and self.family.blocks(given, 0)
+        return Presence(images, torch.ones_like(images), 0, self.family.causal, blocks)
