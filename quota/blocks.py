@@ -103,12 +103,13 @@ def quantize_linears(
     run_sample: Callable[[int], object],
     samples: int,
     exact: Exact | None = None,
+    weights: Sequence[Tensor] | None = None,
 ) -> None:
     """Replace `linears` (all in one block, by their names in the model) by quantised ones, in calling order.
 
     `run_sample(i)` runs the block on sample i as it is by then. Layers that read the same tensor (queries, keys and
-    values; gate and up) share their moments. With `exact`, weights are rounded towards its outputs. Raises QuotaError
-    for a linear that no sample reaches.
+    values; gate and up) share their moments. With `exact`, weights are rounded towards its outputs. `weights` [T] for
+    each sample say how much its tokens count, all alike without. Raises QuotaError for a linear that no sample reaches.
     """
     stages = shared_inputs(linears, lambda: run_sample(0))
     if unreached := set(linears) - {name for stage in stages for name in stage}:
@@ -117,9 +118,10 @@ def quantize_linears(
         hessian = cross = None
         if scheme.weight_rounding == "gptq" and scheme.weight_bits < 16:
             if exact is None:
-                hessian = input_hessian(linears[stage[0]], scheme, run_sample, samples)
+                hessian = input_hessian(linears[stage[0]], scheme, run_sample, samples, weights)
             else:
-                hessian, cross = input_moments(stage[0], linears[stage[0]], exact, scheme, run_sample, samples)
+                first = linears[stage[0]]
+                hessian, cross = input_moments(stage[0], first, exact, scheme, run_sample, samples, weights)
         for name in stage:
             model.set_submodule(name, W4A4Linear.from_linear(linears[name], scheme, hessian=hessian, cross=cross))
 
@@ -148,14 +150,18 @@ def shared_inputs(linears: Mapping[str, nn.Linear], run_once: Callable[[], objec
 
 
 def input_hessian(
-    linear: nn.Linear, scheme: QuantizationScheme, run_sample: Callable[[int], object], samples: int
+    linear: nn.Linear,
+    scheme: QuantizationScheme,
+    run_sample: Callable[[int], object],
+    samples: int,
+    weights: Sequence[Tensor] | None = None,
 ) -> Tensor:
-    """GPTQ's Hessian X^T X [K, K], X being the rotated inputs of `linear` at all tokens of all samples."""
+    """GPTQ's Hessian X^T W X [K, K]: the rotated inputs of `linear` at all tokens of all samples, and their weights."""
     features = linear.in_features
     hessian = torch.zeros(features, features, device=linear.weight.device)
     for sample in range(samples):
         x = _rotated_input(linear, scheme, partial(run_sample, sample))
-        hessian.addmm_(x.T, x)
+        hessian.addmm_(_weighed(x, weights, sample).T, x)
     return hessian
 
 
@@ -166,11 +172,12 @@ def input_moments(
     scheme: QuantizationScheme,
     run_sample: Callable[[int], object],
     samples: int,
+    weights: Sequence[Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """H = X'^T X' and C = (X - X')^T X' [K, K] of equation (2) in quota/quantization/gptq.py.
+    """H = X'^T W X' and C = (X - X')^T W X' [K, K] of equation (2) in quota/quantization/gptq.py.
 
     X' is what `linear` multiplies in the deployed block, quantised, and X what its twin called `name` reads in the
-    full-precision model, both rotated, at all tokens of all samples.
+    full-precision model, both rotated, at all tokens of all samples; W are their weights.
     """
     features = linear.in_features
     hessian = torch.zeros(features, features, device=linear.weight.device)
@@ -178,9 +185,13 @@ def input_moments(
     for sample in range(samples):
         seen = quantized_input(_rotated_input(linear, scheme, partial(run_sample, sample)), scheme)
         meant = _rotated_input(exact.linears[name], scheme, partial(exact.run_sample, sample))
-        hessian.addmm_(seen.T, seen)
-        cross.addmm_((meant - seen).T, seen)
+        hessian.addmm_(_weighed(seen, weights, sample).T, seen)
+        cross.addmm_(_weighed(meant - seen, weights, sample).T, seen)
     return hessian, cross
+
+
+def _weighed(x: Tensor, weights: Sequence[Tensor] | None, sample: int) -> Tensor:
+    return x if weights is None else x * weights[sample][:, None]
 
 
 def _rotated_input(linear: nn.Linear, scheme: QuantizationScheme, run_once: Callable[[], object]) -> Tensor:

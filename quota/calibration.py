@@ -42,6 +42,7 @@ from quota.quantization.key_transform import NAME as KEY_TRANSFORM
 from quota.quantization.kv_cache import adopt
 from quota.recipe import PruningRecipe
 from quota.scheme import QuantizationScheme
+from quota.token_weights import check_share, token_weights
 
 Progress = Callable[[int, int], None]
 """Called with the blocks done so far and their total."""
@@ -77,15 +78,18 @@ def calibrate(
     scheme: QuantizationScheme,
     progress: Progress | None = None,
     recipe: PruningRecipe | None = None,
+    visual_share: float | None = None,
 ) -> Calibration:
     """Quantise the linears of `model` in place and measure its decoder layers on the way.
 
     `inputs` are the model's arguments for one sample each (`input_ids` [1, L] and the rest, as `build_inputs` makes
     them). The KV cache is taken to be quantised but is not attached. With a `recipe` the decoder is calibrated and
-    measured in the graph that it prunes (quota/calibration_graph.py). Raises QuotaError for no inputs, an unsupported
-    architecture, or a sample without a picture or without text.
+    measured in the graph that it prunes (quota/calibration_graph.py). `visual_share` is what visual tokens count for,
+    in (0, 1), when the decoder's weights are rounded (quota/token_weights.py); without it all tokens count alike.
+
+    Raises QuotaError for no inputs, an unsupported architecture, or a sample without a picture or without text.
     """
-    return Sweep(model, inputs, scheme, progress, recipe).run()
+    return Sweep(model, inputs, scheme, progress, recipe, visual_share).run()
 
 
 class Sweep:
@@ -98,9 +102,11 @@ class Sweep:
         scheme: QuantizationScheme,
         progress: Progress | None = None,
         recipe: PruningRecipe | None = None,
+        visual_share: float | None = None,
     ) -> None:
         if not inputs:
             raise QuotaError("calibration needs at least one sample")
+        check_share(visual_share)
         self.model = model
         self.family = family(model)
         self.inputs = inputs
@@ -116,6 +122,7 @@ class Sweep:
             self.linears = dict(self.family.linears(scheme.modules))
         self.curves = Curves()
         self._recipe = recipe
+        self._share = visual_share
         self._graph: PrunedGraph | None = None
         self._progress = progress
         self._blocks_done = 0
@@ -181,7 +188,7 @@ class Sweep:
             self._attach_keys(layer, moments)
         else:
             following, twin = [_run_sample(layer, self.exact, beside, sample) for sample in samples], None
-        self._quantize(layer, advance, twin)
+        self._quantize(layer, advance, twin, token_weights(self.visual, self._share))
         self.exact = following
         concentration = []
         for sample in samples:
@@ -247,9 +254,15 @@ class Sweep:
         if transform is not None:
             layer.self_attn.add_module(KEY_TRANSFORM, transform)
 
-    def _quantize(self, block: nn.Module, advance: Callable[[int], Tensor], twin: Exact | None) -> None:
+    def _quantize(
+        self,
+        block: nn.Module,
+        advance: Callable[[int], Tensor],
+        twin: Exact | None,
+        weights: list[Tensor] | None = None,
+    ) -> None:
         if linears := self._linears_of(block):
-            quantize_linears(self.model, linears, self.scheme, advance, len(self.inputs), twin)
+            quantize_linears(self.model, linears, self.scheme, advance, len(self.inputs), twin, weights)
 
     def _report(self, blocks: int) -> None:
         self._blocks_done += blocks

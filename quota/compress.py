@@ -33,6 +33,7 @@ from quota.rounds import Graph, calibrate_in
 from quota.samples import Sample, build_inputs
 from quota.samples import fingerprint as samples_fingerprint
 from quota.scheme import QuantizationScheme
+from quota.token_weights import check_share
 from quota.version import __version__
 
 DEFAULT_SCHEME = QuantizationScheme()
@@ -73,6 +74,7 @@ def compress(
     seed: int = 0,
     progress: Progress | None = None,
     graph: Graph = "unpruned",
+    visual_share: float | None = None,
 ) -> CompressionResult:
     """Quantise `model` in place and make it drop visual tokens by a recipe calibrated for it.
 
@@ -85,12 +87,14 @@ def compress(
         seed: recorded in the recipe as the one that `samples` were drawn with. Nothing here is random.
         progress: called with the blocks done and their total; other graphs start it anew for every sweep.
         graph: "unpruned", "pruned" or "joint": the graph that is calibrated in (quota/rounds.py).
+        visual_share: what visual tokens count for when weights are rounded (quota/token_weights.py); None: all alike.
 
     Raises QuotaError, before anything is changed, for options out of range, no samples, an unsupported architecture
     or a model that is compressed already. If the sweep itself fails the model is half quantised: load it anew.
     """
     began = time.perf_counter()
     _check_options(model, keep, layers, temperature)
+    check_share(visual_share)
     inputs = _inputs(model, processor, samples)
 
     def make_recipe(calibration: Calibration) -> PruningRecipe:
@@ -115,7 +119,7 @@ def compress(
         )
 
     with ops.record() as operators:
-        sweep = partial(calibrate, model, inputs, scheme, progress)
+        sweep = partial(calibrate, model, inputs, scheme, progress, visual_share=visual_share)
         found = calibrate_in(graph, model, sweep, make_recipe)
     attach_cache(model, scheme)
     Pruner(model, found.recipe, scheme).attach()
@@ -133,9 +137,10 @@ def quantize_only(
     samples: Sequence[Sample],
     scheme: QuantizationScheme = DEFAULT_SCHEME,
     progress: Progress | None = None,
+    visual_share: float | None = None,
 ) -> Calibration:
     """Quantise `model` in place exactly as `compress` does, and keep every visual token. Errors as `compress`."""
-    calibration = calibrate(model, _inputs(model, processor, samples), scheme, progress)
+    calibration = calibrate(model, _inputs(model, processor, samples), scheme, progress, visual_share=visual_share)
     attach_cache(model, scheme)
     mark(model, scheme, recipe=False)
     return calibration

@@ -39,6 +39,12 @@ def compress(
             help="Calibrate on all visual tokens (unpruned), on those of the recipe (pruned), or in rounds (joint)."
         ),
     ] = "unpruned",
+    visual_share: Annotated[
+        float | None,
+        typer.Option(
+            help="What visual tokens count for when weights are rounded, in (0, 1); by default all are alike."
+        ),
+    ] = None,
     seed: Seed = 0,
     json_file: JsonFile = None,
     backend: Backend = None,
@@ -67,7 +73,15 @@ def compress(
     network, processor, _ = load_model(model)
     with progress_bar("calibrating") as progress:
         result = quota.compress(
-            network, processor, chosen, keep=keep, scheme=scheme, seed=seed, progress=progress, graph=calibrated_in
+            network,
+            processor,
+            chosen,
+            keep=keep,
+            scheme=scheme,
+            seed=seed,
+            progress=progress,
+            graph=calibrated_in,
+            visual_share=visual_share,
         )
     quota.save_pretrained(network, processor, out)
     inspection = inspect_path(out)
@@ -78,6 +92,7 @@ def compress(
     made = {
         "seconds": result.seconds,
         "graph": graph,
+        "visual_share": visual_share,
         "sweeps": result.sweeps,
         "settled": result.settled,
         "backends": result.operators.backends(),
