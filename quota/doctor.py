@@ -1,4 +1,4 @@
-"""`quota doctor`: which operator backends run on this machine, why the others do not, and which one is taken.
+"""`quota doctor`: which operator backends run on this machine, why the others do not, and which models are supported.
 
 A backend that says it runs is put to the proof: its integer sums over groups must equal the reference's, on shapes that
 are no multiple of anybody's tile.
@@ -15,6 +15,8 @@ import torch
 
 from quota import machine, ops
 from quota.errors import QuotaError
+from quota.models import FAMILIES
+from quota.models.support import RUNS, Support
 from quota.ops.reference import ReferenceBackend
 from quota.quantization.integer import pack_int32, quantize_activation
 from quota.version import __version__
@@ -45,6 +47,8 @@ class Examination:
     backends: list[Diagnosis]
     forced: str | None
     """The backend that the user asks for, whether it runs or not."""
+    families: dict[str, Support]
+    """Supported architectures, by the names that transformers gives them."""
     chosen: dict[str, str]
     """Device -> the backend taken there, or why there is none."""
 
@@ -64,6 +68,10 @@ class Examination:
             "threads": self.threads,
             "accelerators": self.accelerators,
             "backends": [vars(backend) for backend in self.backends],
+            "families": [
+                {"architecture": name, "title": family.title, "prompts": family.prompts, "runs": RUNS}
+                for name, family in self.families.items()
+            ],
             "forced": self.forced,
             "chosen": self.chosen,
             "healthy": self.healthy,
@@ -80,6 +88,7 @@ def examine() -> Examination:
         threads=torch.get_num_threads(),
         accelerators=accelerators,
         backends=[_diagnose(name) for name in ops.NAMES],
+        families=FAMILIES,
         forced=ops.forced(),
         chosen={device: _chosen(device) for device in (["cpu", "cuda"] if accelerators else ["cpu"])},
     )

@@ -12,6 +12,7 @@ from torch import Tensor
 from quota import machine, ops
 from quota.cli import main
 from quota.doctor import examine
+from quota.models import FAMILIES
 from quota.ops.reference import ReferenceBackend
 from quota.report.machine import doctor_tables
 
@@ -61,6 +62,7 @@ def test_it_writes_what_it_shows(tmp_path: Path, capsys) -> None:
         "threads",
         "accelerators",
         "backends",
+        "families",
         "forced",
         "chosen",
         "healthy",
@@ -68,6 +70,13 @@ def test_it_writes_what_it_shows(tmp_path: Path, capsys) -> None:
     assert figures["backends"][-1] == {"name": "reference", "why_not": None, "exact": True}
     shown = capsys.readouterr().out
     assert all(name in shown for name in ops.NAMES)
+
+
+def test_it_lists_every_supported_family() -> None:
+    examination = examine()
+    *_, table = doctor_tables(examination)
+    assert list(table.columns[1].cells) == list(FAMILIES)
+    assert [family["architecture"] for family in examination.figures()["families"]] == list(FAMILIES)
 
 
 @pytest.mark.parametrize("name", ["abacus", "triton"])
@@ -86,7 +95,7 @@ def test_asking_for_one_that_cannot_run_is_said_and_ends_with_1(
 
 def test_the_table_says_why_not(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("quota.doctor.ops.why_not", lambda name: None if name == "reference" else "no compiler")
-    _, table = doctor_tables(examine())
+    _, table, _ = doctor_tables(examine())
     assert list(table.columns[1].cells) == ["no: no compiler"] * 3 + ["yes"]
 
 

@@ -23,7 +23,7 @@ app.add_typer(bench)
 
 @app.command()
 def doctor(json_file: JsonFile = None) -> None:
-    """Say which operator backends run on this machine, why the others do not, and which one is taken.
+    """Say which operator backends run on this machine and why the others do not, and which models are supported.
 
     Ends with code 1 if a backend computes other sums than the reference, or if the one that QUOTA_BACKEND asks for
     cannot run.

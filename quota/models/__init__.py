@@ -20,21 +20,22 @@ from quota.models.llava_next import llava_next
 from quota.models.llava_onevision import llava_onevision
 from quota.models.paligemma import paligemma
 from quota.models.qwen_vl import qwen2_vl, qwen3_vl
+from quota.models.support import Support, with_video
 
 __all__ = ["FAMILIES", "PARTS", "Family", "family", "fingerprint"]
 
-FAMILIES: dict[str, Callable[[PreTrainedModel], Family]] = {
-    "LlavaForConditionalGeneration": llava,
-    "LlavaNextForConditionalGeneration": llava_next,
-    "LlavaOnevisionForConditionalGeneration": llava_onevision,
-    "Qwen2VLForConditionalGeneration": qwen2_vl,
-    "Qwen2_5_VLForConditionalGeneration": qwen2_vl,
-    "Qwen3VLForConditionalGeneration": qwen3_vl,
-    "InternVLForConditionalGeneration": internvl,
-    "Idefics3ForConditionalGeneration": idefics3,
-    "SmolVLMForConditionalGeneration": idefics3,
-    "Gemma3ForConditionalGeneration": gemma3,
-    "PaliGemmaForConditionalGeneration": paligemma,
+FAMILIES: dict[str, Support] = {
+    "LlavaForConditionalGeneration": Support("LLaVA 1.5", llava),
+    "LlavaNextForConditionalGeneration": Support("LLaVA-NeXT", llava_next),
+    "LlavaOnevisionForConditionalGeneration": with_video("LLaVA-OneVision", llava_onevision),
+    "Qwen2VLForConditionalGeneration": with_video("Qwen2-VL", qwen2_vl),
+    "Qwen2_5_VLForConditionalGeneration": with_video("Qwen2.5-VL", qwen2_vl),
+    "Qwen3VLForConditionalGeneration": with_video("Qwen3-VL", qwen3_vl),
+    "InternVLForConditionalGeneration": with_video("InternVL 3", internvl),
+    "Idefics3ForConditionalGeneration": Support("Idefics 3", idefics3),
+    "SmolVLMForConditionalGeneration": with_video("SmolVLM", idefics3),
+    "Gemma3ForConditionalGeneration": Support("Gemma 3", gemma3),
+    "PaliGemmaForConditionalGeneration": Support("PaliGemma", paligemma),
 }
 
 # Decoders without a tower: quantised by the same sweep, for the testbeds; there is nothing to prune in them.
@@ -61,7 +62,7 @@ _SHAPE = (
 def family(model: nn.Module) -> Family:
     """Where the rooms of this model are. QuotaError, naming what is supported, for an unknown architecture."""
     name = type(model).__name__
-    make = FAMILIES.get(name) or TEXT_FAMILIES.get(name)
+    make = FAMILIES[name].rooms if name in FAMILIES else TEXT_FAMILIES.get(name)
     if make is None or not isinstance(model, PreTrainedModel):
         raise QuotaError(f"{name} is not supported; supported architectures: {', '.join(FAMILIES)}")
     return make(model)

@@ -7,11 +7,12 @@ from rich.table import Table
 
 from quota.bench.report import UNITS, Report, Row
 from quota.doctor import Diagnosis, Examination
+from quota.models.support import PROMPTS, RUNS, VIDEO
 
 
 def doctor_tables(examination: Examination) -> list[Table]:
-    """This machine, then its backends."""
-    return [_machine_table(examination), _backends_table(examination)]
+    """This machine, its backends, and the supported models."""
+    return [_machine_table(examination), _backends_table(examination), _families_table(examination)]
 
 
 def _machine_table(examination: Examination) -> Table:
@@ -35,6 +36,16 @@ def _backends_table(examination: Examination) -> Table:
         table.add_column(name)
     for backend in examination.backends:
         table.add_row(backend.name, _running(backend), _exactness(backend))
+    return table
+
+
+def _families_table(examination: Examination) -> Table:
+    caption = f"Each tested with {', '.join((*PROMPTS, *RUNS))}; sdpa and eager attention."
+    table = Table(title="Supported models", caption=caption, box=box.SIMPLE_HEAD)
+    for name in ("family", "class in transformers", VIDEO):
+        table.add_column(name, no_wrap=True)
+    for architecture, family in examination.families.items():
+        table.add_row(family.title, architecture, "yes" if VIDEO in family.prompts else "-")
     return table
 
 

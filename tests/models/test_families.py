@@ -7,23 +7,31 @@ from typing import Any
 import pytest
 import torch
 from families import TINY
-from families.family import IMAGE, PAD, VIDEO, Prompt, TinyFamily
+from families.family import IMAGE, PAD, Prompt, TinyFamily
+from families.family import VIDEO as VIDEO_TOKEN
 from naive import Outcome, naive
 from torch import Tensor
 
-from quota.models import fingerprint
+from quota.models import FAMILIES, fingerprint
+from quota.models.support import VIDEO
 from quota.pruning import Pruner, record
+from quota.quantization.kv_integer import dequantize_kv, quantize_kv
 from quota.recipe import PruningRecipe
+from quota.scheme import QuantizationScheme
 
 NEW = 4
 
 families = pytest.mark.parametrize("name", TINY)
 implementations = pytest.mark.parametrize("implementation", ["sdpa", "eager"])
-MODES = ["batch 1", "left padding", "two images", "video"]
-HAS_VIDEO = [name for name, tiny in TINY.items() if tiny.video(torch.Generator()) is not None]
 modes = pytest.mark.parametrize(
-    ("name", "mode"), [(name, mode) for name in TINY for mode in MODES if mode != "video" or name in HAS_VIDEO]
+    ("name", "mode"), [(name, mode) for name, support in FAMILIES.items() for mode in support.prompts]
 )
+
+
+def test_every_supported_family_is_tested() -> None:
+    assert list(TINY) == list(FAMILIES)
+    with_video = {name for name, tiny in TINY.items() if tiny.video(torch.Generator()) is not None}
+    assert with_video == {name for name, support in FAMILIES.items() if VIDEO in support.prompts}
 
 
 def batch_of(tiny: TinyFamily, mode: str) -> list[Prompt]:
@@ -37,13 +45,14 @@ def batch_of(tiny: TinyFamily, mode: str) -> list[Prompt]:
     }[mode]
 
 
-def recipe_for(model: Any, keep_ratios: tuple[float, ...] = (0.8, 0.5, 0.3)) -> PruningRecipe:
+def recipe_for(model: Any, keep_ratios: tuple[float, ...] = (0.8, 0.5, 0.3), **changes: Any) -> PruningRecipe:
     return PruningRecipe(
         layers=(1, 2, 3),
         keep_ratios=keep_ratios,
         keep=keep_ratios[-1],
         reference_tokens=16,
         model_fingerprint=fingerprint(model),
+        **changes,
     )
 
 
@@ -58,15 +67,15 @@ def generate(model: Any, batch: dict[str, Tensor], **options: Any) -> Any:
         **batch,
         max_new_tokens=NEW,
         do_sample=False,
-        suppress_tokens=[IMAGE, VIDEO, PAD],
+        suppress_tokens=[IMAGE, VIDEO_TOKEN, PAD],
         return_dict_in_generate=True,
         output_logits=True,
         **options,
     )
 
 
-def plain(tiny: TinyFamily, model: Any, prompt: Prompt, passes: list[int]) -> Outcome:
-    return naive(model, model.quota_pruner.recipe, tiny.row(model, prompt, passes), passes)
+def plain(tiny: TinyFamily, model: Any, prompt: Prompt, passes: list[int], **options: Any) -> Outcome:
+    return naive(model, model.quota_pruner.recipe, tiny.row(model, prompt, passes), passes, **options)
 
 
 def assert_close(actual: Tensor, expected: Tensor) -> None:
@@ -153,3 +162,27 @@ def test_drafted_words_are_taken_back(name: str) -> None:
     batch = tiny.batch(batch_of(tiny, "batch 1"))
     drafted = generate(model, batch, prompt_lookup_num_tokens=3)
     assert torch.equal(drafted.sequences, generate(model, batch).sequences)
+
+
+@families
+def test_with_a_quantised_cache(name: str) -> None:
+    """Prefill and decoding attend by quota's own operators, under the family's masks.
+
+    Float noise moves a few scales by a step of float16, hence the wide tolerance; a wrong mask is off by 0.3.
+    """
+    tiny = TINY[name]
+    model, prompts = tiny.build(), batch_of(tiny, "two images")
+    scheme = QuantizationScheme(weight_bits=16, activation_bits=16, hadamard=0)
+    weights = {"inter": 0.45, "mag": 0.25, "intra": 0.10}
+    Pruner(model, recipe_for(model, scheme=scheme, weights=weights), scheme).attach()
+    batch = tiny.batch(prompts)
+    output = generate(model, batch)
+
+    def stored(keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        return dequantize_kv(*quantize_kv(keys, 4)), dequantize_kv(*quantize_kv(values, 4))
+
+    for sample, prompt in enumerate(prompts):
+        new = output.sequences[sample, batch["input_ids"].shape[1] :]
+        expected = plain(tiny, model, prompt.say(new), [len(prompt.ids)] + [1] * NEW, stored=stored)
+        logits = torch.stack(output.logits)[:, sample]
+        torch.testing.assert_close(logits, expected.logits[len(prompt.ids) - 1 : -1], atol=0.03, rtol=0)
