@@ -142,10 +142,14 @@ class Sweep:
         tokens = [int(visual.sum()) for visual in self.visual]
         if self._recipe is not None:
             first = [chain[0] for chain in self.beside]
-            self._graph = PrunedGraph(self.family, self.inputs, first, self._recipe, self.scheme)
+            self._graph = self._pruned_graph(first, self._recipe)
         for index in range(len(self.layers)):
             self._decoder_layer(index)
         return Calibration(self.curves, statistics.median_low(tokens), len(self.linears))
+
+    def _pruned_graph(self, first: list[Beside], recipe: PruningRecipe) -> PrunedGraph:
+        """The graph of `recipe`; `first` is what the first decoder layer is called with for every sample."""
+        return PrunedGraph(self.family, self.inputs, first, recipe, self.scheme)
 
     def _capture(self, blocks: Sequence[nn.Module]) -> tuple[list[Tensor], list[list[Beside]]]:
         """What enters a chain of blocks for every sample, as the model is now."""

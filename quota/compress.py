@@ -5,8 +5,8 @@
     prune_only      a recipe on a full-precision model
 
 The last two are the parts of the first one alone, and what it is compared with. Quantisation and calibration are one
-sweep (quota/calibration.py); the rule for candidate layers and the allocator (quota/allocation.py) turn its curves
-into a recipe; a quantised KV cache and a Pruner are then attached to the model.
+sweep (quota/calibration.py); its curves, and by default the measured errors of drops, become a recipe
+(quota/method.py); a quantised KV cache and a Pruner are then attached to the model.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
-from typing import Any
+from typing import Any, get_args
 
 from transformers import PreTrainedModel
 
@@ -24,7 +24,9 @@ from quota import ops
 from quota.allocation import candidate_layers, keep_ratios
 from quota.calibration import Calibration, Curves, Progress, calibrate
 from quota.checkpoint import mark, settings
+from quota.drop_errors import RATIOS, SAMPLES, candidates, measure_drops
 from quota.errors import QuotaError
+from quota.method import Cuts, Method, paper_cuts, published_compute, quota_cuts
 from quota.models import family, fingerprint
 from quota.pruning import Pruner
 from quota.quantization.kv_cache import attach_cache
@@ -75,6 +77,8 @@ def compress(
     progress: Progress | None = None,
     graph: Graph = "unpruned",
     visual_share: float | None = None,
+    method: Method = "quota",
+    compute: float | None = None,
 ) -> CompressionResult:
     """Quantise `model` in place and make it drop visual tokens by a recipe calibrated for it.
 
@@ -82,33 +86,37 @@ def compress(
         samples: calibration questions (no answers needed); 128 of them are the published setting.
         keep: share of visual tokens left after the last candidate layer, in (0, 1].
         scheme: what is quantised and how.
-        layers: candidate decoder layers, to override the rule of `candidate_layers`.
-        temperature: tau of equation (3).
+        layers: of the method "paper", candidate decoder layers, to override the rule of `candidate_layers`.
+        temperature: of "paper", tau of equation (3).
         seed: recorded in the recipe as the one that `samples` were drawn with. Nothing here is random.
         progress: called with the blocks done and their total; other graphs start it anew for every sweep.
-        graph: "unpruned", "pruned" or "joint": the graph that is calibrated in (quota/rounds.py).
+        graph: "unpruned", "pruned" or "joint": the graph that is calibrated in (quota/rounds.py); others than the
+            first belong to the method "paper".
         visual_share: what visual tokens count for when weights are rounded (quota/token_weights.py); None: all alike.
+        method: "quota", by the measured errors of drops, or "paper", the published one.
+        compute: of "quota", the largest share of the unpruned prefill arithmetic of visual tokens to spend; None: what
+            "paper" would spend on the same model.
 
     Raises QuotaError, before anything is changed, for options out of range, no samples, an unsupported architecture
     or a model that is compressed already. If the sweep itself fails the model is half quantised: load it anew.
     """
     began = time.perf_counter()
-    _check_options(model, keep, layers, temperature)
+    _check_options(model, keep, method, compute, layers, temperature, graph)
     check_share(visual_share)
     inputs = _inputs(model, processor, samples)
+    drops = _Drops(model, processor, samples, scheme, keep, progress) if method == "quota" else None
 
     def make_recipe(calibration: Calibration) -> PruningRecipe:
-        curves, chosen = calibration.curves, layers
-        if chosen is None:
-            total = len(curves.concentration)
-            chosen = candidate_layers(curves.concentration, curves.concentration_iqr, curves.redundancy, total)
-        sensitivities = [curves.sensitivity[layer] for layer in chosen]
+        curves = calibration.curves
+        cuts = paper_cuts(curves, keep, temperature, layers) if drops is None else drops.cuts(calibration, compute)
         return PruningRecipe(
-            layers=tuple(chosen),
-            keep_ratios=tuple(keep_ratios(sensitivities, keep, temperature)),
+            method=method,
+            layers=cuts.layers,
+            keep_ratios=cuts.keep_ratios,
             keep=keep,
             temperature=temperature,
-            sensitivities=tuple(sensitivities),
+            sensitivities=tuple(curves.sensitivity[layer] for layer in cuts.layers) if drops is None else (),
+            scorer=cuts.scorer,
             reference_tokens=calibration.reference_tokens,
             scheme=scheme,
             model_fingerprint=fingerprint(model),
@@ -119,7 +127,8 @@ def compress(
         )
 
     with ops.record() as operators:
-        sweep = partial(calibrate, model, inputs, scheme, progress, visual_share=visual_share)
+        report = progress if drops is None else drops.sweeping
+        sweep = partial(calibrate, model, inputs, scheme, report, visual_share=visual_share)
         found = calibrate_in(graph, model, sweep, make_recipe)
     attach_cache(model, scheme)
     Pruner(model, found.recipe, scheme).attach()
@@ -185,8 +194,70 @@ def _check_sees(model: PreTrainedModel) -> None:
         raise QuotaError(f"{type(model).__name__} has no vision tower; give a vision-language model")
 
 
-def _check_options(model: PreTrainedModel, keep: float, layers: Sequence[int] | None, temperature: float) -> None:
+class _Drops:
+    """The part of `compress` that the published method does not have: measure drops, and solve for the schedule."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        processor: Any,
+        samples: Sequence[Sample],
+        scheme: QuantizationScheme,
+        keep: float,
+        progress: Progress | None,
+    ) -> None:
+        self.model, self.processor, self.samples = model, processor, samples[:SAMPLES]
+        self.scheme, self.keep = scheme, keep
+        self.depth = len(family(model).decoder_layers)
+        self.ratios = sorted({*RATIOS, keep} - {1.0}, reverse=True)
+        self.steps = len(candidates(self.depth)) * len(self.ratios)
+        self._progress = progress
+        self._swept = 0
+
+    def sweeping(self, done: int, total: int) -> None:
+        """Progress of the sweep, which comes before the drops."""
+        self._swept = total
+        if self._progress is not None:
+            self._progress(done, total + self.steps)
+
+    def cuts(self, calibration: Calibration, compute: float | None) -> Cuts:
+        tokens, config = calibration.reference_tokens, self.model.config.get_text_config()
+
+        def dropping(done: int, total: int) -> None:
+            if self._progress is not None:
+                self._progress(self._swept + done, self._swept + total)
+
+        cache = attach_cache(self.model, self.scheme)
+        try:
+            errors = measure_drops(
+                self.model, self.processor, self.samples, self.scheme, tokens, self.depth, self.ratios, dropping
+            )
+        finally:
+            # The pipeline attaches its own, once the recipe is there.
+            cache.detach()
+        if compute is None:
+            compute = published_compute(calibration.curves, tokens, self.keep, config)
+        return quota_cuts(errors, tokens, self.depth, self.keep, compute, config)
+
+
+def _check_options(
+    model: PreTrainedModel,
+    keep: float,
+    method: Method,
+    compute: float | None,
+    layers: Sequence[int] | None,
+    temperature: float,
+    graph: Graph,
+) -> None:
     _check_sees(model)
+    if method not in get_args(Method):
+        raise QuotaError(f"unknown method {method!r}; choose one of {', '.join(get_args(Method))}")
+    if method == "quota" and layers is not None:
+        raise QuotaError('layers are chosen by method="paper" only; leave them out, or ask for that method')
+    if method == "quota" and graph != "unpruned":
+        raise QuotaError(f'graph {graph!r} goes with method="paper" only; leave it out, or ask for that method')
+    if compute is not None and (method == "paper" or not 0 < compute <= 1):
+        raise QuotaError(f'compute must be above 0 and at most 1, and goes with method="quota"; got {compute}')
     total = len(family(model).decoder_layers)
     # The rules themselves say what they refuse, on any numbers; better now than after the sweep.
     keep_ratios([0.0], keep, temperature)

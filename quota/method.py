@@ -40,6 +40,17 @@ def paper_cuts(curves: Curves, keep: float, temperature: float = 1.25, layers: S
     return Cuts(tuple(layers), tuple(ratios), "composite")
 
 
+def published_compute(curves: Curves, tokens: int, keep: float, text_config: Any) -> float:
+    """Prefill arithmetic of the visual tokens under `paper_cuts`, relative to keeping all."""
+    cuts = paper_cuts(curves, keep)
+    depth = len(curves.sensitivity)
+    after = {layer: keep_count(ratio, tokens) for layer, ratio in zip(cuts.layers, cuts.keep_ratios, strict=True)}
+    entering = [tokens]
+    for layer in range(depth - 1):
+        entering.append(after.get(layer, entering[-1]))
+    return prefill_flops_ratio(entering, text_config)
+
+
 def quota_cuts(errors: Errors, tokens: int, depth: int, keep: float | None, compute: float, text_config: Any) -> Cuts:
     """The schedule of least error that ends at `keep` and takes at most `compute` of the unpruned prefill arithmetic.
 

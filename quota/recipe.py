@@ -38,8 +38,8 @@ class PruningRecipe(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     version: Literal[1] = VERSION
-    method: Literal["paper"] = "paper"
-    """How the keep ratios were found: "paper" is equations (1) to (4)."""
+    method: Literal["paper", "quota"] = "paper"
+    """How the keep ratios were found: by equations (1) to (4), or by the measured errors of drops (quota/method.py)."""
     layers: Annotated[tuple[int, ...], _FromJson]
     """Candidate decoder layers, ascending. Layer l runs on all tokens present; fewer go on to layer l + 1.
 

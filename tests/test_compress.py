@@ -12,6 +12,7 @@ import quota
 from quota import QuantizationScheme, QuotaError
 from quota.allocation import candidate_layers
 from quota.compress import CompressionResult, prune_only, quantize_only
+from quota.evaluation import prefill_flops_ratio
 from quota.models import fingerprint
 from quota.samples import fingerprint as samples_fingerprint
 
@@ -20,7 +21,7 @@ SAMPLES = make_samples(5)
 
 def compressed(**options: Any) -> tuple[Any, CompressionResult]:
     model = make_model()
-    return model, quota.compress(model, processor(), SAMPLES, **options)
+    return model, quota.compress(model, processor(), SAMPLES, **({"method": "paper"} | options))
 
 
 def test_recipe_comes_from_the_curves() -> None:
@@ -37,6 +38,25 @@ def test_recipe_comes_from_the_curves() -> None:
     assert recipe.model_fingerprint == fingerprint(make_model()) == fingerprint(model)
     assert recipe.calibration_fingerprint == samples_fingerprint(SAMPLES)
     assert set(recipe.versions) == {"quota", "torch", "transformers"}
+
+
+def test_the_default_spends_no_more_than_the_published_schedule() -> None:
+    steps: list[tuple[int, int]] = []
+    model, result = compressed(method="quota", progress=lambda done, total: steps.append((done, total)))
+    _, paper = compressed()
+    depth, config = LAYERS, model.config.get_text_config()
+    spent, published = (
+        prefill_flops_ratio([VISUAL_TOKENS, *one.recipe.tokens_per_layer(VISUAL_TOKENS, depth)], config)
+        for one in (result, paper)
+    )
+    recipe = result.recipe
+    assert spent <= published + 1e-9
+    assert (recipe.method, recipe.scorer, recipe.weights) == ("quota", "novelty", {})
+    assert recipe.keep == recipe.keep_ratios[-1] == 0.30
+    assert paper.recipe.method == "paper"
+    assert steps == [(done, len(steps)) for done in range(1, len(steps) + 1)]
+    _, less = compressed(method="quota", compute=0.5)
+    assert prefill_flops_ratio([VISUAL_TOKENS, *less.recipe.tokens_per_layer(VISUAL_TOKENS, depth)], config) < spent
 
 
 def test_compressed_model_drops_tokens_in_generate() -> None:
@@ -87,9 +107,13 @@ def test_pruning_only_leaves_the_weights_and_the_risk_out() -> None:
         pytest.param({"keep": 0.0}, "keep must be", id="keep 0"),
         pytest.param({"keep": 1.5}, "keep must be", id="keep above 1"),
         pytest.param({"temperature": 0.0}, "temperature", id="temperature 0"),
-        pytest.param({"layers": []}, "ascending", id="no layers"),
-        pytest.param({"layers": [3, 2]}, "ascending", id="layers not ascending"),
-        pytest.param({"layers": [2, LAYERS]}, "ascending", id="layer beyond the last"),
+        pytest.param({"method": "paper", "layers": []}, "ascending", id="no layers"),
+        pytest.param({"method": "paper", "layers": [3, 2]}, "ascending", id="layers not ascending"),
+        pytest.param({"method": "paper", "layers": [2, LAYERS]}, "ascending", id="layer beyond the last"),
+        pytest.param({"layers": [2, 3]}, 'method="paper" only', id="layers of the other method"),
+        pytest.param({"method": "luck"}, "unknown method 'luck'", id="unknown method"),
+        pytest.param({"compute": 1.5}, "compute must be", id="compute above 1"),
+        pytest.param({"compute": 0.5, "method": "paper"}, "compute must be", id="compute of the other method"),
         pytest.param({"samples": []}, "at least one sample", id="no samples"),
     ],
 )

@@ -45,6 +45,14 @@ def compress(
             help="What visual tokens count for when weights are rounded, in (0, 1); by default all are alike."
         ),
     ] = None,
+    method: Annotated[str, typer.Option(help="How tokens are chosen: `quota`, or `paper` as published.")] = "quota",
+    compute: Annotated[
+        float | None,
+        typer.Option(
+            help="Largest share of the visual tokens' prefill arithmetic to spend, in (0, 1]; default: what the "
+            "published schedule would spend."
+        ),
+    ] = None,
     seed: Seed = 0,
     json_file: JsonFile = None,
     backend: Backend = None,
@@ -78,6 +86,8 @@ def compress(
             chosen,
             keep=keep,
             scheme=scheme,
+            method=method,  # pyright: ignore[reportArgumentType] (compress says what is wrong)
+            compute=compute,
             seed=seed,
             progress=progress,
             graph=calibrated_in,

@@ -113,7 +113,7 @@ def inspection_table(inspection: Inspection, title: str) -> Table:
         return table
     table.add_section()
     counts = recipe.counts(recipe.reference_tokens)
-    table.add_row("candidate layers", ", ".join(map(str, recipe.layers)))
+    table.add_row("drops after layers", ", ".join("projector" if at < 0 else str(at) for at in recipe.layers))
     table.add_row("sensitivities", ", ".join(f"{value:.4f}" for value in recipe.sensitivities) or "not measured")
     table.add_row("keep ratios", ", ".join(f"{ratio:.3f}" for ratio in recipe.keep_ratios))
     table.add_row(f"kept of {recipe.reference_tokens} tokens", ", ".join(map(str, counts)))
@@ -124,7 +124,8 @@ def inspection_table(inspection: Inspection, title: str) -> Table:
     if average is not None:
         table.add_row("average over layers", f"{percent(average)}%")
         table.add_row("prefill FLOPs of visual tokens", f"{percent(inspection.prefill_flops_ratio)}% of unpruned")
-    table.add_row("score", " + ".join(f"{weight:g} {name}" for name, weight in recipe.weights.items()))
+    table.add_row("method", recipe.method)
+    table.add_row("score", " + ".join(f"{weight:g} {name}" for name, weight in recipe.weights.items()) or recipe.scorer)
     table.add_row("calibrated on", f"{recipe.samples} samples, seed {recipe.seed}")
     table.add_row("model fingerprint", recipe.model_fingerprint[:16])
     table.add_row("versions", ", ".join(f"{name} {version}" for name, version in recipe.versions.items()))

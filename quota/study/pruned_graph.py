@@ -14,8 +14,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from quota.attention import Observation
 from quota.blocks import Beside
 from quota.calibration import Progress, Sweep
+from quota.calibration_graph import PrunedGraph
+from quota.models.family import Family
 from quota.pruning import Pruner, record
 from quota.recipe import PruningRecipe
 from quota.scheme import QuantizationScheme
@@ -39,38 +42,43 @@ def kept_in_full_precision(model: PreTrainedModel, inputs: Sequence[Mapping[str,
 
 
 class PrunedSweep(Sweep):
-    """A sweep whose streams are cut behind the candidate layers."""
+    """A sweep in the graph that the full-precision model has pruned."""
 
     def __init__(
         self,
         model: PreTrainedModel,
         inputs: Sequence[Mapping[str, Any]],
         scheme: QuantizationScheme,
-        kept: Kept,
+        recipe: PruningRecipe,
         progress: Progress | None = None,
     ) -> None:
-        super().__init__(model, inputs, scheme, progress)
+        super().__init__(model, inputs, scheme, progress, recipe)
+        self._kept = kept_in_full_precision(model, inputs, recipe)
+
+    def _pruned_graph(self, first: list[Beside], recipe: PruningRecipe) -> PrunedGraph:
+        return GivenGraph(self.family, self.inputs, first, recipe, self.scheme, self._kept)
+
+
+class GivenGraph(PrunedGraph):
+    """A pruned graph in which it is known beforehand what goes on."""
+
+    def __init__(
+        self,
+        family: Family,
+        inputs: Sequence[Mapping[str, Any]],
+        beside: Sequence[Beside],
+        recipe: PruningRecipe,
+        scheme: QuantizationScheme,
+        kept: Kept,
+    ) -> None:
+        super().__init__(family, inputs, beside, recipe, scheme)
         self._kept = kept
-        self._numbers = [torch.arange(int(visual.sum())) for visual in self.visual]
 
-    def _decoder_layer(self, index: int) -> None:
-        super()._decoder_layer(index)
-        for sample, kept in enumerate(self._kept):
-            if index in kept:
-                self._cut(sample, index, kept[index])
-
-    def _cut(self, sample: int, layer: int, kept: Tensor) -> None:
-        """Take away what `layer` drops from both streams of one sample, and from what later layers are called with."""
-        visual = self.visual[sample][0]
-        stays = ~visual
-        stays[visual] = torch.isin(self._numbers[sample], kept)
-        self._numbers[sample] = kept
-        places = stays.nonzero().flatten()
-        self.visual[sample] = self.visual[sample][:, places]
-        self.exact[sample] = self.exact[sample][:, places]
-        self.deployed[sample] = self.deployed[sample][:, places]
-        chain = self.beside[sample]
-        tables = tuple(table[:, places] for table in chain[layer].kwargs["position_embeddings"])
-        # One sample is not padded, so attention is causal without a mask.
-        changes = {"position_embeddings": tables, "position_ids": None, "attention_mask": None}
-        chain[layer + 1 :] = [Beside(beside.args, beside.kwargs | changes) for beside in chain[layer + 1 :]]
+    def cut(self, index: int, sample: int, hidden: Tensor, observation: Observation) -> Tensor | None:
+        if index not in self._kept[sample]:
+            return None
+        presence = self._presences[sample]
+        number = ((presence.all_images >= 0).cumsum(dim=1) - 1).gather(1, presence.index)
+        stays = (presence.images < 0) | torch.isin(number, self._kept[sample][index])
+        presence.cut(index, stays, hidden, None)
+        return stays[0]

@@ -33,7 +33,7 @@ from quota.samples import fingerprint as samples_fingerprint
 from quota.scheme import QuantizationScheme
 from quota.study.guided import GuidedPruner
 from quota.study.plan import Measured, recipe
-from quota.study.pruned_graph import PrunedSweep, kept_in_full_precision
+from quota.study.pruned_graph import PrunedSweep
 from quota.study.timing import prefill_seconds
 from quota.study.variants import Variant
 
@@ -203,8 +203,7 @@ class Workshop:
         if plan is None:
             found = calibrate(model, inputs, scheme, step)
         else:
-            kept = kept_in_full_precision(model, inputs, plan)
-            found = PrunedSweep(model, inputs, scheme, kept, step).run()
+            found = PrunedSweep(model, inputs, scheme, plan, step).run()
         attach_cache(model, scheme)
         mark(model, scheme, recipe=False)
         save_pretrained(model, processor, folder / "checkpoint")
