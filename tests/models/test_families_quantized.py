@@ -68,7 +68,9 @@ def test_compressed_saved_and_loaded(name: str, tmp_path: Path) -> None:
         "lm_head"
     }
     scheme = QuantizationScheme(weight_rounding="rtn")
-    result = quota.compress(model, HandWritten(tiny), SAMPLES, keep=0.3, scheme=scheme, layers=[1, 2, 3])
+    result = quota.compress(
+        model, HandWritten(tiny), SAMPLES, keep=0.3, scheme=scheme, layers=[1, 2, 3], method="paper"
+    )
     assert result.quantized == len(linears)
     assert all(isinstance(model.get_submodule(linear), W4A4Linear) for linear in linears)
 
