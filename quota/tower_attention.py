@@ -26,12 +26,12 @@ class TowerAttention:
     def __init__(self, family: Family) -> None:
         """QuotaError for a tower without separate projections of queries and keys."""
         # The feature layer counts outputs: -1 is that of the last block.
-        chosen = family.model.config.vision_feature_layer
+        chosen = getattr(family.model.config, "vision_feature_layer", None)
         if not isinstance(chosen, int) or chosen >= 0:
             raise QuotaError(
                 f"vision_feature_layer {chosen} does not say which tower block to watch; use another scorer"
             )
-        attention: Any = family.tower_blocks[chosen].self_attn
+        attention: Any = getattr(family.tower_blocks[chosen], "self_attn", None)
         if not hasattr(attention, "q_proj") or not hasattr(attention, "k_proj"):
             raise QuotaError("this vision tower has no q_proj and k_proj to watch; use another scorer")
         self._heads: int = attention.num_heads
@@ -57,6 +57,8 @@ class TowerAttention:
         beams, rest = divmod(sum(pictures), len(key))
         if rest or not beams:
             raise QuotaError("the prompt's images are not those that the vision tower has seen last; pass both at once")
+        if key.shape[1] - count // sum(pictures) not in (0, 1):
+            raise QuotaError("this tower's patches are not the visual tokens one by one; use another scorer")
         weights = class_attention(query, key, self._heads, count // sum(pictures))
         # Beams stand for one sample, whose images the tower has seen once.
         samples = weights.split(pictures[::beams])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from families import TINY
 from pruned import recipe_for
 from tiny import TOKENS_PER_IMAGE, tiny_batch, tiny_llava, tiny_prompt
 
@@ -57,3 +58,23 @@ def test_a_pruner_watches_only_for_a_scorer_that_asks() -> None:
         attention = family(model).tower_blocks[-1].self_attn
         assert not attention.q_proj._forward_hooks
     assert not torch.equal(kept["visionzip"], kept["divprune"])
+
+
+@pytest.mark.parametrize(
+    ("name", "shown", "reason"),
+    [
+        ("Qwen2VLForConditionalGeneration", "image", "vision_feature_layer"),
+        ("InternVLForConditionalGeneration", "image", "q_proj"),
+        ("LlavaNextForConditionalGeneration", "image", "the prompt's images"),
+        ("LlavaOnevisionForConditionalGeneration", "video", "patches"),
+    ],
+)
+def test_towers_that_cannot_be_watched(name: str, shown: str, reason: str) -> None:
+    tiny = TINY[name]
+    model = tiny.build()
+    with pytest.raises(QuotaError, match=reason):
+        watched = TowerAttention(family(model))
+        prompt = tiny.prompt([tiny.sizes[0] if shown == "image" else shown])
+        with torch.no_grad():
+            model(**tiny.batch([prompt]))
+        watched.received(prompt.images[None])

@@ -56,6 +56,15 @@ _SHAPE = (
     "image_token_id",
     "vision_feature_layer",
     "vision_feature_select_strategy",
+    "depth",
+    "embed_dim",
+    "num_heads",
+    "spatial_merge_size",
+    "deepstack_visual_indexes",
+    "downsample_ratio",
+    "scale_factor",
+    "mm_tokens_per_image",
+    "image_grid_pinpoints",
 )
 
 

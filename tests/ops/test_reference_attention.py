@@ -72,6 +72,21 @@ def test_attention_equals_the_naive_version(
     assert not sums.masked_select(~visible[:, None]).any()
 
 
+@pytest.mark.parametrize("chunk", [10, 1 << 20], ids=["in chunks", "at once"])
+def test_attention_to_the_keys_of_each_query(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    query, key, value = random(2, 4, 5, 8), random(2, 2, 9, 8, seed=1), random(2, 2, 9, 8, seed=2)
+    generator = torch.Generator().manual_seed(3)
+    pairs = torch.rand(2, 5, 9, generator=generator) < 0.5
+    pairs[0, 1] = False
+    rows = torch.rand(2, 2, 5, generator=generator) < 0.5
+    monkeypatch.setattr(reference_attention, "_CHUNK", chunk)
+    output, sums = attention(query, key, value, rows, pairs, 0.3)
+    expected, expected_sums = attention_naive(query, key, value, rows, pairs, 0.3)
+    torch.testing.assert_close(output, expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(sums, expected_sums, atol=1e-5, rtol=0)
+    assert not output[0, :, 1].any()
+
+
 @pytest.mark.parametrize("masked", [False, True])
 def test_decoding_looks_at_every_valid_slot(masked: bool) -> None:
     query, keys, values = random(2, 4, 1, 64), random(2, 2, 9, 64, seed=1), random(2, 2, 9, 64, seed=2)
