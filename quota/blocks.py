@@ -15,9 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from copy import deepcopy
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -25,7 +23,7 @@ from torch import Tensor, nn
 
 from quota.errors import QuotaError
 from quota.quantization.hadamard import block_hadamard
-from quota.quantization.linear import W4A4Linear, quantized_input
+from quota.quantization.linear import W4A4Linear
 from quota.scheme import QuantizationScheme
 
 
@@ -80,50 +78,29 @@ def run(block: nn.Module, hidden: Tensor, beside: Beside, **replaced: Any) -> Te
     return output if beside.added is None else output + beside.added
 
 
-def copy_block(block: nn.Module) -> nn.Module:
-    """A copy with weights of its own, under the model's own configuration: a switch of its attention reaches it too."""
-    shared = {id(config): config for part in block.modules() if (config := getattr(part, "config", None))}
-    return deepcopy(block, shared)
-
-
-@dataclass(frozen=True)
-class Exact:
-    """The full-precision twin of a block that is being quantised."""
-
-    linears: Mapping[str, nn.Linear]
-    """Its linears, by the names that they have in the model."""
-    run_sample: Callable[[int], object]
-    """Runs it on what enters the block in the full-precision model."""
-
-
 def quantize_linears(
     model: nn.Module,
     linears: Mapping[str, nn.Linear],
     scheme: QuantizationScheme,
     run_sample: Callable[[int], object],
     samples: int,
-    exact: Exact | None = None,
     weights: Sequence[Tensor] | None = None,
 ) -> None:
     """Replace `linears` (all in one block, by their names in the model) by quantised ones, in calling order.
 
     `run_sample(i)` runs the block on sample i as it is by then. Layers that read the same tensor (queries, keys and
-    values; gate and up) share their moments. With `exact`, weights are rounded towards its outputs. `weights` [T] for
-    each sample say how much its tokens count, all alike without. Raises QuotaError for a linear that no sample reaches.
+    values; gate and up) share one Hessian. `weights` [T] for each sample say how much its tokens count,
+    all alike without. Raises QuotaError for a linear that no sample reaches.
     """
     stages = shared_inputs(linears, lambda: run_sample(0))
     if unreached := set(linears) - {name for stage in stages for name in stage}:
         raise QuotaError(f"calibration never reaches {min(unreached)}; leave its part out of scheme.modules")
     for stage in stages:
-        hessian = cross = None
+        hessian = None
         if scheme.weight_rounding == "gptq" and scheme.weight_bits < 16:
-            if exact is None:
-                hessian = input_hessian(linears[stage[0]], scheme, run_sample, samples, weights)
-            else:
-                first = linears[stage[0]]
-                hessian, cross = input_moments(stage[0], first, exact, scheme, run_sample, samples, weights)
+            hessian = input_hessian(linears[stage[0]], scheme, run_sample, samples, weights)
         for name in stage:
-            model.set_submodule(name, W4A4Linear.from_linear(linears[name], scheme, hessian=hessian, cross=cross))
+            model.set_submodule(name, W4A4Linear.from_linear(linears[name], scheme, hessian=hessian))
 
 
 def shared_inputs(linears: Mapping[str, nn.Linear], run_once: Callable[[], object]) -> list[list[str]]:
@@ -158,60 +135,24 @@ def input_hessian(
 ) -> Tensor:
     """GPTQ's Hessian X^T W X [K, K]: the rotated inputs of `linear` at all tokens of all samples, and their weights."""
     features = linear.in_features
+    block = scheme.hadamard_for(features)
     hessian = torch.zeros(features, features, device=linear.weight.device)
-    for sample in range(samples):
-        x = _rotated_input(linear, scheme, partial(run_sample, sample))
-        hessian.addmm_(_weighed(x, weights, sample).T, x)
-    return hessian
+    counts: Tensor | None = None
 
-
-def input_moments(
-    name: str,
-    linear: nn.Linear,
-    exact: Exact,
-    scheme: QuantizationScheme,
-    run_sample: Callable[[int], object],
-    samples: int,
-    weights: Sequence[Tensor] | None = None,
-) -> tuple[Tensor, Tensor]:
-    """H = X'^T W X' and C = (X - X')^T W X' [K, K] of equation (2) in quota/quantization/gptq.py.
-
-    X' is what `linear` multiplies in the deployed block, quantised, and X what its twin called `name` reads in the
-    full-precision model, both rotated, at all tokens of all samples; W are their weights.
-    """
-    features = linear.in_features
-    hessian = torch.zeros(features, features, device=linear.weight.device)
-    cross = torch.zeros_like(hessian)
-    for sample in range(samples):
-        seen = quantized_input(_rotated_input(linear, scheme, partial(run_sample, sample)), scheme)
-        meant = _rotated_input(exact.linears[name], scheme, partial(exact.run_sample, sample))
-        hessian.addmm_(_weighed(seen, weights, sample).T, seen)
-        cross.addmm_(_weighed(meant - seen, weights, sample).T, seen)
-    return hessian, cross
-
-
-def _weighed(x: Tensor, weights: Sequence[Tensor] | None, sample: int) -> Tensor:
-    return x if weights is None else x * weights[sample][:, None]
-
-
-def _rotated_input(linear: nn.Linear, scheme: QuantizationScheme, run_once: Callable[[], object]) -> Tensor:
-    """What enters `linear` during one call, rotated, float32 [tokens, K]; nothing behind it runs."""
-    features = linear.in_features
-    found: list[Tensor] = []
-
-    def take(_: nn.Module, args: tuple[Any, ...]) -> None:
-        found.append(block_hadamard(args[0].float(), scheme.hadamard_for(features)).reshape(-1, features))
+    def accumulate(_: nn.Module, args: tuple[Any, ...]) -> None:
+        x = block_hadamard(args[0].float(), block).reshape(-1, features)
+        hessian.addmm_((x if counts is None else x * counts[:, None]).T, x)
         raise _Reached
 
-    hook = linear.register_forward_pre_hook(take)
+    hook = linear.register_forward_pre_hook(accumulate)
     try:
-        with suppress(_Reached):
-            run_once()
+        for sample in range(samples):
+            counts = None if weights is None else weights[sample]
+            with suppress(_Reached):
+                run_sample(sample)
     finally:
         hook.remove()
-    if not found:
-        raise QuotaError("calibration reaches a linear layer with some samples only; give samples of one kind")
-    return found[0]
+    return hessian
 
 
 @contextmanager

@@ -32,7 +32,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from quota.allocation import relative_error, sensitivity
 from quota.attention import Observation, observe
-from quota.blocks import Beside, Exact, capture, copy_block, quantize_linears, run
+from quota.blocks import Beside, capture, quantize_linears, run
 from quota.calibration_graph import PrunedGraph
 from quota.errors import QuotaError
 from quota.models import family
@@ -131,11 +131,8 @@ class Sweep:
     def run(self) -> Calibration:
         """The whole sweep, tower to last decoder layer."""
         self.exact, self.beside = self._capture(self.layers)
-        chains = [list(self.family.tower_blocks), *([projector] for projector in self.family.projectors)]
-        # What the full-precision tower gives a projector can only be seen while there is one.
-        exact = [self._capture(blocks)[0] if self._learns(blocks) else [] for blocks in chains]
-        for blocks, entering in zip(chains, exact, strict=True):
-            self._quantize_chain(blocks, entering)
+        for blocks in (list(self.family.tower_blocks), *([projector] for projector in self.family.projectors)):
+            self._quantize_chain(blocks)
         self.deployed, around = self._capture(self.layers)
         # The rest is the same in both streams, and need not be held twice.
         self.added = [[block.added for block in chain] for chain in around]
@@ -156,11 +153,8 @@ class Sweep:
         captured = [capture(self.model, blocks, sample) for sample in self.inputs]
         return [hidden for hidden, _ in captured], [beside for _, beside in captured]
 
-    def _quantize_chain(self, blocks: Sequence[nn.Module], exact: list[Tensor]) -> None:
-        """Quantise blocks in front of the decoder; `exact` enters the first one in the full-precision model.
-
-        Without learned transforms nobody looks at that stream, and it may be empty.
-        """
+    def _quantize_chain(self, blocks: Sequence[nn.Module]) -> None:
+        """Quantise blocks in front of the decoder, where only the deployed stream is needed."""
         if not any(self._linears_of(block) for block in blocks):
             self._report(len(blocks))
             return
@@ -169,9 +163,9 @@ class Sweep:
         for index, block in enumerate(blocks):
             around = [chain[index] for chain in beside]
             advance = partial(_run_sample, block, hidden, around)
-            following, twin = self._twin(block, exact, around) if exact else ([], None)
-            self._quantize(block, advance, twin)
-            exact = following
+            if self.scheme.transforms == "learned":
+                self._fold(block, advance)
+            self._quantize(block, advance)
             if index + 1 < len(blocks):
                 hidden = [advance(sample) for sample in samples]
             self._report(1)
@@ -186,14 +180,14 @@ class Sweep:
             around = [self._graph.beside(index, sample, self.deployed[sample], around[sample]) for sample in samples]
         self._measure_tokens()
         advance = partial(self._run_deployed, layer, around)
+        run_exact = partial(_run_sample, layer, self.exact, beside)
         if self.scheme.transforms == "learned":
             with watch(self.family.text_model.config) as moments:
-                following, twin = self._twin(layer, self.exact, beside)
+                self.exact = self._fold(layer, run_exact, cached=self.scheme.kv_bits < 16)
             self._attach_keys(layer, moments)
         else:
-            following, twin = [_run_sample(layer, self.exact, beside, sample) for sample in samples], None
-        self._quantize(layer, advance, twin, token_weights(self.visual, self._share))
-        self.exact = following
+            self.exact = [run_exact(sample) for sample in samples]
+        self._quantize(layer, advance, token_weights(self.visual, self._share))
         concentration = []
         for sample in samples:
             visual = self.visual[sample]
@@ -234,24 +228,9 @@ class Sweep:
         inside = set(block.modules())
         return {name: linear for name, linear in self.linears.items() if linear in inside}
 
-    def _learns(self, blocks: Sequence[nn.Module]) -> bool:
-        return self.scheme.transforms == "learned" and any(self._linears_of(block) for block in blocks)
-
-    def _twin(self, block: nn.Module, exact: list[Tensor], beside: list[Beside]) -> tuple[list[Tensor], Exact | None]:
-        """Fold transforms into `block`, and keep what it is then in full precision for its weights to aim at.
-
-        Returns what leaves the block on the exact stream, and the twin, None if no linears are to be quantised.
-        """
-        linears = self._linears_of(block)
-        run_sample = partial(_run_sample, block, exact, beside)
-        cached = self.scheme.kv_bits < 16 and block in self.layers
-        following = fold(block, set(linears.values()), run_sample, len(self.inputs), cached)
-        if not linears:
-            return following, None
-        inside = {module: name for name, module in block.named_modules()}
-        original = copy_block(block)
-        twins: dict[str, Any] = {name: original.get_submodule(inside[linear]) for name, linear in linears.items()}
-        return following, Exact(twins, partial(_run_sample, original, exact, beside))
+    def _fold(self, block: nn.Module, run_sample: Callable[[int], Tensor], cached: bool = False) -> list[Tensor]:
+        """Fold transforms into `block`, in front of its linears; returns what left it before, for every sample."""
+        return fold(block, set(self._linears_of(block).values()), run_sample, len(self.inputs), cached)
 
     def _attach_keys(self, layer: Any, moments: KeyMoments) -> None:
         transform = moments.transform() if self.scheme.kv_bits < 16 else None
@@ -259,14 +238,10 @@ class Sweep:
             layer.self_attn.add_module(KEY_TRANSFORM, transform)
 
     def _quantize(
-        self,
-        block: nn.Module,
-        advance: Callable[[int], Tensor],
-        twin: Exact | None,
-        weights: list[Tensor] | None = None,
+        self, block: nn.Module, advance: Callable[[int], Tensor], weights: list[Tensor] | None = None
     ) -> None:
         if linears := self._linears_of(block):
-            quantize_linears(self.model, linears, self.scheme, advance, len(self.inputs), twin, weights)
+            quantize_linears(self.model, linears, self.scheme, advance, len(self.inputs), weights)
 
     def _report(self, blocks: int) -> None:
         self._blocks_done += blocks

@@ -7,8 +7,7 @@ groups of 64 channels measured anew for every token, a 4-bit KV cache, and a Had
 
 `transforms="learned"` puts more in front of the rotation, learned from the calibration set: diagonals folded into norms
 and weights, a matrix for the values of each head folded into the layers around them, and a centre and a matrix for its
-keys that the KV cache applies (quota/quantization/balance.py says what is learned); GPTQ then aims at the outputs of
-the full-precision layer (quota/quantization/gptq.py, equation 2). `hadamard=0` takes the rotation away from both.
+keys that the KV cache applies (quota/quantization/balance.py says what is learned).
 """
 
 from __future__ import annotations

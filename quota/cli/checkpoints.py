@@ -30,7 +30,7 @@ def compress(
     samples: Annotated[int, typer.Option(min=1, help="How many of them to use.")] = 128,
     transforms: Annotated[
         str,
-        typer.Option(help="In front of the quantisers: hadamard, or learned (better; takes about twice as long)."),
+        typer.Option(help="In front of the quantisers: hadamard, or learned from the calibration set as well."),
     ] = "hadamard",
     keep: Annotated[float, typer.Option(help="Visual tokens left after the last pruned layer, in (0, 1].")] = 0.30,
     graph: Annotated[

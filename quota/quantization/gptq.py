@@ -12,14 +12,6 @@ be made up for; within a group the order is kept, and so is the order in which r
 group is chosen when its first column is reached, from the weights as corrected so far, by the clip search of
 `quota.quantization.integer` with every column weighed by 1 / U_jj^2: what H_jj becomes once the later columns have
 done what they can.
-
-The inputs that a deployed layer reads are not those that its weights were made for: earlier layers are quantised, and
-so are the inputs themselves. With x of the full-precision model, x' what the deployed layer multiplies, H = E[x' x'^T]
-and C = E[(x - x') x'^T], the outputs W x are best met from x' by weights that know the difference,
-
-    (2)  W' = W + W C (H + damping * mean(diag H) * I)^-1        least squares of ||W x - W' x'||^2, drawn towards W
-
-and those are what is rounded then (the asymmetric calibration of GPTAQ, arXiv 2504.02692, solved at once).
 """
 
 from __future__ import annotations
@@ -61,13 +53,6 @@ def gptq(weight: Tensor, hessian: Tensor, bits: int, group: int, damping: float 
     return q, scales
 
 
-def compensate(weight: Tensor, hessian: Tensor, cross: Tensor, damping: float = DAMPING) -> Tensor:
-    """W' of equation (2), float32 [N, K], for `cross` [K, K] = C in the units of `hessian`."""
-    damped = _damped(hessian, damping)
-    correction = torch.cholesky_solve(cross.double().T, torch.linalg.cholesky(damped)).T
-    return weight + (weight.double() @ correction).float()
-
-
 def gptq_naive(
     weight: Tensor, hessian: Tensor, bits: int, group: int, damping: float = DAMPING
 ) -> tuple[Tensor, Tensor]:
@@ -98,11 +83,6 @@ def _descending_energy(hessian: Tensor, group: int) -> Tensor:
 
 def _inverse_factor(hessian: Tensor, damping: float) -> Tensor:
     """Upper Cholesky factor U of the inverse of the damped Hessian, (H + d I)^-1 = U^T U, float64 [K, K]."""
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(_damped(hessian, damping)))
-    return torch.linalg.cholesky(inverse, upper=True)
-
-
-def _damped(hessian: Tensor, damping: float) -> Tensor:
     if not torch.isfinite(hessian).all():
         raise QuotaError("the calibration activations hold NaN or infinity; calibrate in float32")
     damped = hessian.double().clone()
@@ -110,4 +90,5 @@ def _damped(hessian: Tensor, damping: float) -> Tensor:
     mean = diagonal.mean()
     # Inputs that are all zero say nothing about the weights: round them to nearest.
     diagonal += damping * mean if mean > 0 else 1.0
-    return damped
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
+    return torch.linalg.cholesky(inverse, upper=True)

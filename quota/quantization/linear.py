@@ -20,7 +20,7 @@ from torch.nn import functional
 from quota import ops
 from quota.errors import QuotaError
 from quota.ops.interface import LinearSpec, LinearWeight
-from quota.quantization.gptq import compensate, gptq
+from quota.quantization.gptq import gptq
 from quota.quantization.hadamard import block_hadamard
 from quota.quantization.integer import (
     dequantize_activation,
@@ -43,15 +43,11 @@ def fake_quantize(x: Tensor, scheme: QuantizationScheme) -> Tensor:
         return x
     channels = x.shape[-1]
     block = scheme.hadamard_for(channels)
-    return block_hadamard(quantized_input(block_hadamard(x.float(), block), scheme), block).to(x.dtype)
-
-
-def quantized_input(rotated: Tensor, scheme: QuantizationScheme) -> Tensor:
-    """What a deployed layer multiplies: `rotated` inputs, float32 [..., K], quantised and dequantised."""
-    if scheme.activation_bits == 16:
-        return rotated
-    group = scheme.activation_group_for(rotated.shape[-1])
-    return dequantize_activation(*quantize_activation(rotated, scheme.activation_bits, group))
+    rotated = block_hadamard(x.float(), block)
+    seen = dequantize_activation(
+        *quantize_activation(rotated, scheme.activation_bits, scheme.activation_group_for(channels))
+    )
+    return block_hadamard(seen, block).to(x.dtype)
 
 
 class W4A4Linear(nn.Module):
@@ -104,18 +100,11 @@ class W4A4Linear(nn.Module):
         self.register_buffer("bias", torch.zeros(out_features, dtype=dtype, device=device) if bias else None)
 
     @classmethod
-    def from_linear(
-        cls,
-        linear: nn.Linear,
-        scheme: QuantizationScheme,
-        hessian: Tensor | None = None,
-        cross: Tensor | None = None,
-    ) -> W4A4Linear:
+    def from_linear(cls, linear: nn.Linear, scheme: QuantizationScheme, hessian: Tensor | None = None) -> W4A4Linear:
         """Quantise `linear`, which stays as it is.
 
         `hessian` [K, K] is x^T x over calibration tokens x [tokens, K], rotated by `block_hadamard` with
-        `scheme.hadamard_for(K)`. Scheme "gptq" needs it (QuotaError without), "rtn" does not use it. With `cross`
-        [K, K], of the same tokens, GPTQ rounds the weights of equation (2) in quota/quantization/gptq.py.
+        `scheme.hadamard_for(K)`. Scheme "gptq" needs it (QuotaError without), "rtn" does not use it.
         """
         weight, bias = linear.weight.detach(), linear.bias
         inputs = linear.in_features
@@ -132,8 +121,7 @@ class W4A4Linear(nn.Module):
         elif hessian is None:
             raise QuotaError('weight rounding "gptq" needs calibration data; give a Hessian or choose "rtn"')
         else:
-            target = rotated if cross is None else compensate(rotated, hessian, cross)
-            q, scale = gptq(target, hessian, scheme.weight_bits, group)
+            q, scale = gptq(rotated, hessian, scheme.weight_bits, group)
         layer.weight_packed = pack_int32(q, scheme.weight_bits)
         layer.weight_scale = scale.to(torch.bfloat16)
         return layer

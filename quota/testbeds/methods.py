@@ -3,7 +3,7 @@
 rtn        round to nearest, weights and activations in groups
 hadamard   the same after a block Hadamard rotation of what enters every linear, and of the cached keys
 gptq       and weights rounded by GPTQ
-learned    and transforms learned from the calibration set, for linears, keys and values; GPTQ towards full precision
+learned    and transforms learned from the calibration set, for linears, keys and values
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from quota.errors import QuotaError
-from quota.quantization.gptq import compensate, gptq, gptq_naive
+from quota.quantization.gptq import gptq, gptq_naive
 from quota.quantization.integer import dequantize_weight, quantize_weight
 
 
@@ -99,18 +99,3 @@ def test_a_hessian_that_is_not_finite_is_refused() -> None:
     hessian[2, 2] = float("inf")
     with pytest.raises(QuotaError, match="NaN or infinity"):
         gptq(random_weight(2, 8), hessian, 4, 8)
-
-
-def test_compensated_weights_are_the_least_squares_fit() -> None:
-    meant = correlated_inputs(400, 32, 5)
-    seen = meant + 0.3 * correlated_inputs(400, 32, 6)
-    weight = random_weight(8, 32)
-    fitted = compensate(weight, seen.T @ seen, (meant - seen).T @ seen, damping=0.0)
-    expected = torch.linalg.lstsq(seen.double(), (meant @ weight.T).double()).solution.T
-    torch.testing.assert_close(fitted, expected.float(), rtol=1e-3, atol=1e-4)
-
-
-def test_inputs_that_are_as_meant_need_no_compensation() -> None:
-    x = correlated_inputs(100, 32, 7)
-    weight = random_weight(8, 32)
-    assert torch.equal(compensate(weight, x.T @ x, torch.zeros(32, 32)), weight)
