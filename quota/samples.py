@@ -141,5 +141,6 @@ def build_inputs(processor: Any, samples: Sequence[Sample], with_answer: bool = 
                 raise QuotaError(f"the question {sample.question!r} has no answer to calibrate with")
             turns.append({"role": "assistant", "content": [{"type": "text", "text": sample.answer}]})
         prompts.append(processor.apply_chat_template(turns, add_generation_prompt=not with_answer))
-    pictures = [sample.picture() for sample in samples]
+    # Each in a list of its own: some processors take a flat list for the pictures of one prompt.
+    pictures = [[sample.picture()] for sample in samples]
     return processor(images=pictures, text=prompts, padding=True, padding_side="left", return_tensors="pt")
