@@ -11,17 +11,19 @@ from typing import Any
 
 from quota.ablation.settings import Setting
 from quota.ablation.subjects import Subject
+from quota.code import code_digest
 from quota.errors import QuotaError
 from quota.files import write_atomically
-from quota.version import __version__
+
+# What cannot change an outcome.
+_OUTSIDE = frozenset({"bench", "cli", "report", "study"})
 
 
 @dataclass(frozen=True)
 class Cells:
     """Outcomes of one subject in a folder.
 
-    A file is named by what decides its content, the version of this package included. Development between two
-    versions is not seen: take a new folder then.
+    A file is named by what decides its content, the code of this package included: nothing stale is reported.
     """
 
     folder: Path
@@ -45,12 +47,10 @@ class Cells:
 
     def _key(self, setting: Setting | None, seed: int) -> dict[str, Any]:
         return {
-            "version": __version__,
+            "code": code_digest(_OUTSIDE),
             "subject": self.subject.name,
             "size": self.subject.size(),
             "setting": None if setting is None else setting.figures(),
-            # Says more than the setting: what its method means may change between versions.
-            "scheme": None if setting is None else setting.scheme().fingerprint(),
             "seed": seed,
         }
 

@@ -38,8 +38,8 @@ def ablate(
     quota ablate kv-bits --on smollm2 --prose tom-sawyer.txt --calibration sherlock-holmes.txt
     ```
 
-    Outcomes are shared between tables, and kept: an interrupted table goes on where it stopped. Take another folder
-    for them when the quantiser has changed.
+    Outcomes are shared between tables, and kept: an interrupted table goes on where it stopped. With another version of
+    the code they are measured anew.
     """
     from quota.ablation import Reference, SmolLM2, Subject
     from quota.ablation import ablate as measure

@@ -13,13 +13,14 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
 from quota import ops
 from quota.calibration import Curves, calibrate
 from quota.checkpoint import mark, save_pretrained
+from quota.code import code_digest
 from quota.drop_errors import SAMPLES, measure_drops
 from quota.errors import QuotaError
 from quota.evaluation import evaluate
@@ -40,9 +41,8 @@ from quota.study.variants import Variant
 Progress = Callable[[str, int, int], None]
 """Called with the name of the step, how much of it is done, and how much there is."""
 
-_CODE = Path(__file__).parents[1]
 # What cannot change an outcome.
-_OUTSIDE = {"bench", "cli", "report", "reference"}
+_OUTSIDE = frozenset({"ablation", "bench", "cli", "report", "reference", "testbeds"})
 
 
 @dataclass(frozen=True)
@@ -217,7 +217,7 @@ class Workshop:
         facts: dict[str, Any] = {
             "variant": variant.model_dump(mode="json"),
             "model": self._model_digest,
-            "code": _code_digest(),
+            "code": code_digest(_OUTSIDE),
             "backend": ops.backend().name,
         }
         if variant.calibrated:
@@ -243,15 +243,3 @@ class Workshop:
             digest.update(name.encode())
             digest.update(tensor.float().numpy().tobytes())
         return digest.hexdigest()
-
-
-@cache
-def _code_digest() -> str:
-    """SHA-256 of the package's code, kernels included, less what only reports."""
-    digest = hashlib.sha256()
-    for file in sorted(_CODE.rglob("*")):
-        inside = file.relative_to(_CODE)
-        if file.suffix in {".py", ".cpp", ".h"} and inside.parts[0] not in _OUTSIDE:
-            digest.update(str(inside).encode())
-            digest.update(file.read_bytes())
-    return digest.hexdigest()

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from quota.ablation import TABLES, Setting, ablate
+from quota.ablation import TABLES, Setting, ablate, cells
 from quota.ablation.table import mean_interval
 from quota.errors import QuotaError
 from quota.report.ablation import markdown
@@ -60,6 +60,14 @@ def test_an_interrupted_table_goes_on_and_tables_share_outcomes(tmp_path: Path) 
     shared = Arithmetic()
     ablate("methods", shared, 2, tmp_path)
     assert Setting() not in {setting for setting, _ in shared.measured}
+
+
+def test_outcomes_of_other_code_are_measured_anew(tmp_path: Path, monkeypatch) -> None:
+    ablate("methods", Arithmetic(), 2, tmp_path)
+    monkeypatch.setattr(cells, "code_digest", lambda outside: "another")
+    anew = Arithmetic()
+    ablate("methods", anew, 2, tmp_path)
+    assert len(anew.measured) == 2 * (1 + len(TABLES["methods"]))
 
 
 def test_the_estimate_counts_what_is_left(tmp_path: Path) -> None:
