@@ -9,7 +9,7 @@ long as the output projection rotates them back.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from copy import deepcopy
 from functools import partial
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from quota.allocation import relative_error
-from quota.blocks import Beside, Exact, capture, quantize_linears, run
+from quota.blocks import Beside, capture, quantize_linears, run
 from quota.quantization.folding import fold
 from quota.scheme import QuantizationScheme
 
@@ -48,23 +48,17 @@ def layer_errors(
     `calibration` and `pictures` are pixels [N, 3, S, S]. `tower` itself stays as it is.
     """
     blocks = list(tower.encoder.layer)
-    known, calibration_besides = _capture(tower, blocks, calibration)
-    deployed = known
+    deployed, calibration_besides = _capture(tower, blocks, calibration)
     exact, besides = _capture(tower, blocks, pictures)
     strayed = list(exact)
     errors: dict[str, list[float]] = {}
     for index, block in enumerate(blocks):
-        quantized, around = deepcopy(block), [chain[index] for chain in calibration_besides]
-        advance = partial(_run_sample, quantized, deployed, around)
+        quantized = deepcopy(block)
+        advance = partial(_run_sample, quantized, deployed, [chain[index] for chain in calibration_besides])
         linears = {name: module for name, module in quantized.named_modules() if isinstance(module, nn.Linear)}
-        twin = None
         if scheme.transforms == "learned":
-            entering = known
-            known = fold(
-                quantized, set(linears.values()), partial(_run_sample, quantized, entering, around), len(known)
-            )
-            twin = _twin(quantized, linears, entering, around)
-        quantize_linears(quantized, linears, scheme, advance, len(deployed), twin)
+            fold(quantized, set(linears.values()), advance, len(deployed))
+        quantize_linears(quantized, linears, scheme, advance, len(deployed))
         deployed = [advance(sample) for sample in range(len(deployed))]
         for sample, chain in enumerate(besides):
             meant = _outputs(block, exact[sample], chain[index])
@@ -81,13 +75,6 @@ def layer_errors(
 def _capture(tower: Any, blocks: Sequence[nn.Module], pixels: Tensor) -> tuple[list[Tensor], list[list[Beside]]]:
     captured = [capture(tower, blocks, {"pixel_values": picture[None]}) for picture in pixels]
     return [hidden for hidden, _ in captured], [beside for _, beside in captured]
-
-
-def _twin(block: nn.Module, linears: Iterable[str], entering: list[Tensor], around: list[Beside]) -> Exact:
-    """`block` as it is now, for its weights to aim at while they are rounded."""
-    original = deepcopy(block)
-    named: dict[str, Any] = {name: original.get_submodule(name) for name in linears}
-    return Exact(named, partial(_run_sample, original, entering, around))
 
 
 def _run_sample(block: nn.Module, hidden: list[Tensor], beside: list[Beside], sample: int) -> Tensor:
