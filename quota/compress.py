@@ -155,14 +155,27 @@ def quantize_only(
     return calibration
 
 
-def _inputs(model: PreTrainedModel, processor: Any, samples: Sequence[Sample]) -> list[Any]:
+def _inputs(model: PreTrainedModel, processor: Any, samples: Sequence[Sample]) -> Sequence[Any]:
     """The model's arguments for every sample, and the model ready for them."""
     _check_uncompressed(model)
     _check_sees(model)
     if not samples:
         raise QuotaError("calibration needs at least one sample; 128 are the published setting")
     model.eval()
-    return [build_inputs(processor, [sample]).to(model.device) for sample in samples]
+    return Streamed(processor, samples, model.device)
+
+
+class Streamed(Sequence[Any]):
+    """The model's arguments for each sample, made anew whenever they are asked for: pictures are not held."""
+
+    def __init__(self, processor: Any, samples: Sequence[Sample], device: Any) -> None:
+        self._processor, self._samples, self._device = processor, samples, device
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def __getitem__(self, index: Any) -> Any:
+        return build_inputs(self._processor, [self._samples[index]]).to(self._device)
 
 
 def prune_only(model: PreTrainedModel, recipe: PruningRecipe) -> PruningRecipe:

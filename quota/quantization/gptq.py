@@ -85,10 +85,12 @@ def _inverse_factor(hessian: Tensor, damping: float) -> Tensor:
     """Upper Cholesky factor U of the inverse of the damped Hessian, (H + d I)^-1 = U^T U, float64 [K, K]."""
     if not torch.isfinite(hessian).all():
         raise QuotaError("the calibration activations hold NaN or infinity; calibrate in float32")
-    damped = hessian.double().clone()
+    # Upside down, where H' = L L^T; then U is L^-1, turned again, and H need not be inverted first.
+    damped = hessian.flip(0, 1).double()
     diagonal = damped.diagonal()
     mean = diagonal.mean()
     # Inputs that are all zero say nothing about the weights: round them to nearest.
     diagonal += damping * mean if mean > 0 else 1.0
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
-    return torch.linalg.cholesky(inverse, upper=True)
+    lower = torch.linalg.cholesky(damped, out=damped)
+    identity = torch.eye(len(lower), dtype=lower.dtype, device=lower.device)
+    return torch.linalg.solve_triangular(lower, identity, upper=False).flip(0, 1)

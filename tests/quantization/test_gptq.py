@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from quota.errors import QuotaError
-from quota.quantization.gptq import gptq, gptq_naive
+from quota.quantization.gptq import _inverse_factor, gptq, gptq_naive
 from quota.quantization.integer import dequantize_weight, quantize_weight
 
 
@@ -99,3 +99,11 @@ def test_a_hessian_that_is_not_finite_is_refused() -> None:
     hessian[2, 2] = float("inf")
     with pytest.raises(QuotaError, match="NaN or infinity"):
         gptq(random_weight(2, 8), hessian, 4, 8)
+
+
+def test_the_factor_is_that_of_the_inverse() -> None:
+    x = correlated_inputs(300, 48, 8)
+    damped = (x.T @ x).double()
+    damped.diagonal().add_(0.01 * damped.diagonal().mean())
+    expected = torch.linalg.cholesky(torch.linalg.inv(damped), upper=True)
+    torch.testing.assert_close(_inverse_factor(x.T @ x, 0.01), expected, rtol=1e-6, atol=1e-9)
