@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import shlex
-import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from quota.cli.app import Backend, app, console, notes
+
+if TYPE_CHECKING:
+    from quota.study.run import Study
 
 
 @app.command()
@@ -63,7 +65,19 @@ def study(
     require_matplotlib()
     with progress_steps() as progress:
         rows = run_table(chosen, what, cache, timed, progress)
-    command = f"quota {shlex.join(sys.argv[1:])}"
+    command = _command(name, what, timed)
     write_report(out, name, command, chosen, what, rows)
     console.print(markdown(name, command, chosen, what, rows))
     notes.print(f"written to {out / name}.md, .json and .png")
+
+
+def _command(name: str, what: Study, timed: bool) -> str:
+    """The command that measures this again: all that changes a figure, and no folders of this machine."""
+    words = ["quota", "study", name]
+    for option, value in (("--model", what.model), ("--suite", what.suite), ("--calibration", what.calibration)):
+        if value not in (None, "reference"):
+            words += [option, Path(value).name if isinstance(value, Path) else value]
+    words += ["--development"] if what.questions == "development" else []
+    words += ["--limit", str(what.limit)] if what.limit is not None else []
+    words += ["--seeds", str(what.seeds)] if what.seeds != 5 else []
+    return shlex.join(words + (["--timed"] if timed else []))

@@ -9,6 +9,7 @@ import pytest
 from tiny_llava import VISUAL_TOKENS, make_samples
 
 from quota.cli import main
+from quota.cli.study import _command
 from quota.errors import QuotaError
 from quota.samples import read_samples
 from quota.scheme import QuantizationScheme
@@ -132,3 +133,11 @@ def test_every_table_has_the_row_that_it_compares_with() -> None:
     for name in TABLES:
         made = table(name)
         assert made.against in made.rows and FULL in made.rows
+
+
+def test_a_report_names_the_command_without_folders_of_this_machine() -> None:
+    default = _command("keep", Study(), timed=False)
+    assert default == "quota study keep"
+    other = Study("owner/name", Path("/somewhere/vqa"), None, "development", 50, 1)
+    expected = "quota study keep --model owner/name --suite vqa --development --limit 50 --seeds 1 --timed"
+    assert _command("keep", other, timed=True) == expected
