@@ -41,6 +41,7 @@ from quota.quantization.key_moments import KeyMoments, watch
 from quota.quantization.key_transform import NAME as KEY_TRANSFORM
 from quota.quantization.kv_cache import adopt
 from quota.recipe import PruningRecipe
+from quota.residence import InMemory, Residence
 from quota.scheme import QuantizationScheme
 from quota.token_weights import check_share, token_weights
 
@@ -79,6 +80,7 @@ def calibrate(
     progress: Progress | None = None,
     recipe: PruningRecipe | None = None,
     visual_share: float | None = None,
+    residence: Residence | None = None,
 ) -> Calibration:
     """Quantise the linears of `model` in place and measure its decoder layers on the way.
 
@@ -86,10 +88,11 @@ def calibrate(
     them). The KV cache is taken to be quantised but is not attached. With a `recipe` the decoder is calibrated and
     measured in the graph that it prunes (quota/calibration_graph.py). `visual_share` is what visual tokens count for,
     in (0, 1), when the decoder's weights are rounded (quota/token_weights.py); without it all tokens count alike.
+    `residence` is where the blocks are, in memory if it is not given.
 
     Raises QuotaError for no inputs, an unsupported architecture, or a sample without a picture or without text.
     """
-    return Sweep(model, inputs, scheme, progress, recipe, visual_share).run()
+    return Sweep(model, inputs, scheme, progress, recipe, visual_share, residence).run()
 
 
 class Sweep:
@@ -103,6 +106,7 @@ class Sweep:
         progress: Progress | None = None,
         recipe: PruningRecipe | None = None,
         visual_share: float | None = None,
+        residence: Residence | None = None,
     ) -> None:
         if not inputs:
             raise QuotaError("calibration needs at least one sample")
@@ -120,6 +124,8 @@ class Sweep:
         # 16 bits on both sides is the layer as it is.
         if scheme.weight_bits < 16 or scheme.activation_bits < 16:
             self.linears = dict(self.family.linears(scheme.modules))
+        self.quantized = len(self.linears)
+        self.residence = residence or InMemory()
         self.curves = Curves()
         self._recipe = recipe
         self._share = visual_share
@@ -130,19 +136,24 @@ class Sweep:
     @torch.no_grad()
     def run(self) -> Calibration:
         """The whole sweep, tower to last decoder layer."""
+        front = [*self.family.tower_blocks, *self.family.projectors]
+        for block in front:
+            self.residence.fetch(block)
         self.exact, self.beside = self._capture(self.layers)
         for blocks in (list(self.family.tower_blocks), *([projector] for projector in self.family.projectors)):
             self._quantize_chain(blocks)
         self.deployed, around = self._capture(self.layers)
         # The rest is the same in both streams, and need not be held twice.
         self.added = [[block.added for block in chain] for chain in around]
+        for block in front:
+            self.residence.release(block)
         tokens = [int(visual.sum()) for visual in self.visual]
         if self._recipe is not None:
             first = [chain[0] for chain in self.beside]
             self._graph = self._pruned_graph(first, self._recipe)
         for index in range(len(self.layers)):
             self._decoder_layer(index)
-        return Calibration(self.curves, statistics.median_low(tokens), len(self.linears))
+        return Calibration(self.curves, statistics.median_low(tokens), self.quantized)
 
     def _pruned_graph(self, first: list[Beside], recipe: PruningRecipe) -> PrunedGraph:
         """The graph of `recipe`; `first` is what the first decoder layer is called with for every sample."""
@@ -156,6 +167,8 @@ class Sweep:
     def _quantize_chain(self, blocks: Sequence[nn.Module]) -> None:
         """Quantise blocks in front of the decoder, where only the deployed stream is needed."""
         if not any(self._linears_of(block) for block in blocks):
+            for block in blocks:
+                self.residence.keep(block)
             self._report(len(blocks))
             return
         hidden, beside = self._capture(blocks)
@@ -172,6 +185,7 @@ class Sweep:
 
     def _decoder_layer(self, index: int) -> None:
         layer = self.layers[index]
+        self.residence.fetch(layer)
         samples = range(len(self.inputs))
         beside = [chain[index] for chain in self.beside]
         around = [replace(one, added=added[index]) for one, added in zip(beside, self.added, strict=True)]
@@ -199,6 +213,7 @@ class Sweep:
         low, middle, high = torch.tensor(concentration).quantile(torch.tensor([0.25, 0.5, 0.75])).tolist()
         self.curves.concentration.append(middle)
         self.curves.concentration_iqr.append(high - low)
+        self.residence.release(layer)
         self._report(1)
 
     def _step(self, index: int, sample: int, leaving: Tensor, observation: Observation) -> None:
@@ -240,8 +255,13 @@ class Sweep:
     def _quantize(
         self, block: nn.Module, advance: Callable[[int], Tensor], weights: list[Tensor] | None = None
     ) -> None:
-        if linears := self._linears_of(block):
+        linears = self._linears_of(block)
+        if linears and not self.residence.restore(block, linears):
             quantize_linears(self.model, linears, self.scheme, advance, len(self.inputs), weights)
+        for name in linears:
+            # The original would stay in memory as long as it is listed.
+            del self.linears[name]
+        self.residence.keep(block)
 
     def _report(self, blocks: int) -> None:
         self._blocks_done += blocks

@@ -31,6 +31,7 @@ from quota.models import family, fingerprint
 from quota.pruning import Pruner
 from quota.quantization.kv_cache import attach_cache
 from quota.recipe import PruningRecipe
+from quota.residence import InMemory, Residence
 from quota.rounds import Graph, calibrate_in
 from quota.samples import Sample, build_inputs
 from quota.samples import fingerprint as samples_fingerprint
@@ -79,6 +80,7 @@ def compress(
     visual_share: float | None = None,
     method: Method = "quota",
     compute: float | None = None,
+    residence: Residence | None = None,
 ) -> CompressionResult:
     """Quantise `model` in place and make it drop visual tokens by a recipe calibrated for it.
 
@@ -96,6 +98,7 @@ def compress(
         method: "quota", by the measured errors of drops, or "paper", the published one.
         compute: of "quota", the largest share of the unpruned prefill arithmetic of visual tokens to spend; None: what
             "paper" would spend on the same model.
+        residence: where the model's blocks are, if not in memory; `compress_folder` gives it, for one sweep.
 
     Raises QuotaError, before anything is changed, for options out of range, no samples, an unsupported architecture
     or a model that is compressed already. If the sweep itself fails the model is half quantised: load it anew.
@@ -104,7 +107,8 @@ def compress(
     _check_options(model, keep, method, compute, layers, temperature, graph)
     check_share(visual_share)
     inputs = _inputs(model, processor, samples)
-    drops = _Drops(model, processor, samples, scheme, keep, progress) if method == "quota" else None
+    place = residence or InMemory()
+    drops = _Drops(model, processor, samples, scheme, keep, progress, place) if method == "quota" else None
 
     def make_recipe(calibration: Calibration) -> PruningRecipe:
         curves = calibration.curves
@@ -128,7 +132,7 @@ def compress(
 
     with ops.record() as operators:
         report = progress if drops is None else drops.sweeping
-        sweep = partial(calibrate, model, inputs, scheme, report, visual_share=visual_share)
+        sweep = partial(calibrate, model, inputs, scheme, report, visual_share=visual_share, residence=place)
         found = calibrate_in(graph, model, sweep, make_recipe)
     attach_cache(model, scheme)
     Pruner(model, found.recipe, scheme).attach()
@@ -162,7 +166,7 @@ def _inputs(model: PreTrainedModel, processor: Any, samples: Sequence[Sample]) -
     if not samples:
         raise QuotaError("calibration needs at least one sample; 128 are the published setting")
     model.eval()
-    return Streamed(processor, samples, model.device)
+    return Streamed(processor, samples, model.get_input_embeddings().weight.device)
 
 
 class Streamed(Sequence[Any]):
@@ -218,8 +222,10 @@ class _Drops:
         scheme: QuantizationScheme,
         keep: float,
         progress: Progress | None,
+        residence: Residence,
     ) -> None:
         self.model, self.processor, self.samples = model, processor, samples[:SAMPLES]
+        self.residence = residence
         self.scheme, self.keep = scheme, keep
         self.depth = len(family(model).decoder_layers)
         self.ratios = sorted({*RATIOS, keep} - {1.0}, reverse=True)
@@ -240,6 +246,7 @@ class _Drops:
             if self._progress is not None:
                 self._progress(self._swept + done, self._swept + total)
 
+        self.residence.assemble()
         cache = attach_cache(self.model, self.scheme)
         try:
             errors = measure_drops(

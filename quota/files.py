@@ -44,7 +44,7 @@ def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> None
             os.fsync(file.fileno())
         temporary.replace(target)
     except OSError as error:
-        raise _cannot_write(target, error) from error
+        raise cannot_write(target, error) from error
     finally:
         _remove(temporary)
 
@@ -63,15 +63,15 @@ def staged_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     try:
         temporary.mkdir(parents=True)
     except OSError as error:
-        raise _cannot_write(target, error) from error
+        raise cannot_write(target, error) from error
     try:
         try:
             yield temporary
         except Exception as error:
             if _disk_is_full(error):
-                raise _cannot_write(target, error) from error
+                raise cannot_write(target, error) from error
             raise
-        _swap(temporary, target)
+        replace_folder(temporary, target)
     finally:
         _remove(temporary)
 
@@ -94,14 +94,17 @@ def refuse_foreign(target: Path) -> None:
             raise QuotaError(f"{target} is a file; give the name of a folder")
         foreign = any(target.iterdir()) and not is_checkpoint(target)
     except OSError as error:
-        raise _cannot_write(target, error) from error
+        raise cannot_write(target, error) from error
     if foreign:
         raise QuotaError(f"{target} is not empty and was not written by quota; give a new folder or empty this one")
 
 
-def _swap(temporary: Path, target: Path) -> None:
-    """Rename `temporary` to `target`; an older target is moved aside first and comes back on failure."""
-    # Checked again: the block may have run for minutes.
+def replace_folder(temporary: Path, target: Path) -> None:
+    """Rename `temporary` to `target`; an older target is moved aside first and comes back on failure.
+
+    Raises QuotaError for a target that `staged_folder` would refuse.
+    """
+    # Checked again: what made the folder may have run for minutes.
     refuse_foreign(target)
     older = _temporary_name(target)
     try:
@@ -114,7 +117,7 @@ def _swap(temporary: Path, target: Path) -> None:
                 older.rename(target)
             raise
     except OSError as error:
-        raise _cannot_write(target, error) from error
+        raise cannot_write(target, error) from error
     _remove(older)
 
 
@@ -131,7 +134,8 @@ def _remove(path: Path) -> None:
             path.unlink()
 
 
-def _cannot_write(target: Path, error: Exception) -> QuotaError:
+def cannot_write(target: Path, error: Exception) -> QuotaError:
+    """What to tell the user of an error of the system, or of safetensors, while `target` was written."""
     if _disk_is_full(error):
         return QuotaError(f"no space left on the disk of {target}; free some and run again")
     reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)

@@ -59,7 +59,9 @@ def compress(
 ) -> None:
     """Quantise MODEL to W4A4KV4, find its pruning recipe, and save both to OUT.
 
-    OUT then loads as any transformers checkpoint does, after `import quota`.
+    OUT then loads as any transformers checkpoint does, after `import quota`. Weights are read block by block and are
+    never in memory all at once, and if the command is interrupted, the same command goes on where it stopped; but with
+    another graph than the unpruned one, the model is in memory and a new run starts anew.
 
     ```text
     quota compress reference small/
@@ -68,32 +70,53 @@ def compress(
     """
     import quota
     from quota.files import refuse_foreign
-    from quota.loading import load_model
+    from quota.loading import load_model, model_dtype, model_folder
     from quota.report.inspection import inspect_path
     from quota.report.progress import progress_bar
     from quota.report.tables import inspection_table
     from quota.rounds import as_graph
+    from quota.scheme import QuantizationScheme
+    from quota.streaming import compress_folder, finished_blocks
 
     # Before the minutes of calibration, not after them.
     refuse_foreign(out)
-    scheme, calibrated_in = quota.QuantizationScheme(transforms=transforms), as_graph(graph)
+    scheme, calibrated_in = QuantizationScheme(transforms=transforms), as_graph(graph)
     chosen = _calibration_samples(model, calibration, samples, seed)
-    network, processor, _ = load_model(model)
+    source = model_folder(model)
+    if finished := finished_blocks(out):
+        notes.print(f"going on with an interrupted run: {finished} blocks are finished")
     with progress_bar("calibrating") as progress:
-        result = quota.compress(
-            network,
-            processor,
-            chosen,
-            keep=keep,
-            scheme=scheme,
-            method=method,  # pyright: ignore[reportArgumentType] (compress says what is wrong)
-            compute=compute,
-            seed=seed,
-            progress=progress,
-            graph=calibrated_in,
-            visual_share=visual_share,
-        )
-    quota.save_pretrained(network, processor, out)
+        if calibrated_in == "unpruned":
+            result = compress_folder(
+                source,
+                out,
+                chosen,
+                keep=keep,
+                scheme=scheme,
+                seed=seed,
+                dtype=model_dtype(model),
+                progress=progress,
+                visual_share=visual_share,
+                method=method,  # pyright: ignore[reportArgumentType] (compress says what is wrong)
+                compute=compute,
+            )
+        else:
+            # Several sweeps, each from the original weights, which are held in memory meanwhile.
+            network, processor, _ = load_model(model)
+            result = quota.compress(
+                network,
+                processor,
+                chosen,
+                keep=keep,
+                scheme=scheme,
+                method=method,  # pyright: ignore[reportArgumentType] (compress says what is wrong)
+                compute=compute,
+                seed=seed,
+                progress=progress,
+                graph=calibrated_in,
+                visual_share=visual_share,
+            )
+            quota.save_pretrained(network, processor, out)
     inspection = inspect_path(out)
     console.print(inspection_table(inspection, str(out)))
     notes.print(f"compressed in {result.seconds:.0f} s; operators: {result.operators}; try: quota eval {out}")

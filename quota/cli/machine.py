@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
 from quota.cli.app import Backend, JsonFile, app, console, notes, write_json
@@ -10,7 +12,8 @@ from quota.errors import QuotaError
 bench = typer.Typer(
     name="bench",
     help=(
-        "Time this machine against what one would run otherwise: `quota bench ops`, `quota bench e2e`.\n\n"
+        "Measure this machine against what one would run otherwise: `quota bench ops`, `quota bench e2e`, "
+        "`quota bench compress`.\n\n"
         "A ratio above 1 is better than the baseline. The JSON holds device, threads and rows; every row has job, "
         "shape, backend, value, baseline, baseline_value and ratio. Values are seconds (linear, decode_attention, "
         "ttft, overhead), tokens a second (decode) or bytes (memory)."
@@ -86,4 +89,30 @@ def e2e(json_file: JsonFile = None, backend: Backend = None) -> None:
     notes.print(
         "keep 30%: visual tokens left after the last cut; the average over layers is 43% in the realistic model"
     )
+    write_json(json_file, report.figures())
+
+
+@bench.command()
+def compress(
+    layers: Annotated[
+        list[int] | None, typer.Option(min=1, help="Depth of the decoder; give it several times. Default: 1 and 3.")
+    ] = None,
+    samples: Annotated[int, typer.Option(min=1, help="Calibration questions.")] = 8,
+    json_file: JsonFile = None,
+    backend: Backend = None,
+) -> None:
+    """Measure the peak memory of `quota compress` on a random model as wide as LLaVA-1.5-7B: depth does not count.
+
+    ```text
+    quota bench compress --layers 1 --layers 3 --json compress.json
+    ```
+    """
+    from quota.bench import bench_compress
+    from quota.report.machine import bench_tables
+    from quota.report.progress import progress_steps
+
+    with progress_steps() as progress:
+        report = bench_compress(layers or [1, 3], samples, progress=progress)
+    for table in bench_tables(report):
+        console.print(table)
     write_json(json_file, report.figures())
