@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from lmms_eval.api.model import lmms
-from lmms_eval.models.registry_v2 import ModelManifest
-from lmms_eval.protocol import ChatMessages
+from lmms_eval.api.model import lmms  # pyright: ignore[reportMissingImports]
+from lmms_eval.models.registry_v2 import ModelManifest  # pyright: ignore[reportMissingImports]
+from lmms_eval.protocol import ChatMessages  # pyright: ignore[reportMissingImports]
 from tqdm import tqdm
 
 from quota.errors import QuotaError
@@ -44,7 +44,8 @@ class QuotaModel(lmms):
             raise QuotaError(f"batch_size {batch_size} is not a number of questions; give one from 1 up")
         self.batch_size = int(batch_size)
         model, self.processor, self.label = load_model(pretrained)
-        self.model: Any = model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.model: Any = model
+        self.model.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
         """Answers, in the order of the requests; those with equal generation settings are asked together."""
