@@ -44,9 +44,10 @@ from quota.recipe import PruningRecipe
 from quota.residence import InMemory, Residence
 from quota.scheme import QuantizationScheme
 from quota.token_weights import check_share, token_weights
+from quota.work import block_work
 
 Progress = Callable[[int, int], None]
-"""Called with the blocks done so far and their total."""
+"""Called with the work done so far and its total, in multiplications (quota/work.py)."""
 
 TOP_TOKENS = 10
 """Visual tokens whose attention counts as concentrated."""
@@ -131,7 +132,8 @@ class Sweep:
         self._share = visual_share
         self._graph: PrunedGraph | None = None
         self._progress = progress
-        self._blocks_done = 0
+        self._work: dict[nn.Module, int] = {}
+        self._done = self._total = 0
 
     @torch.no_grad()
     def run(self) -> Calibration:
@@ -140,6 +142,7 @@ class Sweep:
         for block in front:
             self.residence.fetch(block)
         self.exact, self.beside = self._capture(self.layers)
+        self._plan_work()
         for blocks in (list(self.family.tower_blocks), *([projector] for projector in self.family.projectors)):
             self._quantize_chain(blocks)
         self.deployed, around = self._capture(self.layers)
@@ -169,7 +172,7 @@ class Sweep:
         if not any(self._linears_of(block) for block in blocks):
             for block in blocks:
                 self.residence.keep(block)
-            self._report(len(blocks))
+                self._report(block)
             return
         hidden, beside = self._capture(blocks)
         samples = range(len(self.inputs))
@@ -181,7 +184,7 @@ class Sweep:
             self._quantize(block, advance)
             if index + 1 < len(blocks):
                 hidden = [advance(sample) for sample in samples]
-            self._report(1)
+            self._report(block)
 
     def _decoder_layer(self, index: int) -> None:
         layer = self.layers[index]
@@ -214,7 +217,7 @@ class Sweep:
         self.curves.concentration.append(middle)
         self.curves.concentration_iqr.append(high - low)
         self.residence.release(layer)
-        self._report(1)
+        self._report(layer)
 
     def _step(self, index: int, sample: int, leaving: Tensor, observation: Observation) -> None:
         """Go on behind layer `index` with its output; in a pruned graph with what the recipe leaves of it."""
@@ -263,11 +266,24 @@ class Sweep:
             del self.linears[name]
         self.residence.keep(block)
 
-    def _report(self, blocks: int) -> None:
-        self._blocks_done += blocks
+    def _plan_work(self) -> None:
+        """What every block will take, as long as all of them are there."""
+        blocks, samples = list(self.family.tower_blocks), len(self.inputs)
+        if blocks:
+            entering, _ = capture(self.model, blocks, self.inputs[0])
+            self._plan([*blocks, *self.family.projectors], samples * entering[..., 0].numel())
+        self._plan(self.layers, sum(visual.numel() for visual in self.visual))
+        self._total = sum(self._work.values())
+
+    def _plan(self, blocks: Sequence[nn.Module], tokens: int) -> None:
+        for block in blocks:
+            finished = not self._linears_of(block) or self.residence.finished(block)
+            self._work[block] = block_work(block, tokens, finished)
+
+    def _report(self, block: nn.Module) -> None:
+        self._done += self._work[block]
         if self._progress is not None:
-            total = len(self.family.tower_blocks) + len(self.family.projectors) + len(self.layers)
-            self._progress(self._blocks_done, total)
+            self._progress(self._done, self._total)
 
 
 def _run_sample(block: nn.Module, hidden: list[Tensor], beside: list[Beside], sample: int) -> Tensor:

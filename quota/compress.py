@@ -38,6 +38,7 @@ from quota.samples import fingerprint as samples_fingerprint
 from quota.scheme import QuantizationScheme
 from quota.token_weights import check_share
 from quota.version import __version__
+from quota.work import forward_work
 
 DEFAULT_SCHEME = QuantizationScheme()
 
@@ -91,7 +92,8 @@ def compress(
         layers: of the method "paper", candidate decoder layers, to override the rule of `candidate_layers`.
         temperature: of "paper", tau of equation (3).
         seed: recorded in the recipe as the one that `samples` were drawn with. Nothing here is random.
-        progress: called with the blocks done and their total; other graphs start it anew for every sweep.
+        progress: called with the work done and its total, in multiplications (quota/work.py); other graphs start it
+            anew for every sweep.
         graph: "unpruned", "pruned" or "joint": the graph that is calibrated in (quota/rounds.py); others than the
             first belong to the method "paper".
         visual_share: what visual tokens count for when weights are rounded (quota/token_weights.py); None: all alike.
@@ -229,7 +231,10 @@ class _Drops:
         self.scheme, self.keep = scheme, keep
         self.depth = len(family(model).decoder_layers)
         self.ratios = sorted({*RATIOS, keep} - {1.0}, reverse=True)
-        self.steps = len(candidates(self.depth)) * len(self.ratios)
+        steps = len(candidates(self.depth)) * len(self.ratios)
+        tokens = sum(build_inputs(processor, [sample])["input_ids"].numel() for sample in self.samples)
+        # Linears are quantised by the time they run.
+        self.work = steps * forward_work([linear for _, linear in family(model).linears()], tokens)
         self._progress = progress
         self._swept = 0
 
@@ -237,14 +242,14 @@ class _Drops:
         """Progress of the sweep, which comes before the drops."""
         self._swept = total
         if self._progress is not None:
-            self._progress(done, total + self.steps)
+            self._progress(done, total + self.work)
 
     def cuts(self, calibration: Calibration, compute: float | None) -> Cuts:
         tokens, config = calibration.reference_tokens, self.model.config.get_text_config()
 
         def dropping(done: int, total: int) -> None:
             if self._progress is not None:
-                self._progress(self._swept + done, self._swept + total)
+                self._progress(self._swept + self.work * done // total, self._swept + self.work)
 
         self.residence.assemble()
         cache = attach_cache(self.model, self.scheme)

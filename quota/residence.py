@@ -7,11 +7,11 @@ Calibration (quota/calibration.py) needs one block at a time. It says which thro
     keep       this block is finished
     release    this block is not needed any more
 
-and after the last block, if the finished model is to run, by a fifth, `assemble`. They do nothing for a model in
-memory. `OnDisk` reads a block from the source checkpoint, writes it to a file of its own when it is finished, and frees
-it. The files are the whole state of a run: one that was interrupted goes through the model again, takes finished blocks
-from their files, which costs forward passes only, and comes to the same streams, bit for bit, at the block where it was
-interrupted.
+and after the last block, if the finished model is to run, by `assemble`; `finished` tells beforehand what `restore`
+will find. They do nothing for a model in memory. `OnDisk` reads a block from the source checkpoint, writes it to a file
+of its own when it is finished, and frees it. The files are the whole state of a run: one that was interrupted goes
+through the model again, takes finished blocks from their files, which costs forward passes only, and comes to the same
+streams, bit for bit, at the block where it was interrupted.
 """
 
 from __future__ import annotations
@@ -39,6 +39,9 @@ class InMemory:
     """A model as `from_pretrained` loads it."""
 
     def fetch(self, block: nn.Module) -> None: ...
+
+    def finished(self, block: nn.Module) -> bool:
+        return False
 
     def restore(self, block: nn.Module, linears: Mapping[str, nn.Linear]) -> bool:
         return False
@@ -79,12 +82,15 @@ class OnDisk:
         """Give the modules of `block` their original weights."""
         self._fill(dict(block.named_modules(prefix=self.names[block])))
 
+    def finished(self, block: nn.Module) -> bool:
+        """Whether an interrupted run has finished `block`."""
+        return self.file(self.blocks.index(block)).exists()
+
     def restore(self, block: nn.Module, linears: Mapping[str, nn.Linear]) -> bool:
         """Replace `linears`, those of `block`, by the quantised ones in its file, if there is one."""
-        file = self.file(self.blocks.index(block))
-        if not file.exists():
+        if not self.finished(block):
             return False
-        stored = load_file(file)
+        stored = load_file(self.file(self.blocks.index(block)))
         for name, linear in linears.items():
             inputs, outputs, bias = linear.in_features, linear.out_features, linear.bias is not None
             layer = W4A4Linear(inputs, outputs, bias, self.scheme, linear.weight.dtype)
@@ -96,9 +102,8 @@ class OnDisk:
 
     def keep(self, block: nn.Module) -> None:
         """Write `block` as it is now, unless it came from its file."""
-        file = self.file(self.blocks.index(block))
-        if not file.exists():
-            prefix = self.names[block]
+        if not self.finished(block):
+            file, prefix = self.file(self.blocks.index(block)), self.names[block]
             self._write(file, {f"{prefix}.{name}": tensor for name, tensor in block.state_dict().items()})
 
     def keep_rest(self) -> None:

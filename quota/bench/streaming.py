@@ -1,8 +1,12 @@
-"""Peak memory of `quota compress`, at two depths of one width: it may not grow with depth.
+"""Peak memory of `quota compress`, at two depths of one width: it may not grow with depth. And against the weights.
 
 The model is a LLaVA with random weights, written shard by shard, so that making it takes no more memory than
 compressing it; the process that compresses it is a fresh one and reports its own peak (quota/bench/memory.py).
 `python -m quota.bench.streaming SOURCE OUT SAMPLES` is that process, and prints its peak in bytes.
+
+Few samples are enough to know the peak of many. Of each there are two hidden states, and a third while a layer runs:
+
+    peak(n) <= peak(m) + (n - m) 3 T D b        T tokens, D wide, of b bytes
 """
 
 from __future__ import annotations
@@ -32,7 +36,9 @@ from quota.bench.memory import own_peak
 from quota.bench.report import Progress, Report, Row, silent
 from quota.errors import QuotaError
 from quota.residence import empty_model
+from quota.samples import build_inputs
 from quota.streaming import compress_folder
+from quota.weights import weight_files
 
 
 @dataclass(frozen=True)
@@ -54,23 +60,34 @@ class Width:
 
 SEVEN_B = Width("LLaVA-1.5-7B", 4096, 11008, 32, 1024, 4096, 24, 16, 336)
 """CLIP-L/14-336 and a decoder as wide as Llama-2-7B, which has 32 layers."""
+REALISTIC = Width("realistic", 2048, 5504, 16, 1024, 4096, 24, 16, 336)
+"""That of the random model in `quota bench e2e`, which has 16."""
+MODELS = {"7b": SEVEN_B, "realistic": REALISTIC}
+
+USUAL_SAMPLES = 128
+_STATES = 3
 
 
 def bench_compress(depths: Sequence[int], samples: int, width: Width = SEVEN_B, progress: Progress = silent) -> Report:
-    """Compress a model of this width at every depth. A row's baseline is the peak at the first depth.
+    """Compress a model of this width at every depth.
 
-    Needs the disk for one model at a time. Raises QuotaError if a process fails.
+    A depth has a row against the peak at the first depth, and one against the weights in bfloat16, for which the peak
+    is carried to 128 samples. Needs the disk for one model at a time. Raises QuotaError if a process fails.
     """
     report = Report()
     peaks: list[int] = []
+    backend = ops.forced() or "automatic"
     for done, depth in enumerate(depths, 1):
         with tempfile.TemporaryDirectory() as folder:
             write_random(width, depth, Path(folder) / "source")
+            weights = sum(file.stat().st_size for file in weight_files(Path(folder) / "source"))
             peaks.append(_peak(Path(folder), samples))
-        shape = f"compress {width.name}, {depth} of its layers, {samples} samples"
-        report.rows.append(
-            Row("memory", shape, ops.forced() or "automatic", peaks[-1], f"{depths[0]} layers", peaks[0])
-        )
+        shape = f"compress {width.name}, {depth} of its layers"
+        measured = f"{shape}, {samples} samples"
+        report.rows.append(Row("memory", measured, backend, peaks[-1], f"{depths[0]} layers", peaks[0]))
+        usual = max(samples, USUAL_SAMPLES)
+        bound = peaks[-1] + (usual - samples) * _STATES * _state_bytes(width, samples)
+        report.rows.append(Row("memory", f"{shape}, {usual} samples at most", backend, bound, "bf16 weights", weights))
         progress("compress", done, len(depths))
     return report
 
@@ -78,14 +95,12 @@ def bench_compress(depths: Sequence[int], samples: int, width: Width = SEVEN_B, 
 def write_random(width: Width, depth: int, folder: Path) -> None:
     """A checkpoint of this shape in bfloat16, one file a module, with the tokenizer of the reference model."""
     folder.mkdir(parents=True)
-    model = empty_model(lambda: LlavaForConditionalGeneration._from_config(_config(width, depth), dtype=torch.bfloat16))
+    model = empty_model(
+        lambda: LlavaForConditionalGeneration._from_config(llava_config(width, depth), dtype=torch.bfloat16)
+    )
     model.config.save_pretrained(folder)
     model.generation_config.save_pretrained(folder)
-    processor: Any = AutoProcessor.from_pretrained(reference.model_path())
-    side = {"height": width.image, "width": width.image}
-    processor.image_processor.size = processor.image_processor.crop_size = side
-    processor.patch_size = width.patch
-    processor.save_pretrained(folder)
+    _processor(width).save_pretrained(folder)
     generator = torch.Generator().manual_seed(0)
     places: dict[str, str] = {}
     for number, (prefix, module) in enumerate(model.named_modules()):
@@ -103,7 +118,16 @@ def write_random(width: Width, depth: int, folder: Path) -> None:
     (folder / SAFE_WEIGHTS_INDEX_NAME).write_text(json.dumps(index), encoding="utf-8")
 
 
-def _config(width: Width, depth: int) -> LlavaConfig:
+def _processor(width: Width) -> Any:
+    processor: Any = AutoProcessor.from_pretrained(reference.model_path())
+    side = {"height": width.image, "width": width.image}
+    processor.image_processor.size = processor.image_processor.crop_size = side
+    processor.patch_size = width.patch
+    return processor
+
+
+def llava_config(width: Width, depth: int) -> LlavaConfig:
+    """The architecture, with the image token of the reference model's tokenizer."""
     vision = CLIPVisionConfig(
         hidden_size=width.tower_hidden,
         intermediate_size=width.tower_inner,
@@ -124,6 +148,13 @@ def _config(width: Width, depth: int) -> LlavaConfig:
     return LlavaConfig(
         vision_config=vision, text_config=text, image_token_index=own.image_token_id, tie_word_embeddings=False
     )
+
+
+def _state_bytes(width: Width, samples: int) -> int:
+    """What a hidden state of the decoder takes in bfloat16, for the longest prompt."""
+    processor = _processor(width)
+    prompts = [build_inputs(processor, [sample]) for sample in reference.calibration_samples(samples, seed=0)]
+    return 2 * width.hidden * max(prompt["input_ids"].numel() for prompt in prompts)
 
 
 def _peak(folder: Path, samples: int) -> int:

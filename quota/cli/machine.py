@@ -94,6 +94,9 @@ def e2e(json_file: JsonFile = None, backend: Backend = None) -> None:
 
 @bench.command()
 def compress(
+    model: Annotated[
+        str, typer.Option(help="7b: as wide as LLaVA-1.5-7B; realistic: 2048 wide, as in `quota bench e2e`.")
+    ] = "7b",
     layers: Annotated[
         list[int] | None, typer.Option(min=1, help="Depth of the decoder; give it several times. Default: 1 and 3.")
     ] = None,
@@ -101,18 +104,25 @@ def compress(
     json_file: JsonFile = None,
     backend: Backend = None,
 ) -> None:
-    """Measure the peak memory of `quota compress` on a random model as wide as LLaVA-1.5-7B: depth does not count.
+    """Measure the peak memory of `quota compress` on a random model: depth does not count.
+
+    Beside the peak at the first depth stands that of the weights in bfloat16. For the latter the peak is carried to 128
+    samples: each further one adds three hidden states at most.
 
     ```text
     quota bench compress --layers 1 --layers 3 --json compress.json
+    quota bench compress --model realistic --layers 16
     ```
     """
     from quota.bench import bench_compress
+    from quota.bench.streaming import MODELS
     from quota.report.machine import bench_tables
     from quota.report.progress import progress_steps
 
+    if model not in MODELS:
+        raise QuotaError(f"there is no model {model!r} to compress here; choose one of {', '.join(MODELS)}")
     with progress_steps() as progress:
-        report = bench_compress(layers or [1, 3], samples, progress=progress)
+        report = bench_compress(layers or [1, 3], samples, MODELS[model], progress)
     for table in bench_tables(report):
         console.print(table)
     write_json(json_file, report.figures())

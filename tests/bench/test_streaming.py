@@ -2,11 +2,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText
 
-from quota.bench.streaming import Width, bench_compress, write_random
+from quota.bench.models import realistic_config
+from quota.bench.streaming import REALISTIC, Width, bench_compress, llava_config, write_random
 from quota.weights import weight_files
 
 NARROW = Width("narrow", 512, 1024, 8, 64, 128, 2, 2, 72, 12, words=2000)
@@ -17,9 +19,13 @@ LAYER = 2 * (4 * 512 * 512 + 3 * 512 * 1024)
 def test_depth_does_not_count() -> None:
     """A process's peak wavers by a few megabytes; ten layers more would be fifty."""
     report = bench_compress([2, 12], samples=1, width=NARROW)
-    shallow, deep = (row.value for row in report.rows)
+    shallow, deep = (row.value for row in report.rows if row.baseline == "2 layers")
     assert deep - shallow < 5 * LAYER
-    assert report.rows[1].baseline_value == shallow
+    assert report.rows[2].baseline_value == shallow
+    few, many = (row for row in report.rows if row.baseline == "bf16 weights")
+    assert many.baseline_value - few.baseline_value == pytest.approx(10 * LAYER, rel=0.01)
+    # 36 patches and some words.
+    assert few.value - shallow > 127 * 3 * 2 * 512 * 36
 
 
 def test_random_checkpoint_is_written_module_by_module_and_loads(tmp_path: Path) -> None:
@@ -30,3 +36,10 @@ def test_random_checkpoint_is_written_module_by_module_and_loads(tmp_path: Path)
     model = AutoModelForImageTextToText.from_pretrained(tmp_path / "model")
     assert model.dtype == torch.bfloat16
     assert len(stored) == len(dict(model.named_parameters()))
+
+
+def test_the_realistic_width_is_that_of_the_timed_model() -> None:
+    ours, timed = llava_config(REALISTIC, 16), realistic_config()
+    for part in ("vision_config", "text_config"):
+        sizes, others = (getattr(config, part).to_dict() for config in (ours, timed))
+        assert sizes == others
