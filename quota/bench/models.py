@@ -4,8 +4,8 @@ Speed and memory do not depend on what the weights say. Those of the realistic m
 module by module: bfloat16 where it is dense, and 4-bit integers directly where it is quantised, so that a process that
 measures the quantised model never holds the dense one. The reference model has its own weights, rounded to nearest.
 
-The recipe is the published schedule of LLaVA-1.5-7B (576 visual tokens; 524 441 359 274 173 left after layers 2 to 6 of
-32), at half the depth: every second cut, after layers 1, 2 and 3 of 16.
+Tokens are chosen by the default score. The recipe's schedule is the published one of LLaVA-1.5-7B (576 visual tokens;
+524 441 359 274 173 left after layers 2 to 6 of 32), at half the depth: every second cut, after layers 1, 2 and 3 of 16.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, PreTrainedModel
 
 from quota import reference
+from quota.drop_errors import SCORER
 from quota.loading import REFERENCE, load_model
 from quota.models import family, fingerprint
 from quota.models.llava import tokens_per_image
@@ -107,6 +108,7 @@ def published_recipe(model: Any, scheme: QuantizationScheme | None) -> PruningRe
         keep_ratios=(*ratios, KEEP),
         keep=KEEP,
         reference_tokens=tokens_per_image(model),
+        scorer=SCORER,
         scheme=scheme,
         model_fingerprint=fingerprint(model),
     )

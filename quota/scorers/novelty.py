@@ -19,7 +19,6 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
 
 from quota.scorers.signals import Signals
 
@@ -27,6 +26,7 @@ SIGNALS: tuple[str, ...] = ("inter",)
 WEIGHTS: Mapping[str, float] = {}
 
 _LARGEST = 2.0
+_SMALLEST = 1e-12
 
 
 def score(signals: Signals, weights: Mapping[str, float], percentiles: tuple[float, float] = (1.0, 99.0)) -> Tensor:
@@ -37,15 +37,14 @@ def score(signals: Signals, weights: Mapping[str, float], percentiles: tuple[flo
 
 def novelty(hidden: Tensor, weight: Tensor, valid: Tensor) -> Tensor:
     """Cosine distance of every token [B, V, D] to the nearest one ahead of it by `weight` [B, V]; [B, V] in [0, 2]."""
-    unit = normalize(hidden.float(), dim=-1)
-    # In the order of their weight, ties by index, "ahead" is a triangle.
-    order = weight.masked_fill(~valid, -torch.inf).argsort(dim=1, descending=True, stable=True)
-    unit = unit.gather(1, order[..., None].expand_as(unit))
-    similarity = unit @ unit.transpose(1, 2)
-    behind = torch.ones(similarity.shape[1:], dtype=torch.bool, device=hidden.device).triu()
-    nearest = similarity.masked_fill_(behind, -1).amax(dim=2)
-    distance = (1 - nearest).clamp(0, _LARGEST)
-    return torch.empty_like(distance).scatter_(1, order, distance)
+    hidden = hidden.float()
+    length = torch.linalg.vector_norm(hidden, dim=-1).clamp(min=_SMALLEST)
+    # Products first, lengths after: V numbers to divide for each token, not all its channels.
+    similarity = (hidden @ hidden.transpose(1, 2)).div_(length[:, :, None]).div_(length[:, None])
+    # Places in the order of weight, ties by index.
+    place = weight.masked_fill(~valid, -torch.inf).argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+    similarity.masked_fill_(place[:, None] >= place[:, :, None], -1)
+    return (1 - similarity.amax(dim=2)).clamp(0, _LARGEST)
 
 
 def novelty_naive(hidden: Tensor, weight: Tensor, valid: Tensor) -> Tensor:
