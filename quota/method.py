@@ -2,7 +2,7 @@
 
     paper   candidate layers by concentration and redundancy, keep ratios by equations (1) to (4), the published score
     quota   layers and counts of least measured error (quota/drop_errors.py) within a budget of prefill arithmetic,
-            solved exactly (quota/budget.py), and the score `novelty`
+            solved exactly (quota/budget.py), and the score `peaks`
 
 Both end at the final keep ratio that is asked for, and unless told otherwise `quota` spends what `paper` would.
 """

@@ -26,6 +26,13 @@ def test_divergence_of_a_written_example() -> None:
     assert divergence(full, full) == 0
 
 
+def test_divergence_is_the_geometric_mean_of_the_samples() -> None:
+    full = torch.tensor([[0.5, 0.5], [0.5, 0.5]]).log()
+    pruned = torch.tensor([[0.25, 0.75], [1e-6, 1 - 1e-6]]).log()
+    # The second sample alone: 1/2 ln (0.5 / 1e-6) + 1/2 ln (0.5 / (1 - 1e-6))
+    assert divergence(full, pruned) == pytest.approx((0.143841 * 6.214609) ** 0.5, rel=1e-4)
+
+
 def test_keeping_all_is_no_error_and_the_model_is_left_alone() -> None:
     model = make_model()
     errors = measure_drops(model, processor(), make_samples(3), None, VISUAL_TOKENS, LAYERS, (1.0, 0.5, 0.1))
@@ -40,6 +47,6 @@ def test_quota_cuts_end_at_the_final_ratio() -> None:
     config = make_model().config.get_text_config()
     errors = {layer: {8: 0.1, 5: 0.2} for layer in (-1, 2)}
     cuts = quota_cuts(errors, 16, LAYERS, 0.3, 0.8, config)
-    assert cuts.keep_ratios[-1] == 0.3 and cuts.scorer == "novelty"
+    assert cuts.keep_ratios[-1] == 0.3 and cuts.scorer == "peaks"
     everything = quota_cuts(errors, 16, LAYERS, 1.0, 1.0, config)
     assert everything.keep_ratios == (1.0,)

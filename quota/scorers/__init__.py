@@ -18,7 +18,19 @@ from typing import Protocol
 from torch import Tensor
 
 from quota.errors import QuotaError
-from quota.scorers import cdpruner, composite, dart, divprune, fastv, novelty, qapruner, random, uniform, visionzip
+from quota.scorers import (
+    cdpruner,
+    composite,
+    dart,
+    divprune,
+    fastv,
+    novelty,
+    peaks,
+    qapruner,
+    random,
+    uniform,
+    visionzip,
+)
 from quota.scorers.signals import Signals
 
 __all__ = ["SCORERS", "Scorer", "Signals", "scorer"]
@@ -38,6 +50,7 @@ class Scorer(Protocol):
 SCORERS: dict[str, Scorer] = {
     "composite": composite,
     "novelty": novelty,
+    "peaks": peaks,
     "random": random,
     "uniform": uniform,
     "fastv": fastv,

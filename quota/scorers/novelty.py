@@ -1,4 +1,4 @@
-"""What the question looks at and no better token already shows: QUOTA's own score.
+"""What the question looks at and no better token already shows.
 
     w_i     = 1/H sum_h sum_{j in text} A_h[j, i]               attention from the text (`inter`); 1 before the decoder
     nov_i   = min_{j ahead of i} (1 - cos(v_i, v_j))            how new v_i is beside all tokens that are ahead of it
@@ -7,8 +7,8 @@
 j is ahead of i if w_j > w_i, or w_j = w_i and j < i; the first of all has nov = 2, the largest there is. Neither factor
 does alone. Attention keeps many copies of what it likes (background patches are near-duplicates), and distances alone
 keep what nobody asked about. Of a group of duplicates only the one with most attention has a high score, so a product
-keeps one of each thing, the important first: the peaks of Rodriguez and Laio's clustering (Science 344, 2014) with
-attention for density. Unlike greedy max-min or determinants it needs no loop: one matrix product and one minimum.
+keeps one of each thing, the important first. Unlike greedy max-min or determinants it needs no loop: one matrix product
+and one minimum. QUOTA's own score (quota/scorers/peaks.py) goes one step further.
 
 The magnitude of a token and its quantisation risk are left out on purpose: docs/study/README.md shows what they cost.
 """
@@ -31,24 +31,38 @@ _SMALLEST = 1e-12
 
 def score(signals: Signals, weights: Mapping[str, float], percentiles: tuple[float, float] = (1.0, 99.0)) -> Tensor:
     """Signals of B rows with V visual tokens -> score [B, V] float32, 0 at padding."""
-    weight = torch.ones(signals.valid.shape, device=signals.hidden.device) if signals.inter is None else signals.inter
-    return (weight.sqrt() * novelty(signals.hidden, weight, signals.valid)).masked_fill(~signals.valid, 0)
+    weight = text_attention(signals)
+    return (weight.sqrt() * novelty(cosines(signals.hidden), weight, signals.valid)).masked_fill(~signals.valid, 0)
 
 
-def novelty(hidden: Tensor, weight: Tensor, valid: Tensor) -> Tensor:
-    """Cosine distance of every token [B, V, D] to the nearest one ahead of it by `weight` [B, V]; [B, V] in [0, 2]."""
+def text_attention(signals: Signals) -> Tensor:
+    """w of every token, [B, V]."""
+    return torch.ones(signals.valid.shape, device=signals.hidden.device) if signals.inter is None else signals.inter
+
+
+def cosines(hidden: Tensor) -> Tensor:
+    """Cosine of every two tokens, [B, V, D] -> [B, V, V] float32."""
     hidden = hidden.float()
     length = torch.linalg.vector_norm(hidden, dim=-1).clamp(min=_SMALLEST)
     # Products first, lengths after: V numbers to divide for each token, not all its channels.
-    similarity = (hidden @ hidden.transpose(1, 2)).div_(length[:, :, None]).div_(length[:, None])
+    return (hidden @ hidden.transpose(1, 2)).div_(length[:, :, None]).div_(length[:, None])
+
+
+def novelty(similarity: Tensor, weight: Tensor, valid: Tensor) -> Tensor:
+    """1 - the largest cosine of every token to one ahead of it by `weight` [B, V]; [B, V] in [0, 2].
+
+    `similarity` [B, V, V] is used up.
+    """
     # Places in the order of weight, ties by index.
-    place = weight.masked_fill(~valid, -torch.inf).argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+    order = weight.masked_fill(~valid, -torch.inf).argsort(dim=1, descending=True, stable=True)
+    places = torch.arange(order.shape[1], device=order.device).expand_as(order)
+    place = torch.empty_like(order).scatter_(1, order, places)
     similarity.masked_fill_(place[:, None] >= place[:, :, None], -1)
     return (1 - similarity.amax(dim=2)).clamp(0, _LARGEST)
 
 
 def novelty_naive(hidden: Tensor, weight: Tensor, valid: Tensor) -> Tensor:
-    """`novelty`, one token at a time: what it must equal at valid tokens."""
+    """`novelty` of tokens [B, V, D], one at a time: what it must equal at valid ones."""
     result = torch.full(valid.shape, _LARGEST)
     for row, i in valid.nonzero().tolist():
         for j in valid[row].nonzero().flatten().tolist():

@@ -79,7 +79,8 @@ def _parts() -> dict[str, Variant]:
     return {
         PAPER: Variant(pruning=Pruning(keep=keep)),
         "attention alone": Variant(pruning=Pruning(keep=keep, weights={"inter": 1.0})),
-        "novelty": Variant(pruning=Pruning(keep=keep, scorer=SCORER)),
+        "novelty": Variant(pruning=Pruning(keep=keep, scorer="novelty")),
+        "novelty and mass": Variant(pruning=Pruning(keep=keep, scorer=SCORER)),
         "farthest first": Variant(pruning=Pruning(keep=keep, scorer="divprune")),
         JOINT: Variant(pruning=joint(keep)),
     }
@@ -150,6 +151,15 @@ def _methods() -> dict[str, Variant]:
     return rows
 
 
+def _nearest() -> dict[str, Variant]:
+    """The best of the other methods where budgets are small enough to tell it from ours."""
+    rows = {}
+    for compute in (0.25, 0.2, 0.15):
+        rows[f"{JOINT}, {compute:.0%}"] = Variant(pruning=joint(None, compute))
+        rows[f"DivPrune, {compute:.0%}"] = Variant(pruning=methods(compute)["DivPrune"])
+    return rows
+
+
 def _without(name: str) -> dict[str, float]:
     """The default weights less one; the others grow in proportion to fill its place."""
     left = {other: weight for other, weight in WEIGHTS.items() if other != name}
@@ -174,5 +184,6 @@ TABLES: dict[str, tuple[str, str, Rows]] = {
     "calibration": ("Calibration samples", "128 samples", _calibration),
     "temperature": ("Temperature of equation (3)", "tau 1.25", _temperature),
     "layers": ("Candidate layers", "by the rule", _layers),
+    "nearest": ("QUOTA beside the nearest of the other methods", f"{JOINT}, 25%", _nearest),
     "methods": ("Other methods at the same compute", f"{JOINT}, {_BUDGETS[-1]:.0%}", _methods),
 }

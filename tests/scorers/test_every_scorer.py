@@ -84,7 +84,7 @@ class TestEveryScorer:
         assert order(name, alone) == order(name, both)[1:]
 
     def test_a_signal_that_it_names_must_be_measured(self, name: str) -> None:
-        if name == "novelty":
+        if name in ("novelty", "peaks"):
             pytest.skip("runs before the decoder too, where there is no attention")
         for signal in scorer(name).SIGNALS:
             with pytest.raises(QuotaError):

@@ -39,7 +39,7 @@ VARIANTS = {
     "scored in full precision": Variant(
         pruning=Pruning(layers=(1, 3), weights={"inter": 1.0}, scoring="full precision"), samples=4
     ),
-    "measured": Variant(pruning=Pruning(scorer="novelty", schedule="measured", keep=None, compute=0.5), samples=4),
+    "measured": Variant(pruning=Pruning(scorer="peaks", schedule="measured", keep=None, compute=0.5), samples=4),
     "before the decoder": Variant(pruning=Pruning(scorer="visionzip", layers=(-1,), schedule="one-shot"), samples=4),
 }
 
