@@ -6,7 +6,11 @@
     error     ||Q(v_i) - v_i||_2 under the deployed activation quantiser: the paper's simulated error
     range     max_c v_ic - min_c v_ic: how far the token's outliers reach
 
-(Wang et al., arXiv 2604.02816.) The paper prunes what the projector puts out; a = 1/2 is our choice.
+(Wang et al., arXiv 2604.02816.) The paper prunes what the projector puts out. No code of it was found, and what it
+says in public is our source: a metric of simulated group-wise quantisation error and outlier intensity, joined with a
+standard semantic score, so that activation outliers are not discarded. Our reading, then: large error and long range
+mean KEEP; the semantic score is VisionZip's; Q is the deployed quantiser (groups, and a block Hadamard before them);
+a = 1/2. On the reference model this is below random, and not for want of another reading: docs/study/README.md.
 """
 
 from __future__ import annotations
