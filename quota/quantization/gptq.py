@@ -87,10 +87,15 @@ def _inverse_factor(hessian: Tensor, damping: float) -> Tensor:
         raise QuotaError("the calibration activations hold NaN or infinity; calibrate in float32")
     # Upside down, where H' = L L^T; then U is L^-1, turned again, and H need not be inverted first.
     damped = hessian.flip(0, 1).double()
+    del hessian
     diagonal = damped.diagonal()
     mean = diagonal.mean()
     # Inputs that are all zero say nothing about the weights: round them to nearest.
     diagonal += damping * mean if mean > 0 else 1.0
-    lower = torch.linalg.cholesky(damped, out=damped)
-    identity = torch.eye(len(lower), dtype=lower.dtype, device=lower.device)
-    return torch.linalg.solve_triangular(lower, identity, upper=False).flip(0, 1)
+    torch.linalg.cholesky(damped, out=damped)
+    # These matrices are the largest of a calibration. Column by column, as LAPACK wants it, the result takes the
+    # place of the identity.
+    inverse = torch.eye(len(damped), dtype=damped.dtype, device=damped.device).mT
+    torch.linalg.solve_triangular(damped, inverse, upper=False, out=inverse)
+    del damped
+    return inverse.flip(0, 1)
