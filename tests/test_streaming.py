@@ -5,9 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,11 +12,13 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from stopped import kill
 from tiny_llava import make_model, make_samples, processor
 from transformers import AutoModelForImageTextToText
+from transformers.core_model_loading import Chunk, WeightConverter
 
 import quota
-from quota import QuantizationScheme, QuotaError, blocks, calibration
+from quota import QuantizationScheme, QuotaError, blocks, calibration, weights
 from quota.streaming import compress_folder, finished_blocks, working_folder
 
 SAMPLES = make_samples(3)
@@ -84,45 +83,13 @@ def test_what_is_written_is_what_compression_in_memory_saves(
 
 
 def test_it_loads_and_leaves_nothing_beside(whole: Path) -> None:
-    model = AutoModelForImageTextToText.from_pretrained(whole)
+    model: Any = AutoModelForImageTextToText.from_pretrained(whole)
     assert model.quota_pruner.recipe.keep == 0.3
     assert model.generation_config.max_length == 77
     assert [file.name for file in whole.parent.iterdir()] == [whole.name]
     assert not any(file.name.startswith(".") for file in whole.iterdir())
 
 
-RUN_AND_DIE = """
-import os, signal, sys
-from pathlib import Path
-
-sys.path.insert(0, "tests")
-from tiny_llava import make_samples
-from quota import files, residence, streaming
-
-source, out, place = sys.argv[1:]
-kind, _, number = place.partition(" ")
-calls = 0
-
-def die_before(function):
-    def counted(*arguments, **options):
-        global calls
-        calls += 1
-        if calls == int(number):
-            os.kill(os.getpid(), signal.SIGKILL)
-        return function(*arguments, **options)
-    return counted
-
-if kind == "write":
-    residence.save_file = die_before(residence.save_file)
-elif kind == "rename":
-    Path.replace = die_before(Path.replace)
-elif kind == "swap":
-    streaming.replace_folder = die_before(streaming.replace_folder)
-streaming.compress_folder(Path(source), Path(out), make_samples(3))
-"""
-
-
-# Of the renames the first is that of the file which says what the run is.
 @pytest.mark.parametrize(
     ("place", "finished"),
     [("rename 1", 0), ("write 1", 0), ("rename 4", 2), ("write 6", 5), ("rename 11", BLOCKS), ("swap 1", BLOCKS + 1)],
@@ -131,9 +98,7 @@ def test_a_killed_run_goes_on_and_writes_the_same_files(
     place: str, finished: int, source: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / whole.name
-    root = Path(__file__).parents[1]
-    died = subprocess.run([sys.executable, "-c", RUN_AND_DIE, str(source), str(out), place], cwd=root)
-    assert died.returncode == -signal.SIGKILL
+    kill(source, out, place)
     assert not out.exists()
     assert finished_blocks(out) == finished
     quantized = []
@@ -234,6 +199,21 @@ def test_a_source_that_cannot_be_read_leaves_nothing(
     copied = Path(shutil.copytree(source, tmp_path / "source"))
     spoil(copied)
     with pytest.raises(QuotaError, match=message):
+        compress_folder(copied, tmp_path / "out", SAMPLES)
+    assert [file.name for file in tmp_path.iterdir()] == ["source"]
+
+
+def test_a_layout_that_would_have_to_be_computed_is_refused(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copied = Path(shutil.copytree(source, tmp_path / "source"))
+    for file in copied.glob("*.safetensors"):
+        fused = {name.replace("gate_proj", "gate_up_proj"): tensor for name, tensor in load_file(file).items()}
+        save_file(fused, file, metadata={"format": "pt"})
+    split = WeightConverter("gate_up_proj.weight", ["gate_proj.weight", "up_proj.weight"], operations=[Chunk(dim=0)])
+    rules = weights.get_model_conversion_mapping
+    monkeypatch.setattr(weights, "get_model_conversion_mapping", lambda model: [*rules(model), split])
+    with pytest.raises(QuotaError, match=r"gate_up_proj.weight in another layout .*; load it and save it anew"):
         compress_folder(copied, tmp_path / "out", SAMPLES)
     assert [file.name for file in tmp_path.iterdir()] == ["source"]
 

@@ -85,9 +85,14 @@ class TinyFamily:
         """[L]: tokens of one block see one another, -1 is in none."""
         return None
 
-    def build(self, implementation: str = "sdpa", seed: int = 0) -> Any:
-        """A random float32 model in evaluation mode, whose attention is far from uniform."""
+    def build(self, implementation: str = "sdpa", seed: int = 0, tied: bool = False) -> Any:
+        """A random float32 model in evaluation mode, whose attention is far from uniform.
+
+        If `tied`, the head is the embedding.
+        """
         config = self.config()
+        if tied:
+            config.tie_word_embeddings = config.get_text_config().tie_word_embeddings = True
         config._attn_implementation = implementation
         with torch.random.fork_rng(), torch.no_grad():
             torch.manual_seed(seed)

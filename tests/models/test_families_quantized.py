@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from families import TINY
-from families.family import IMAGE, PAD, VIDEO, TinyFamily
-from PIL import Image
+from families.family import IMAGE, PAD, VIDEO
+from families.processor import SAMPLES, HandWritten
 from torch import Tensor, nn
-from transformers import AutoModelForImageTextToText, BatchFeature
+from transformers import AutoModelForImageTextToText
 
 import quota
 from quota import ops
@@ -20,31 +19,9 @@ from quota.blocks import capture, run
 from quota.models import family
 from quota.pruning import record
 from quota.quantization.linear import W4A4Linear
-from quota.samples import Sample
 from quota.scheme import QuantizationScheme
 
 families = pytest.mark.parametrize("name", TINY)
-SAMPLES = [Sample(Image.new("RGB", (8, 8)), f"question {number}") for number in range(3)]
-
-
-class HandWritten:
-    """Stands for the processor, which for some families needs torchvision: every question is a prompt of `tiny`."""
-
-    chat_template = "as the family has it"
-
-    def __init__(self, tiny: TinyFamily) -> None:
-        self.tiny = tiny
-        self.seeds: Iterator[int] = iter(range(1000))
-
-    def apply_chat_template(self, turns: object, **options: object) -> str:
-        return "prompt"
-
-    def __call__(self, **options: object) -> BatchFeature:
-        size = self.tiny.sizes[next(self.seeds) % 2]
-        return BatchFeature(self.tiny.batch([self.tiny.prompt([size], 5, seed=next(self.seeds))]))
-
-    def save_pretrained(self, folder: Path) -> None:
-        pass
 
 
 def generate(model: Any, batch: dict[str, Tensor]) -> Any:
