@@ -32,7 +32,7 @@ from quota.pruning import Pruner
 from quota.quantization.kv_cache import attach_cache
 from quota.recipe import PruningRecipe
 from quota.residence import InMemory, Residence
-from quota.rounds import Graph, calibrate_in
+from quota.rounds import Graph, calibrate_in, check_method
 from quota.samples import Sample, build_inputs
 from quota.samples import fingerprint as samples_fingerprint
 from quota.scheme import QuantizationScheme
@@ -279,8 +279,7 @@ def _check_options(
         raise QuotaError(f"unknown method {method!r}; choose one of {', '.join(get_args(Method))}")
     if method == "quota" and layers is not None:
         raise QuotaError('layers are chosen by method="paper" only; leave them out, or ask for that method')
-    if method == "quota" and graph != "unpruned":
-        raise QuotaError(f'graph {graph!r} goes with method="paper" only; leave it out, or ask for that method')
+    check_method(graph, method)
     if compute is not None and (method == "paper" or not 0 < compute <= 1):
         raise QuotaError(f'compute must be above 0 and at most 1, and goes with method="quota"; got {compute}')
     total = len(family(model).decoder_layers)
