@@ -5,6 +5,7 @@ block is a file of the new checkpoint. They gather in a folder beside OUT, which
 
     .OUT.compressing          finished blocks, model-00002-of-... onwards, each written beside and renamed
     .OUT.compressing.json     what they were made of; a run with anything else in mind refuses them
+    .OUT.compressing.lock     held by the run that writes them (quota/lock.py); a second one is refused
 
 What is in memory at any time: embeddings and head, the tower, one decoder layer with GPTQ's matrices for its widest
 linear, and two hidden states a sample. None of it grows with the depth of the decoder. The method "quota" then measures
@@ -31,6 +32,7 @@ from quota.checkpoint import RECIPE_FILE
 from quota.compress import DEFAULT_SCHEME, CompressionResult, compress
 from quota.errors import QuotaError
 from quota.files import refuse_foreign, replace_folder, write_atomically
+from quota.lock import held
 from quota.method import Method
 from quota.model_card import CARD_FILE, model_card
 from quota.residence import OnDisk, empty_model
@@ -60,57 +62,59 @@ def compress_folder(
 
     The other arguments are those of `quota.compress`; `dtype` is the type to compute in, that of the checkpoint if it
     is not given. Called again with the same arguments after an interruption, it goes on from the last finished block
-    and writes the same files. Raises QuotaError as `quota.compress` does, for a source without safetensors files, and
-    for an interrupted run of other arguments in the way.
+    and writes the same files. Raises QuotaError as `quota.compress` does, for a source without safetensors files, for
+    an interrupted run of other arguments in the way, and while another run is writing `out`.
     """
     target = out.resolve()
     refuse_foreign(target)
     if scheme.weight_bits == 16:
         raise QuotaError(f"{scheme.name} has 16-bit weights, for which there is no packed format; use 4 or 8 bits")
-    model, weights = _open(source, dtype)
-    processor = AutoProcessor.from_pretrained(source)
     folder, job = working_folder(target)
-    _claim(folder, job, _identity(source, weights, samples, scheme, model.dtype) | {"visual share": visual_share})
-    try:
-        blocks = OnDisk(model, weights, folder, scheme)
-        result = compress(
-            model,
-            processor,
-            samples,
-            keep,
-            scheme,
-            layers,
-            temperature,
-            seed,
-            progress,
-            visual_share=visual_share,
-            method=method,
-            compute=compute,
-            residence=blocks,
-        )
-    except BaseException:
-        if not any(folder.glob("*.safetensors")):
-            # Nothing to go on from.
-            shutil.rmtree(folder)
-            job.unlink()
-        raise
-    blocks.keep_rest()
-    _write_index(folder)
-    model.config.save_pretrained(folder)
-    model.generation_config.save_pretrained(folder)
-    # Not the one that was used: a tokenizer saves the padding of its last call, too.
-    AutoProcessor.from_pretrained(source).save_pretrained(folder)
-    result.recipe.save(folder / RECIPE_FILE)
-    write_atomically(folder / CARD_FILE, model_card(model, scheme, result.recipe))
-    for file in folder.iterdir():
-        if file.name.startswith("."):
-            # Half-written when an earlier run was ended.
+    taken = f"another run is compressing to {target}; wait for it, or give another folder"
+    with held(folder.with_name(f"{folder.name}.lock"), taken):
+        model, weights = _open(source, dtype)
+        processor = AutoProcessor.from_pretrained(source)
+        _claim(folder, job, _identity(source, weights, samples, scheme, model.dtype) | {"visual share": visual_share})
+        try:
+            blocks = OnDisk(model, weights, folder, scheme)
+            result = compress(
+                model,
+                processor,
+                samples,
+                keep,
+                scheme,
+                layers,
+                temperature,
+                seed,
+                progress,
+                visual_share=visual_share,
+                method=method,
+                compute=compute,
+                residence=blocks,
+            )
+        except BaseException:
+            if not any(folder.glob("*.safetensors")):
+                # Nothing to go on from.
+                shutil.rmtree(folder)
+                job.unlink()
+            raise
+        blocks.keep_rest()
+        _write_index(folder)
+        model.config.save_pretrained(folder)
+        model.generation_config.save_pretrained(folder)
+        # Not the one that was used: a tokenizer saves the padding of its last call, too.
+        AutoProcessor.from_pretrained(source).save_pretrained(folder)
+        result.recipe.save(folder / RECIPE_FILE)
+        write_atomically(folder / CARD_FILE, model_card(model, scheme, result.recipe))
+        for file in folder.iterdir():
+            if file.name.startswith("."):
+                # Half-written when an earlier run was ended.
+                file.unlink()
+            else:
+                shutil.copymode(folder / CARD_FILE, file)
+        replace_folder(folder, target)
+        for file in (job, *job.parent.glob(f".{job.name}.*.partial")):
             file.unlink()
-        else:
-            shutil.copymode(folder / CARD_FILE, file)
-    replace_folder(folder, target)
-    for file in (job, *job.parent.glob(f".{job.name}.*.partial")):
-        file.unlink()
     return result
 
 

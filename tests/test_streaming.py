@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from stopped import kill
+from stopped import kill, start
 from tiny_llava import make_model, make_samples, processor
 from transformers import AutoModelForImageTextToText
 from transformers.core_model_loading import Chunk, WeightConverter
@@ -115,6 +116,22 @@ def counting(function: Callable[..., Any], calls: list[Any]) -> Callable[..., An
         return function(*arguments)
 
     return counted
+
+
+def test_a_second_run_is_refused_until_the_first_is_dead(source: Path, whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / whole.name
+    first = start(source, out, "write 4", signal.SIGSTOP)
+    try:
+        assert os.WIFSTOPPED(os.waitpid(first.pid, os.WUNTRACED)[1])
+        with pytest.raises(QuotaError, match=f"another run is compressing to {out}; wait for it"):
+            compress_folder(source, out, SAMPLES)
+        assert finished_blocks(out) == 3
+    finally:
+        first.kill()
+        first.wait()
+    compress_folder(source, out, SAMPLES)
+    assert contents(out) == contents(whole)
+    assert [file.name for file in tmp_path.iterdir()] == [out.name]
 
 
 def interrupt(source: Path, out: Path, **options: Any) -> None:

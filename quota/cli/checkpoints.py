@@ -61,7 +61,8 @@ def compress(
 
     OUT then loads as any transformers checkpoint does, after `import quota`. Weights are read block by block and are
     never in memory all at once, and if the command is interrupted, the same command goes on where it stopped; but with
-    another graph than the unpruned one, the model is in memory and a new run starts anew.
+    another graph than the unpruned one, the model is in memory and a new run starts anew. While one run writes OUT, a
+    second is refused.
 
     ```text
     quota compress reference small/
