@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 from quota.errors import QuotaError
 from quota.quantization.hadamard import block_hadamard
 from quota.quantization.linear import W4A4Linear
+from quota.quantization.training import KEPT_TOKENS, train
 from quota.scheme import QuantizationScheme
 
 
@@ -89,18 +91,23 @@ def quantize_linears(
     """Replace `linears` (all in one block, by their names in the model) by quantised ones, in calling order.
 
     `run_sample(i)` runs the block on sample i as it is by then. Layers that read the same tensor (queries, keys and
-    values; gate and up) share one Hessian. `weights` [T] for each sample say how much its tokens count,
-    all alike without. Raises QuotaError for a linear that no sample reaches.
+    values; gate and up) share one Hessian, and one trained transform if the scheme has those. `weights` [T] for each
+    sample say how much its tokens count, all alike without. Raises QuotaError for a linear that no sample reaches.
     """
     stages = shared_inputs(linears, lambda: run_sample(0))
     if unreached := set(linears) - {name for stage in stages for name in stage}:
         raise QuotaError(f"calibration never reaches {min(unreached)}; leave its part out of scheme.modules")
     for stage in stages:
-        hessian = None
+        first = linears[stage[0]]
+        transform = hessian = None
+        if scheme.transforms == "trained":
+            some, counts = some_inputs(first, run_sample, samples, weights)
+            transform = train(some, [linears[name].weight for name in stage], scheme, counts)
         if scheme.weight_rounding == "gptq" and scheme.weight_bits < 16:
-            hessian = input_hessian(linears[stage[0]], scheme, run_sample, samples, weights)
+            turn = partial(block_hadamard, block=scheme.hadamard_for(first.in_features))
+            hessian = input_hessian(first, transform.turn if transform else turn, run_sample, samples, weights)
         for name in stage:
-            model.set_submodule(name, W4A4Linear.from_linear(linears[name], scheme, hessian=hessian))
+            model.set_submodule(name, W4A4Linear.from_linear(linears[name], scheme, hessian, transform))
 
 
 def shared_inputs(linears: Mapping[str, nn.Linear], run_once: Callable[[], object]) -> list[list[str]]:
@@ -128,31 +135,60 @@ def shared_inputs(linears: Mapping[str, nn.Linear], run_once: Callable[[], objec
 
 def input_hessian(
     linear: nn.Linear,
-    scheme: QuantizationScheme,
+    turn: Callable[[Tensor], Tensor],
     run_sample: Callable[[int], object],
     samples: int,
     weights: Sequence[Tensor] | None = None,
 ) -> Tensor:
-    """GPTQ's Hessian X^T W X [K, K]: the rotated inputs of `linear` at all tokens of all samples, and their weights."""
-    features = linear.in_features
-    block = scheme.hadamard_for(features)
-    hessian = torch.zeros(features, features, device=linear.weight.device)
-    counts: Tensor | None = None
+    """GPTQ's Hessian X^T W X [K, K]: what `turn` makes of the inputs of `linear` at all tokens of all samples, and the
+    tokens' weights.
+    """
+    hessian = torch.zeros(linear.in_features, linear.in_features, device=linear.weight.device)
 
-    def accumulate(_: nn.Module, args: tuple[Any, ...]) -> None:
-        x = block_hadamard(args[0].float(), block).reshape(-1, features)
-        hessian.addmm_((x if counts is None else x * counts[:, None]).T, x)
+    def accumulate(sample: int, x: Tensor) -> None:
+        x = turn(x)
+        hessian.addmm_((x if weights is None else x * weights[sample][:, None]).T, x)
+
+    _each_input(linear, run_sample, samples, accumulate)
+    return hessian
+
+
+def some_inputs(
+    linear: nn.Linear, run_sample: Callable[[int], object], samples: int, weights: Sequence[Tensor] | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """What `linear` reads at about `KEPT_TOKENS` tokens, as many of each sample, evenly spaced, and their weights.
+
+    Float32 [T, K] and, where weights are given, [T].
+    """
+    inputs, counts = [], []
+    share = -(-KEPT_TOKENS // samples)
+
+    def collect(sample: int, x: Tensor) -> None:
+        places = torch.arange(min(share, len(x)), device=x.device) * len(x) // min(share, len(x))
+        inputs.append(x[places])
+        if weights is not None:
+            counts.append(weights[sample][places])
+
+    _each_input(linear, run_sample, samples, collect)
+    return torch.cat(inputs), torch.cat(counts) if weights is not None else None
+
+
+def _each_input(
+    linear: nn.Linear, run_sample: Callable[[int], object], samples: int, take: Callable[[int, Tensor], None]
+) -> None:
+    """Call `take` with the number of every sample and what `linear` reads then, float32 [tokens, K]."""
+
+    def reached(_: nn.Module, args: tuple[Any, ...]) -> None:
+        take(sample, args[0].float().reshape(-1, linear.in_features))
         raise _Reached
 
-    hook = linear.register_forward_pre_hook(accumulate)
+    hook = linear.register_forward_pre_hook(reached)
     try:
         for sample in range(samples):
-            counts = None if weights is None else weights[sample]
             with suppress(_Reached):
                 run_sample(sample)
     finally:
         hook.remove()
-    return hessian
 
 
 @contextmanager

@@ -179,7 +179,7 @@ class Sweep:
         for index, block in enumerate(blocks):
             around = [chain[index] for chain in beside]
             advance = partial(_run_sample, block, hidden, around)
-            if self.scheme.transforms == "learned":
+            if self.scheme.folds:
                 self._fold(block, advance)
             self._quantize(block, advance)
             if index + 1 < len(blocks):
@@ -198,7 +198,7 @@ class Sweep:
         self._measure_tokens()
         advance = partial(self._run_deployed, layer, around)
         run_exact = partial(_run_sample, layer, self.exact, beside)
-        if self.scheme.transforms == "learned":
+        if self.scheme.folds:
             with watch(self.family.text_model.config) as moments:
                 self.exact = self._fold(layer, run_exact, cached=self.scheme.kv_bits < 16)
             self._attach_keys(layer, moments)
@@ -278,7 +278,7 @@ class Sweep:
     def _plan(self, blocks: Sequence[nn.Module], tokens: int) -> None:
         for block in blocks:
             finished = not self._linears_of(block) or self.residence.finished(block)
-            self._work[block] = block_work(block, tokens, finished)
+            self._work[block] = block_work(block, tokens, finished, self.scheme.transforms == "trained")
 
     def _report(self, block: nn.Module) -> None:
         self._done += self._work[block]

@@ -11,7 +11,8 @@ With `import quota`, `from_pretrained` runs the model as it was saved (quota/loa
 the same quantised layers, keeps every token, and a 16-bit KV cache. One thing it cannot do by itself, as of version 5,
 is rotate the layers' inputs: it passes over the `transform_config` in which compressed-tensors describes that, and the
 model would answer nonsense. A rotated checkpoint therefore carries `REFUSAL`, on which every loader but ours stops with
-one line, and README.md gives the lines that take it out and apply the rotation (quota/model_card.py).
+one line, and README.md gives the lines that take it out and apply the rotation (quota/model_card.py). With trained
+transforms a model runs with quota only.
 """
 
 from __future__ import annotations
@@ -44,6 +45,8 @@ REFUSAL = "Import quota first"
 """Name of the group of layers that no loader but ours accepts. The first group counts, and capitals sort first."""
 REFUSED = "import quota before from_pretrained, as the inputs of this model are rotated; README.md says how without it"
 """What is read then: no regular expression has such a name for a group, and the error repeats it."""
+ONLY_OURS = "import quota before from_pretrained, as the inputs of this model go through trained transforms"
+"""The same where compressed-tensors has no words for what is done to inputs."""
 
 
 class Settings(BaseModel):
@@ -131,7 +134,8 @@ def quantization_config(model: nn.Module, scheme: QuantizationScheme) -> dict[st
     """The compressed-tensors description of a quantised model, as transformers and vLLM read it.
 
     Layers of the commonest group sizes are meant by "Linear", others by name. Where inputs are rotated,
-    `transform_config` says so, and the group `REFUSAL` sees to it that nobody passes over that.
+    `transform_config` says so, and the group `REFUSAL` sees to it that nobody passes over that, or over trained
+    transforms, which cannot be described.
     """
     sizes: dict[tuple[int, int, int], list[str]] = defaultdict(list)
     ignore = []
@@ -139,7 +143,7 @@ def quantization_config(model: nn.Module, scheme: QuantizationScheme) -> dict[st
         if isinstance(module, W4A4Linear):
             width = module.in_features
             groups = scheme.weight_group_for(width), scheme.activation_group_for(width)
-            sizes[*groups, scheme.hadamard_for(width)].append(name)
+            sizes[*groups, module.spec.hadamard].append(name)
         elif isinstance(module, nn.Linear):
             ignore.append(name)
     # Named layers stand before the class: the first target that matches decides.
@@ -171,7 +175,9 @@ def quantization_config(model: nn.Module, scheme: QuantizationScheme) -> dict[st
     }
     if rotations:
         described["transform_config"] = {"config_groups": rotations}
-        described["config_groups"] = {REFUSAL: {"targets": [f"re:(?P<{REFUSED}>)"]}, **groups}
+    if rotations or scheme.transforms == "trained":
+        reason = REFUSED if rotations else ONLY_OURS
+        described["config_groups"] = {REFUSAL: {"targets": [f"re:(?P<{reason}>)"]}, **groups}
     return described
 
 

@@ -58,7 +58,7 @@ class QuotaQuantizer(CompressedTensorsHfQuantizer):
             )
             model.set_submodule(name, empty)
             _nothing_to_draw(model.get_submodule(name.rpartition(".")[0]))
-        if scheme.transforms == "learned" and scheme.kv_bits < 16:
+        if scheme.folds and scheme.kv_bits < 16:
             add_key_transforms(family(model).text_model)
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:

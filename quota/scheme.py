@@ -3,11 +3,15 @@
 The default is the regime of METHOD.md section 1, "W4A4KV4" in the vision tower, the projector and the
 language model: symmetric 4-bit weights in groups of 64 input channels, asymmetric 4-bit activations in
 groups of 64 channels measured anew for every token, a 4-bit KV cache, and a Hadamard rotation of blocks of
-64 channels in front of every quantised linear layer. 16 bits mean "left in floating point".
+64 channels in front of every quantised linear layer. 16 bits mean "left in floating point". `transforms` says
+what else is done to what is quantised:
 
-`transforms="learned"` puts more in front of the rotation, learned from the calibration set: diagonals folded into norms
-and weights, a matrix for the values of each head folded into the layers around them, and a centre and a matrix for its
-keys that the KV cache applies (quota/quantization/balance.py says what is learned).
+    hadamard   nothing
+    learned    diagonals folded into norms and weights, a matrix for the values of each head folded into the layers
+               around them, and a centre and a matrix for its keys, which the KV cache applies; all in closed form from
+               the calibration set (quota/quantization/balance.py). The default
+    trained    all that, and in place of the rotation a Kronecker product of two matrices, and clipping, trained for
+               each layer (quota/quantization/kronecker.py): the least error, at some cost for every token
 """
 
 from __future__ import annotations
@@ -59,7 +63,7 @@ class QuantizationScheme(BaseModel):
     kv_bits: Literal[2, 3, 4, 8, 16] = 4
     hadamard: Annotated[int, AfterValidator(_block_size)] = 64
     weight_rounding: Literal["gptq", "rtn"] = "gptq"
-    transforms: Literal["hadamard", "learned"] = "hadamard"
+    transforms: Literal["hadamard", "learned", "trained"] = "learned"
     modules: Annotated[tuple[Part, ...], AfterValidator(_ordered_parts)] = PARTS
 
     def __init__(self, **values: object) -> None:
@@ -75,6 +79,11 @@ class QuantizationScheme(BaseModel):
     def name(self) -> str:
         """The usual short form, as "W4A4KV4"."""
         return f"W{self.weight_bits}A{self.activation_bits}KV{self.kv_bits}"
+
+    @property
+    def folds(self) -> bool:
+        """Whether transforms learned from the calibration set are folded into weights and applied to cached keys."""
+        return self.transforms != "hadamard"
 
     def fingerprint(self) -> str:
         """SHA-256 (hexadecimal) of the canonical JSON of every field: equal schemes, equal fingerprints."""

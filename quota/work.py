@@ -4,6 +4,7 @@ Steps differ: a decoder layer is not a tower block, and measuring drops takes lo
 therefore counts for its multiplications,
 
     block    P T F + sum over its linears of N K^2        F passes over its P weights, and the corrections of GPTQ
+    trained  and as much as quota/quantization/training.py says, if transforms are trained
     drop     P T                                          one pass over the whole model
 
 at T tokens of all samples. How fast the machine multiplies is seen from the steps behind.
@@ -14,6 +15,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from torch import nn
+
+from quota.quantization.training import training_work
 
 PASSES = 4
 """Of one sample through a block: full precision, two halves or more for the Hessians, and the deployed operators."""
@@ -26,12 +29,17 @@ def forward_work(modules: Iterable[nn.Module], tokens: int) -> int:
     return tokens * sum(linear.weight.numel() for linear in _linears(modules))
 
 
-def block_work(block: nn.Module, tokens: int, finished: bool) -> int:
-    """Multiplications of quantising `block` from `tokens` tokens; of running it alone, if it is `finished` already."""
+def block_work(block: nn.Module, tokens: int, finished: bool, trained: bool = False) -> int:
+    """Multiplications of quantising `block` from `tokens` tokens; of running it alone, if it is `finished` already.
+
+    `trained` says that its linears get trained transforms.
+    """
     if finished:
         return RESTORED_PASSES * forward_work([block], tokens)
-    corrections = sum(linear.out_features * linear.in_features**2 for linear in _linears([block]))
-    return PASSES * forward_work([block], tokens) + corrections
+    linears = _linears([block])
+    corrections = sum(linear.out_features * linear.in_features**2 for linear in linears)
+    training = sum(training_work(linear.in_features, linear.out_features) for linear in linears) if trained else 0
+    return PASSES * forward_work([block], tokens) + corrections + training
 
 
 def _linears(modules: Iterable[nn.Module]) -> list[nn.Linear]:

@@ -61,6 +61,7 @@ SCHEMES = {
     "learned, 16-bit weights": QuantizationScheme(transforms="learned", weight_bits=16),
     "learned, KV alone": QuantizationScheme(transforms="learned", weight_bits=16, activation_bits=16),
     "learned, round to nearest": QuantizationScheme(transforms="learned", weight_rounding="rtn"),
+    "trained": QuantizationScheme(transforms="trained"),
 }
 
 
@@ -117,11 +118,13 @@ def outliers(model: Any) -> Any:
     return model
 
 
-def test_learned_transforms_stray_less(inputs: Inputs) -> None:
-    plain = calibrate(outliers(make_model()), inputs, QuantizationScheme()).curves.sensitivity
-    scheme = QuantizationScheme(transforms="learned")
-    learned = calibrate(outliers(make_model()), inputs, scheme).curves.sensitivity
-    assert learned[-1] < 0.9 * plain[-1]
+def test_every_kind_of_transform_strays_less_than_the_one_before(inputs: Inputs) -> None:
+    strayed = []
+    for transforms in ("hadamard", "learned", "trained"):
+        scheme = QuantizationScheme(transforms=transforms)
+        strayed.append(calibrate(outliers(make_model()), inputs, scheme).curves.sensitivity[-1])
+    assert strayed[1] < 0.9 * strayed[0]
+    assert strayed[2] < strayed[1]
 
 
 def test_calibration_reports_tokens_and_layers(inputs: Inputs) -> None:
@@ -144,7 +147,7 @@ def test_only_the_parts_of_the_scheme_are_quantized(modules: tuple[Any, ...], in
     assert quantized == chosen
 
 
-@pytest.mark.parametrize("transforms", ["hadamard", "learned"])
+@pytest.mark.parametrize("transforms", ["hadamard", "learned", "trained"])
 def test_calibration_is_deterministic(transforms: Any, inputs: Inputs) -> None:
     first, second = make_model(), make_model()
     one = calibrate(first, inputs, QuantizationScheme(transforms=transforms))

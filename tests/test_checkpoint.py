@@ -61,6 +61,7 @@ SCHEMES = {
     "decoder only": QuantizationScheme(modules=("decoder",)),
     "learned transforms": QuantizationScheme(transforms="learned"),
     "learned transforms, 16-bit KV": QuantizationScheme(transforms="learned", kv_bits=16),
+    "trained transforms": QuantizationScheme(transforms="trained"),
 }
 
 

@@ -171,9 +171,10 @@ def test_without_quota_an_unrotated_checkpoint_gives_the_same_logits(tmp_path: P
     torch.testing.assert_close(stock, logits(model), rtol=1e-4, atol=1e-5)
 
 
-def test_without_quota_the_lines_of_the_card_give_the_same_logits(tmp_path: Path) -> None:
+@pytest.mark.parametrize("transforms", ["hadamard", "learned"])
+def test_without_quota_the_lines_of_the_card_give_the_same_logits(transforms: Any, tmp_path: Path) -> None:
     model = make_model()
-    quantize_only(model, processor(), SAMPLES, QuantizationScheme(kv_bits=16))
+    quantize_only(model, processor(), SAMPLES, QuantizationScheme(kv_bits=16, transforms=transforms))
     quota.save_pretrained(model, processor(), tmp_path / "out")
     stock = logits_without_quota(tmp_path / "out", "card")
     torch.testing.assert_close(stock, logits(model), rtol=1e-4, atol=1e-5)
@@ -183,6 +184,16 @@ def test_without_quota_and_those_lines_a_rotated_checkpoint_is_refused_in_one_li
     done = run_without_quota(quota_folder, "plain")
     assert done.returncode == 1
     assert checkpoint.REFUSED in done.stderr.strip().splitlines()[-1]
+
+
+def test_without_quota_trained_transforms_are_refused_in_one_line(tmp_path: Path) -> None:
+    model = make_model()
+    quantize_only(model, processor(), SAMPLES[:2], QuantizationScheme(transforms="trained"))
+    quota.save_pretrained(model, processor(), tmp_path / "out")
+    done = run_without_quota(tmp_path / "out", "plain")
+    assert done.returncode == 1
+    assert checkpoint.ONLY_OURS in done.stderr.strip().splitlines()[-1]
+    assert "trained transforms" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_without_quota_a_rotated_checkpoint_cannot_be_dequantized(quota_folder: Path) -> None:

@@ -172,8 +172,9 @@ def test_weights_that_changed_in_between_are_not_mixed_in(source: Path, tmp_path
         compress_folder(copied, tmp_path / "out", SAMPLES)
 
 
-def test_learned_transforms_are_the_same_after_an_interruption(source: Path, tmp_path: Path) -> None:
-    scheme = QuantizationScheme(transforms="learned")
+@pytest.mark.parametrize("transforms", ["learned", "trained"])
+def test_transforms_are_the_same_after_an_interruption(transforms: Any, source: Path, tmp_path: Path) -> None:
+    scheme = QuantizationScheme(transforms=transforms)
     interrupt(source, tmp_path / "out", scheme=scheme)
     compress_folder(source, tmp_path / "out", SAMPLES, scheme=scheme)
     compress_folder(source, tmp_path / "whole", SAMPLES, scheme=scheme)

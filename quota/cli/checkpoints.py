@@ -30,8 +30,11 @@ def compress(
     samples: Annotated[int, typer.Option(min=1, help="How many of them to use.")] = 128,
     transforms: Annotated[
         str,
-        typer.Option(help="In front of the quantisers: hadamard, or learned from the calibration set as well."),
-    ] = "hadamard",
+        typer.Option(
+            help="In front of the quantisers: a rotation alone (hadamard), balanced by what is learned from the "
+            "calibration set (learned), or a matrix trained for every layer in its place (trained)."
+        ),
+    ] = "learned",
     keep: Annotated[float, typer.Option(help="Visual tokens left after the last pruned layer, in (0, 1].")] = 0.30,
     graph: Annotated[
         str,

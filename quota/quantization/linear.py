@@ -2,14 +2,16 @@
 
     y = dequantise(Q_a(x H) . Q_w(W H)) + b
 
-H is the block Hadamard rotation (an identity in exact arithmetic, as it stands on both sides), Q_a the
-dynamic activation quantiser, Q_w the stored weights. All of it is one operator of `quota.ops`, whose backends
+H is the block Hadamard rotation (an identity in exact arithmetic, as it stands on both sides), or the trained
+transform in its place (quota/quantization/kronecker.py), Q_a the dynamic activation quantiser, Q_w the stored
+weights. All of it but the trained transform is one operator of `quota.ops`, whose backends
 read the weights as they are stored. Tensors have the names and the layout of compressed-tensors'
 "pack-quantized" format, so the state dict is the checkpoint.
 """
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,6 +32,7 @@ from quota.quantization.integer import (
     quantize_weight,
     unpack_int32,
 )
+from quota.quantization.kronecker import Kronecker
 from quota.scheme import QuantizationScheme
 
 
@@ -55,7 +58,7 @@ class W4A4Linear(nn.Module):
 
     Buffers: weight_packed int32 [N, ceil(K * bits / 32)], weight_scale [N, K / group], weight_shape int64
     (N, K) and bias [N] or None. With 16-bit weights, `weight` [N, K] (not rotated) stands in place of the
-    first three.
+    first three. Under transforms="trained" the module `transform` holds what is done to inputs.
     """
 
     weight: Tensor
@@ -63,6 +66,7 @@ class W4A4Linear(nn.Module):
     weight_scale: Tensor
     weight_shape: Tensor
     bias: Tensor | None
+    transform: Kronecker | None
 
     def __init__(
         self,
@@ -78,13 +82,14 @@ class W4A4Linear(nn.Module):
         self.in_features = in_features
         self.out_features = out_features
         self.scheme = scheme
+        self.transform = Kronecker(in_features, scheme, device) if scheme.transforms == "trained" else None
         self.spec = LinearSpec(
             rows=out_features,
             columns=in_features,
             weight_bits=scheme.weight_bits,
             activation_bits=scheme.activation_bits,
             activation_group=scheme.activation_group_for(in_features),
-            hadamard=scheme.hadamard_for(in_features),
+            hadamard=0 if self.transform else scheme.hadamard_for(in_features),
         )
         self._made: _Made | None = None
         if scheme.weight_bits == 16:
@@ -100,21 +105,32 @@ class W4A4Linear(nn.Module):
         self.register_buffer("bias", torch.zeros(out_features, dtype=dtype, device=device) if bias else None)
 
     @classmethod
-    def from_linear(cls, linear: nn.Linear, scheme: QuantizationScheme, hessian: Tensor | None = None) -> W4A4Linear:
+    def from_linear(
+        cls,
+        linear: nn.Linear,
+        scheme: QuantizationScheme,
+        hessian: Tensor | None = None,
+        transform: Kronecker | None = None,
+    ) -> W4A4Linear:
         """Quantise `linear`, which stays as it is.
 
-        `hessian` [K, K] is x^T x over calibration tokens x [tokens, K], rotated by `block_hadamard` with
-        `scheme.hadamard_for(K)`. Scheme "gptq" needs it (QuotaError without), "rtn" does not use it.
+        `hessian` [K, K] is x^T x over calibration tokens x [tokens, K], turned as the layer turns its inputs: by
+        `transform`, which is for schemes with trained ones, else by `block_hadamard` with `scheme.hadamard_for(K)`.
+        Scheme "gptq" needs it (QuotaError without), "rtn" does not use it.
         """
         weight, bias = linear.weight.detach(), linear.bias
         inputs = linear.in_features
         layer = cls(inputs, linear.out_features, bias is not None, scheme, weight.dtype, weight.device)
         if bias is not None:
             layer.bias = bias.detach().clone()
+        if transform is not None:
+            layer.transform = deepcopy(transform)
         if scheme.weight_bits == 16:
             layer.weight = weight.clone()
             return layer
-        rotated = block_hadamard(weight.float(), scheme.hadamard_for(inputs))
+        rotated = block_hadamard(weight.float(), layer.spec.hadamard)
+        if layer.transform is not None:
+            rotated = layer.transform.turn_weight(weight)
         group = scheme.weight_group_for(inputs)
         if scheme.weight_rounding == "rtn":
             q, scale = quantize_weight(rotated, scheme.weight_bits, group)
@@ -134,15 +150,19 @@ class W4A4Linear(nn.Module):
             with torch.autocast(x.device.type, enabled=False):
                 seen = self.fake_quantize_input(x).to(self.weight.dtype)
                 return functional.linear(seen, self.weight, self.bias).to(x.dtype)
-        rows = x.reshape(-1, self.in_features).contiguous()
-        if x.dtype == torch.float64:
+        rows = x if self.transform is None else self.transform(x)
+        rows = rows.reshape(-1, self.in_features).contiguous()
+        if rows.dtype == torch.float64:
             rows = rows.float()
         y = ops.for_linear(self.spec, x.device).linear(rows, self._operand())
         return y.reshape(*x.shape[:-1], self.out_features).to(x.dtype)
 
     def fake_quantize_input(self, x: Tensor) -> Tensor:
-        """`fake_quantize` under this layer's scheme."""
-        return fake_quantize(x, self.scheme)
+        """`fake_quantize` by this layer's scheme and transform."""
+        if self.transform is None or self.scheme.activation_bits == 16:
+            return fake_quantize(x, self.scheme)
+        plain = self.scheme.model_copy(update={"hadamard": 0})
+        return self.transform.turn_back(fake_quantize(self.transform(x), plain)).to(x.dtype)
 
     def dequantized_weight(self) -> Tensor:
         """What the packed weights stand for, float32 [N, K], in the rotated basis."""

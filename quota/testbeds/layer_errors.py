@@ -56,7 +56,7 @@ def layer_errors(
         quantized = deepcopy(block)
         advance = partial(_run_sample, quantized, deployed, [chain[index] for chain in calibration_besides])
         linears = {name: module for name, module in quantized.named_modules() if isinstance(module, nn.Linear)}
-        if scheme.transforms == "learned":
+        if scheme.folds:
             fold(quantized, set(linears.values()), advance, len(deployed))
         quantize_linears(quantized, linears, scheme, advance, len(deployed))
         deployed = [advance(sample) for sample in range(len(deployed))]

@@ -4,6 +4,7 @@ rtn        round to nearest, weights and activations in groups
 hadamard   the same after a block Hadamard rotation of what enters every linear, and of the cached keys
 gptq       and weights rounded by GPTQ
 learned    and transforms learned from the calibration set, for linears, keys and values
+trained    and a Kronecker product trained for each linear in place of the Hadamard matrix, and clipping
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ from quota.errors import QuotaError
 from quota.scheme import QuantizationScheme
 
 METHODS: dict[str, dict[str, Any]] = {
-    "rtn": {"hadamard": 0, "weight_rounding": "rtn"},
-    "hadamard": {"weight_rounding": "rtn"},
-    "gptq": {},
+    "rtn": {"hadamard": 0, "weight_rounding": "rtn", "transforms": "hadamard"},
+    "hadamard": {"weight_rounding": "rtn", "transforms": "hadamard"},
+    "gptq": {"transforms": "hadamard"},
     "learned": {"transforms": "learned"},
+    "trained": {"transforms": "trained"},
 }
 DEFAULT_METHOD = "learned"
 
