@@ -69,6 +69,7 @@ def test_some_inputs_are_evenly_spaced_and_of_every_sample(inputs: Inputs, monke
     assert counts is not None and torch.equal(counts, some[:, 0] + 1)
 
 
+@torch.no_grad()
 def test_linears_that_read_one_tensor_share_a_trained_transform(inputs: Inputs) -> None:
     model, scheme = make_model(), QuantizationScheme(transforms="trained")
     layer = family(model).decoder_layers[0]

@@ -56,7 +56,7 @@ def test_the_fingerprint_depends_on_every_field() -> None:
         "kv_bits": 8,
         "hadamard": 0,
         "weight_rounding": "rtn",
-        "transforms": "learned",
+        "transforms": "hadamard",
         "modules": ("decoder",),
     }
     assert set(changes) == set(QuantizationScheme.model_fields)

@@ -20,7 +20,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from quota.quantization.hadamard import block_hadamard
+from quota.quantization.hadamard import hadamard_matrix
 from quota.scheme import QuantizationScheme
 
 
@@ -36,8 +36,9 @@ class Kronecker(nn.Module):
         super().__init__()
         self.group = scheme.activation_group_for(features)
         n2 = max(1, scheme.hadamard_for(features))
-        self.register_buffer("left", torch.eye(features // n2, device=device))
-        self.register_buffer("right", block_hadamard(torch.eye(n2, device=device), n2))
+        left = torch.eye(features // n2, device=device)
+        self.register_buffer("left", left)
+        self.register_buffer("right", hadamard_matrix(n2, left.device) * n2**-0.5)
         self.register_buffer("clip", torch.ones(1, device=device))
 
     def forward(self, x: Tensor) -> Tensor:
