@@ -154,6 +154,8 @@ class Sweep:
         if self._recipe is not None:
             first = [chain[0] for chain in self.beside]
             self._graph = self._pruned_graph(first, self._recipe)
+            for sample, entering in enumerate(self.deployed):
+                self._step(-1, sample, entering, None)
         for index in range(len(self.layers)):
             self._decoder_layer(index)
         return Calibration(self.curves, statistics.median_low(tokens), self.quantized)
@@ -219,7 +221,7 @@ class Sweep:
         self.residence.release(layer)
         self._report(layer)
 
-    def _step(self, index: int, sample: int, leaving: Tensor, observation: Observation) -> None:
+    def _step(self, index: int, sample: int, leaving: Tensor, observation: Observation | None) -> None:
         """Go on behind layer `index` with its output; in a pruned graph with what the recipe leaves of it."""
         kept = None
         if self._graph is not None:

@@ -1,9 +1,9 @@
 """The graph that a calibration runs in: all visual tokens, or those that a recipe leaves.
 
 A deployed model is pruned, so from the first candidate layer on its layers read other tokens than an unpruned
-calibration shows them. In the pruned graph the sweep ranks the visual tokens of every sample at a candidate layer from
-its own deployed stream, as the Pruner does, and both streams go on without the others: what is then collected and
-measured is of the tokens that a deployed model has.
+calibration shows them. In the pruned graph the sweep ranks the visual tokens of every sample from its own deployed
+stream, as the Pruner does, at every candidate layer and before the first layer if the recipe says so, and both streams
+go on without the others: what is then collected and measured is of the tokens that a deployed model has.
 """
 
 from __future__ import annotations
@@ -41,11 +41,10 @@ class PrunedGraph:
     ) -> None:
         """`beside` is what the first decoder layer is called with, for each sample of `inputs`.
 
-        Raises QuotaError for a recipe that drops tokens before the decoder or asks the tower which: there is no
-        attention of the decoder to measure there, and the sweep does not keep the tower's.
+        Raises QuotaError for a recipe that asks the tower which tokens to drop: the sweep does not keep its attention.
         """
-        if recipe.layers[0] < 0 or "tower" in scorer(recipe.scorer).SIGNALS:
-            raise QuotaError("a graph pruned before the decoder cannot be calibrated in; use the unpruned graph")
+        if "tower" in scorer(recipe.scorer).SIGNALS:
+            raise QuotaError(f"scorer {recipe.scorer!r} reads the tower's attention; calibrate in the unpruned graph")
         self.family = family
         self.recipe = recipe
         self.scheme = scheme
@@ -68,8 +67,11 @@ class PrunedGraph:
         added = None if beside.added is None else beside.added[:, presence.index[0]]
         return Beside(beside.args, given, added)
 
-    def cut(self, index: int, sample: int, hidden: Tensor, observation: Observation) -> Tensor | None:
-        """Choose among the tokens that entered layer `index` as `hidden`: bool [T], None if all of them stay."""
+    def cut(self, index: int, sample: int, hidden: Tensor, observation: Observation | None) -> Tensor | None:
+        """Choose among the tokens that entered layer `index` as `hidden`: bool [T], None if all of them stay.
+
+        At -1 they are yet to enter the first layer, and there is nothing observed.
+        """
         presence = self._presences[sample]
         if index not in self.recipe.layers:
             return None

@@ -32,7 +32,7 @@ from quota.pruning import Pruner
 from quota.quantization.kv_cache import attach_cache
 from quota.recipe import PruningRecipe
 from quota.residence import InMemory, Residence
-from quota.rounds import Graph, calibrate_in, check_method
+from quota.rounds import Graph, as_graph, calibrate_in
 from quota.samples import Sample, build_inputs
 from quota.samples import fingerprint as samples_fingerprint
 from quota.scheme import QuantizationScheme
@@ -94,8 +94,7 @@ def compress(
         seed: recorded in the recipe as the one that `samples` were drawn with. Nothing here is random.
         progress: called with the work done and its total, in multiplications (quota/work.py); other graphs start it
             anew for every sweep.
-        graph: "unpruned", "pruned" or "joint": the graph that is calibrated in (quota/rounds.py); others than the
-            first belong to the method "paper".
+        graph: "unpruned", "pruned" or "joint": the graph that is calibrated in (quota/rounds.py).
         visual_share: what visual tokens count for when weights are rounded (quota/token_weights.py); None: all alike.
         method: "quota", by the measured errors of drops, or "paper", the published one.
         compute: of "quota", the largest share of the unpruned prefill arithmetic of visual tokens to spend; None: what
@@ -279,7 +278,7 @@ def _check_options(
         raise QuotaError(f"unknown method {method!r}; choose one of {', '.join(get_args(Method))}")
     if method == "quota" and layers is not None:
         raise QuotaError('layers are chosen by method="paper" only; leave them out, or ask for that method')
-    check_method(graph, method)
+    as_graph(graph)
     if compute is not None and (method == "paper" or not 0 < compute <= 1):
         raise QuotaError(f'compute must be above 0 and at most 1, and goes with method="quota"; got {compute}')
     total = len(family(model).decoder_layers)

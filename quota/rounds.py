@@ -85,12 +85,6 @@ def as_graph(name: str) -> Graph:
     raise QuotaError(f"there is no calibration graph {name!r}; choose one of {', '.join(GRAPHS)}")
 
 
-def check_method(graph: Graph, method: str) -> None:
-    """QuotaError for a graph that the method does not calibrate in."""
-    if method == "quota" and graph != "unpruned":
-        raise QuotaError(f'graph {graph!r} goes with method="paper" only; leave it out, or ask for that method')
-
-
 class Original:
     """The blocks of a model before they are quantised: their linears, and what transforms are folded into."""
 

@@ -34,9 +34,11 @@ def recipe(*ratios: float, scheme: QuantizationScheme | None = None, **changes: 
 
 
 @pytest.mark.parametrize("transforms", ["hadamard", "learned"])
-def test_the_deployed_stream_is_that_of_the_pruned_model(transforms: Any) -> None:
+@pytest.mark.parametrize("before", [False, True], ids=["in the decoder", "before the decoder"])
+def test_the_deployed_stream_is_that_of_the_pruned_model(before: bool, transforms: Any) -> None:
     scheme = QuantizationScheme(transforms=transforms)
-    model, chosen = make_model(), recipe(0.5, 0.25, scheme=scheme)
+    changes = {"layers": (-1, 2), "scorer": "peaks", "weights": {}} if before else {}
+    model, chosen = make_model(), recipe(0.5, 0.25, scheme=scheme, **changes)
     inputs = [build_inputs(processor(), [sample]) for sample in SAMPLES]
     sweep = Sweep(model, inputs, scheme, recipe=chosen)
     sweep.run()
@@ -62,15 +64,11 @@ def test_keeping_everything_is_the_unpruned_graph() -> None:
     assert all(torch.equal(one, two) for one, two in zip(*streams, strict=True))
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [{"layers": (-1,)}, {"scorer": "visionzip", "weights": {}}],
-    ids=["before the decoder", "asks the tower"],
-)
-def test_what_only_the_tower_knows_is_refused(changes: dict[str, Any]) -> None:
+def test_what_only_the_tower_knows_is_refused() -> None:
     inputs = [build_inputs(processor(), [sample]) for sample in SAMPLES[:1]]
-    with pytest.raises(QuotaError, match="before the decoder"):
-        Sweep(make_model(), inputs, QuantizationScheme(), recipe=recipe(0.5, **changes)).run()
+    chosen = recipe(0.5, scorer="visionzip", weights={})
+    with pytest.raises(QuotaError, match="'visionzip' reads the tower's attention"):
+        Sweep(make_model(), inputs, QuantizationScheme(), recipe=chosen).run()
 
 
 def rounds(graph: Any, answers: list[PruningRecipe], limit: int = 4) -> tuple[Any, list[PruningRecipe | None]]:
@@ -142,3 +140,16 @@ def test_compress_in_another_graph(graph: Any) -> None:
         for one, two in zip(*layers, strict=True)
     ]
     assert same == [True, True] + [False] * (LAYERS - 2)
+
+
+@pytest.mark.parametrize("graph", ["pruned", "joint"])
+def test_measured_budgets_go_with_every_graph(graph: Any) -> None:
+    model: Any = make_model()
+    steps: list[tuple[int, int]] = []
+    result = quota.compress(
+        model, processor(), SAMPLES, graph=graph, keep=0.25, progress=lambda done, total: steps.append((done, total))
+    )
+    assert result.sweeps >= 2
+    assert result.recipe.method == "quota"
+    assert model.quota_pruner.recipe == result.recipe
+    assert all(done <= total for done, total in steps)

@@ -128,10 +128,10 @@ def test_help_teaches_with_an_example(command: str, capsys) -> None:
         ),
         pytest.param(
             # Told before a model is looked for.
-            ["compress", "nothing", "new", "--calibration", "{suite}", "--samples", "2", "--graph", "joint"],
+            ["compress", "nothing", "new", "--calibration", "{suite}", "--samples", "2", "--graph", "round"],
             1,
-            'goes with method="paper" only',
-            id="graph of the other method",
+            "unpruned, pruned, joint",
+            id="unknown graph",
         ),
         pytest.param(["compress", "{full}", "{full}", "--calibration", "{suite}"], 1, "not empty", id="foreign folder"),
         pytest.param(["inspect", "{full}"], 1, "not written by quota", id="not compressed"),

@@ -1,6 +1,7 @@
 """`quota bench ops`: the operators alone.
 
     linear             W4A4, rotation and activation quantisation included, against torch's bfloat16 linear
+    trained transform  the same with a Kronecker product and clipping in place of the rotation (--transforms trained)
     decode_attention   one query over the packed 4-bit cache, against torch's SDPA in float32
 
 A layer's weights are used once a token, so in a real model they come from memory. Here every turn takes another copy,
@@ -11,6 +12,7 @@ and would be too easy a baseline.)
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -22,6 +24,7 @@ from quota.bench.report import Progress, Report, Row, silent
 from quota.bench.timing import interleaved
 from quota.ops.interface import Backend, LinearSpec, LinearWeight, PackedTensor
 from quota.quantization.integer import pack_int32
+from quota.quantization.kronecker import Kronecker
 from quota.scheme import QuantizationScheme
 
 # (M, N, K): tokens, output and input channels.
@@ -34,6 +37,7 @@ LINEAR = (
     (256, 4096, 4096),
     (640, 4096, 4096),
 )
+TRAINED = ((1, 4096, 4096), (256, 4096, 4096))
 # (query heads, key-value heads, channels of a head, tokens in the cache).
 ATTENTION = ((8, 4, 128, 1024), (32, 8, 128, 1024), (16, 16, 128, 1024), (8, 4, 128, 4096))
 
@@ -43,6 +47,7 @@ _SCHEME = QuantizationScheme()
 
 def bench_operators(
     linear: Sequence[tuple[int, int, int]] = LINEAR,
+    trained: Sequence[tuple[int, int, int]] = TRAINED,
     attention: Sequence[tuple[int, int, int, int]] = ATTENTION,
     turns: int = TURNS,
     cache: int | None = None,
@@ -56,9 +61,9 @@ def bench_operators(
     report = Report()
     backends = _backends()
     cache = machine.largest_cache() if cache is None else cache
-    total = len(linear) + len(attention)
-    for shape in linear:
-        report.rows += linear_rows(backends, *shape, turns, cache)
+    total = len(linear) + len(trained) + len(attention)
+    for job, shape in [*(("linear", shape) for shape in linear), *(("trained transform", shape) for shape in trained)]:
+        report.rows += linear_rows(backends, job, *shape, turns, cache)
         progress("operators", len(report.rows) // len(backends), total)
     for heads in attention:
         report.rows += attention_rows(backends, *heads, turns, cache)
@@ -66,21 +71,23 @@ def bench_operators(
     return report
 
 
-def linear_rows(backends: Sequence[Backend], m: int, n: int, k: int, turns: int, cache: int) -> list[Row]:
-    """One row a backend for x [M, K] times a weight [N, K], bfloat16 in and out."""
+def linear_rows(backends: Sequence[Backend], job: str, m: int, n: int, k: int, turns: int, cache: int) -> list[Row]:
+    """One row a backend for x [M, K] times a weight [N, K], bfloat16 in and out; `job` says what is done to x."""
     x = torch.randn(m, k, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
-    weight = random_weight(n, k)
+    weight, transform = random_weight(n, k), None
+    if job == "trained transform":
+        weight.spec, transform = replace(weight.spec, hadamard=0), Kronecker(k, _SCHEME)
     dense = torch.randn(n, k).to(torch.bfloat16)
     copies = _copies(cache, dense.nbytes)
     calls: list[Callable[[int], Tensor]] = [partial(_dense, x, [dense.clone() for _ in range(copies)])]
     for backend in backends:
         copies = _copies(cache, weight.packed.nbytes)
-        calls.append(partial(_quantized, backend, x, [_copy(weight) for _ in range(copies)]))
+        calls.append(partial(_quantized, backend, transform, x, [_copy(weight) for _ in range(copies)]))
     # A long first round, in which backends prepare their copies and page faults are over.
     baseline, *values = interleaved(calls, turns, warm_up=copies)
     shape = f"M={m} N={n} K={k} cold"
     return [
-        Row("linear", shape, backend.name, value, "torch bf16", baseline)
+        Row(job, shape, backend.name, value, "torch bf16", baseline)
         for backend, value in zip(backends, values, strict=True)
     ]
 
@@ -142,8 +149,10 @@ def _dense(x: Tensor, weights: list[Tensor], turn: int) -> Tensor:
     return functional.linear(x, weights[turn % len(weights)])
 
 
-def _quantized(backend: Backend, x: Tensor, weights: list[LinearWeight], turn: int) -> Tensor:
-    return backend.linear(x, weights[turn % len(weights)])
+def _quantized(
+    backend: Backend, transform: Kronecker | None, x: Tensor, weights: list[LinearWeight], turn: int
+) -> Tensor:
+    return backend.linear(x if transform is None else transform(x), weights[turn % len(weights)])
 
 
 def _sdpa(query: Tensor, cache: list[tuple[Tensor, Tensor]], turn: int) -> Tensor:

@@ -78,14 +78,13 @@ def compress(
     from quota.report.inspection import inspect_path
     from quota.report.progress import progress_bar
     from quota.report.tables import inspection_table
-    from quota.rounds import as_graph, check_method
+    from quota.rounds import as_graph
     from quota.scheme import QuantizationScheme
     from quota.streaming import compress_folder, finished_blocks
 
     # Before the minutes of calibration, not after them.
     refuse_foreign(out)
     scheme, calibrated_in = QuantizationScheme(transforms=transforms), as_graph(graph)
-    check_method(calibrated_in, method)
     chosen = _calibration_samples(model, calibration, samples, seed)
     source = model_folder(model)
     if calibrated_in != "unpruned":

@@ -74,7 +74,7 @@ class GivenGraph(PrunedGraph):
         super().__init__(family, inputs, beside, recipe, scheme)
         self._kept = kept
 
-    def cut(self, index: int, sample: int, hidden: Tensor, observation: Observation) -> Tensor | None:
+    def cut(self, index: int, sample: int, hidden: Tensor, observation: Observation | None) -> Tensor | None:
         if index not in self._kept[sample]:
             return None
         presence = self._presences[sample]
