@@ -18,7 +18,13 @@ from quota.cli import main
 from quota.ops.reference import ReferenceBackend
 
 KEYS = {"job", "shape", "backend", "value", "baseline", "baseline_value", "ratio"}
-SMALL = {"linear": [(1, 64, 64), (3, 64, 128)], "attention": [(4, 2, 64, 32)], "turns": 2, "cache": 1 << 14}
+SMALL = {
+    "linear": [(1, 64, 64), (3, 64, 128)],
+    "trained": [(2, 64, 64)],
+    "attention": [(4, 2, 64, 32)],
+    "turns": 2,
+    "cache": 1 << 14,
+}
 
 
 def test_calls_take_turns_and_the_median_leaves_out_the_odd_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,6 +57,7 @@ def test_every_backend_that_runs_has_a_row_for_every_shape(monkeypatch: pytest.M
         for job, shape in [
             ("linear", "M=1 N=64 K=64 cold"),
             ("linear", "M=3 N=64 K=128 cold"),
+            ("trained transform", "M=2 N=64 K=64 cold"),
             ("decode_attention", "H=4 G=2 D=64 T=32 cold"),
         ]
         for name in fast or ["reference"]
@@ -85,7 +92,7 @@ def test_consecutive_turns_meet_other_weights(monkeypatch: pytest.MonkeyPatch) -
             return super().linear(x, weight)
 
     nbytes = operators.random_weight(64, 64).packed.nbytes
-    operators.linear_rows([Noting()], 1, 64, 64, turns=3, cache=2 * nbytes)
+    operators.linear_rows([Noting()], "linear", 1, 64, 64, turns=3, cache=2 * nbytes)
     # Two of them fill the cache, so there are three.
     assert len(set(seen)) == 3
     assert all(first != second for first, second in pairwise(seen))
