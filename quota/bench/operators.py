@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from quota import machine, ops
-from quota.bench.report import Progress, Report, Row, silent
+from quota.bench.report import Job, Progress, Report, Row, silent
 from quota.bench.timing import interleaved
 from quota.ops.interface import Backend, LinearSpec, LinearWeight, PackedTensor
 from quota.quantization.integer import pack_int32
@@ -62,7 +62,8 @@ def bench_operators(
     backends = _backends()
     cache = machine.largest_cache() if cache is None else cache
     total = len(linear) + len(trained) + len(attention)
-    for job, shape in [*(("linear", shape) for shape in linear), *(("trained transform", shape) for shape in trained)]:
+    shapes: dict[Job, Sequence[tuple[int, int, int]]] = {"linear": linear, "trained transform": trained}
+    for job, shape in [(job, shape) for job, shapes_of_it in shapes.items() for shape in shapes_of_it]:
         report.rows += linear_rows(backends, job, *shape, turns, cache)
         progress("operators", len(report.rows) // len(backends), total)
     for heads in attention:
@@ -71,7 +72,7 @@ def bench_operators(
     return report
 
 
-def linear_rows(backends: Sequence[Backend], job: str, m: int, n: int, k: int, turns: int, cache: int) -> list[Row]:
+def linear_rows(backends: Sequence[Backend], job: Job, m: int, n: int, k: int, turns: int, cache: int) -> list[Row]:
     """One row a backend for x [M, K] times a weight [N, K], bfloat16 in and out; `job` says what is done to x."""
     x = torch.randn(m, k, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
     weight, transform = random_weight(n, k), None

@@ -10,10 +10,11 @@ import torch
 
 from quota import machine
 
-Job = Literal["linear", "decode_attention", "ttft", "decode", "memory", "overhead"]
+Job = Literal["linear", "trained transform", "decode_attention", "ttft", "decode", "memory", "overhead"]
 
 UNITS: dict[Job, str] = {
     "linear": "s",
+    "trained transform": "s",
     "decode_attention": "s",
     "ttft": "s",
     "decode": "tokens/s",
