@@ -62,8 +62,8 @@ def bench_operators(
     backends = _backends()
     cache = machine.largest_cache() if cache is None else cache
     total = len(linear) + len(trained) + len(attention)
-    shapes: dict[Job, Sequence[tuple[int, int, int]]] = {"linear": linear, "trained transform": trained}
-    for job, shape in [(job, shape) for job, shapes_of_it in shapes.items() for shape in shapes_of_it]:
+    jobs: list[Job] = ["linear"] * len(linear) + ["trained transform"] * len(trained)
+    for job, shape in zip(jobs, (*linear, *trained), strict=True):
         report.rows += linear_rows(backends, job, *shape, turns, cache)
         progress("operators", len(report.rows) // len(backends), total)
     for heads in attention:

@@ -72,8 +72,10 @@ def _balance(transform: Kronecker, x: Tensor, weight: Tensor) -> None:
     """Put the closed form in `transform`."""
     shape = len(transform.left), len(transform.right)
     sides = x.unflatten(1, shape), weight.unflatten(1, shape)
-    left = balance(*(torch.einsum("tij,tkj->ik", side, side) for side in sides))
-    right = balance(*(torch.einsum("tij,tik->jk", side, side) for side in sides))
+    over_columns, over_rows = (
+        [torch.einsum(equation, side, side) for side in sides] for equation in ("tij,tkj->ik", "tij,tik->jk")
+    )
+    left, right = balance(over_columns[0], over_columns[1]), balance(over_rows[0], over_rows[1])
     # Their size is free, as W' makes up for it.
     transform.left.copy_(left / left.norm() * len(left) ** 0.5)
     transform.right.copy_(right / right.norm() * len(right) ** 0.5 @ transform.right)
