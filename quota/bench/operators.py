@@ -62,9 +62,11 @@ def bench_operators(
     backends = _backends()
     cache = machine.largest_cache() if cache is None else cache
     total = len(linear) + len(trained) + len(attention)
-    jobs: list[Job] = ["linear"] * len(linear) + ["trained transform"] * len(trained)
-    for job, shape in zip(jobs, (*linear, *trained), strict=True):
-        report.rows += linear_rows(backends, job, *shape, turns, cache)
+    for shape in linear:
+        report.rows += linear_rows(backends, "linear", *shape, turns, cache)
+        progress("operators", len(report.rows) // len(backends), total)
+    for shape in trained:
+        report.rows += linear_rows(backends, "trained transform", *shape, turns, cache)
         progress("operators", len(report.rows) // len(backends), total)
     for heads in attention:
         report.rows += attention_rows(backends, *heads, turns, cache)
