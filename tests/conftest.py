@@ -17,6 +17,12 @@ from quota.samples import Sample
 
 
 @pytest.fixture
+def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Transforms are trained for as short as they can be."""
+    monkeypatch.setattr("quota.quantization.training.STEPS", 4)
+
+
+@pytest.fixture
 def tiny_processor() -> LlavaProcessor:
     """A fresh processor for the models of `tiny_llava`."""
     return processor()

@@ -16,6 +16,8 @@ from quota.quantization.hadamard import block_hadamard
 from quota.samples import build_inputs
 from quota.scheme import QuantizationScheme
 
+pytestmark = pytest.mark.usefixtures("few_steps")
+
 Inputs = list[Mapping[str, Any]]
 
 

@@ -19,6 +19,8 @@ from quota.quantization.linear import W4A4Linear
 from quota.samples import build_inputs
 from quota.scheme import QuantizationScheme
 
+pytestmark = pytest.mark.usefixtures("few_steps")
+
 Inputs = list[Mapping[str, Any]]
 
 

@@ -19,6 +19,8 @@ from quota.compress import prune_only, quantize_only
 from quota.quantization.linear import W4A4Linear
 from quota.samples import build_inputs
 
+pytestmark = pytest.mark.usefixtures("few_steps")
+
 SAMPLES = make_samples(5)
 
 

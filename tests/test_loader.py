@@ -135,6 +135,8 @@ import re, sys, torch
 from pathlib import Path
 from transformers import AutoModelForImageTextToText, CompressedTensorsConfig
 
+pytestmark = pytest.mark.usefixtures("few_steps")
+
 folder, inputs, how = sys.argv[1], torch.load(sys.argv[2]), sys.argv[3]
 if how == "card":
     blocks = re.findall("```python\\n(.*?)```", (Path(folder) / "README.md").read_text(), re.DOTALL)

@@ -22,6 +22,8 @@ import quota
 from quota import QuantizationScheme, QuotaError, blocks, calibration, weights
 from quota.streaming import compress_folder, finished_blocks, working_folder
 
+pytestmark = pytest.mark.usefixtures("few_steps")
+
 SAMPLES = make_samples(3)
 BLOCKS = 9
 """Two of the tower, the projector, six decoder layers."""

@@ -21,6 +21,8 @@ from quota.testbeds.dinov2 import Outcome, state_dict
 from quota.testbeds.layer_errors import layer_errors
 from quota.testbeds.methods import METHODS, method_scheme
 
+pytestmark = pytest.mark.usefixtures("few_steps")
+
 CONFIG = Dinov2Config(
     hidden_size=64,
     num_hidden_layers=2,
@@ -30,7 +32,7 @@ CONFIG = Dinov2Config(
     patch_size=8,
     use_mask_token=False,
 )
-RTN = QuantizationScheme(weight_rounding="rtn")
+RTN = QuantizationScheme(weight_rounding="rtn", transforms="hadamard")
 
 
 class Node(NamedTuple):
