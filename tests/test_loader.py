@@ -22,6 +22,8 @@ from quota.compress import quantize_only
 from quota.loader import QuotaQuantizer, register
 from quota.quantization.linear import W4A4Linear
 
+pytestmark = pytest.mark.usefixtures("few_steps")
+
 SAMPLES = make_samples(5)
 
 
@@ -134,8 +136,6 @@ LOAD_WITHOUT_QUOTA = """
 import re, sys, torch
 from pathlib import Path
 from transformers import AutoModelForImageTextToText, CompressedTensorsConfig
-
-pytestmark = pytest.mark.usefixtures("few_steps")
 
 folder, inputs, how = sys.argv[1], torch.load(sys.argv[2]), sys.argv[3]
 if how == "card":
