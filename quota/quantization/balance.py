@@ -21,11 +21,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-DAMPING = 1e-3
-"""Share of the mean energy that every direction is taken to have at least: moments of few samples may be singular."""
+MATRIX_DAMPING = 0.3
+"""Share of the mean energy that is added to every direction. In towers most directions of the values carry next to
+nothing, and M would blow them up a hundredfold; noise is no longer spread evenly then."""
+DIAGONAL_DAMPING = 1e-3
+"""The same for a channel. A diagonal mixes nothing, and where a few channels are huge, the mean is theirs."""
 
 
-def balance(first: Tensor, second: Tensor, damping: float = DAMPING) -> Tensor:
+def balance(first: Tensor, second: Tensor, damping: float = MATRIX_DAMPING) -> Tensor:
     """M float32 [..., n, n], symmetric, from the second moments A and B [..., n, n] of the two sides.
 
     All-zero moments count as the identity.
@@ -36,7 +39,7 @@ def balance(first: Tensor, second: Tensor, damping: float = DAMPING) -> Tensor:
     return _power(mean, 0.5).float()
 
 
-def balance_diagonal(first: Tensor, second: Tensor, damping: float = DAMPING) -> Tensor:
+def balance_diagonal(first: Tensor, second: Tensor, damping: float = DIAGONAL_DAMPING) -> Tensor:
     """The diagonal [..., n] of the best diagonal M, from the energies A_ii and B_ii [..., n] of the two sides."""
     a, b = (_damped_energy(energy.double(), damping) for energy in (first, second))
     return (b / a).pow(0.25).float()
