@@ -146,9 +146,7 @@ class _Heads:
         weight = self._grouped(output.weight.float())
         matrix = balance(self.moment, weight.transpose(1, 2) @ weight) @ _rotation(self.width, weight.device)
         inverse = torch.linalg.inv(matrix.double()).float()
-        # Heads that read one key head stand side by side.
-        mixed = output.weight.float().unflatten(1, (self.groups, -1, self.width)) @ inverse.transpose(1, 2)
-        output.weight.data = mixed.flatten(1).to(output.weight.dtype)
+        output.weight.data = self._side_by_side(weight @ inverse.transpose(1, 2)).to(output.weight.dtype)
         rows = values.weight.float().unflatten(0, (self.groups, -1))
         values.weight.data = (matrix.transpose(1, 2) @ rows).flatten(0, 1).to(values.weight.dtype)
         if values.bias is not None:
@@ -156,8 +154,13 @@ class _Heads:
             values.bias.data = bias.flatten().to(values.bias.dtype)
 
     def _grouped(self, x: Tensor) -> Tensor:
-        """[n, heads * width] -> [groups, n * heads / groups, width]."""
+        """[n, heads * width] -> [groups, n * heads / groups, width]: heads that read one key head are neighbours."""
         return x.unflatten(1, (self.groups, -1, self.width)).transpose(0, 1).flatten(1, 2)
+
+    def _side_by_side(self, x: Tensor) -> Tensor:
+        """`_grouped` undone."""
+        heads = self.output.in_features // self.values.out_features
+        return x.unflatten(1, (-1, heads)).transpose(0, 1).flatten(1)
 
 
 def _rotation(width: int, device: torch.device) -> Tensor:

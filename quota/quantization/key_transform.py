@@ -55,9 +55,9 @@ class KeyTransform(nn.Module):
 
     def queries(self, query: Tensor) -> Tensor:
         """q M^-T of queries [B, H, T, D], H / G neighbours of which read one key head."""
-        grouped = query.float().unflatten(1, (len(self.center), -1))
-        inverse = self.inverse().transpose(-1, -2).unsqueeze(1)
-        return (grouped @ inverse).flatten(1, 2).to(query.dtype)
+        # One product a key head: matmul would copy the matrix for each of the heads that read it.
+        grouped = query.float().unflatten(1, (len(self.center), -1)).flatten(2, 3)
+        return (grouped @ self.inverse().transpose(-1, -2)).view(query.shape).to(query.dtype)
 
     def inverse(self) -> Tensor:
         """M^-1 [G, D, D], computed once."""
