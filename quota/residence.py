@@ -16,6 +16,7 @@ streams, bit for bit, at the block where it was interrupted.
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -105,6 +106,7 @@ class OnDisk:
         if not self.finished(block):
             file, prefix = self.file(self.blocks.index(block)), self.names[block]
             self._write(file, {f"{prefix}.{name}": tensor for name, tensor in block.state_dict().items()})
+        _return_freed_memory()
 
     def keep_rest(self) -> None:
         """Write what is in no block."""
@@ -169,6 +171,13 @@ class OnDisk:
 
 
 Residence = InMemory | OnDisk
+
+
+def _return_freed_memory() -> None:
+    """Give the system what was freed. The C library of Linux keeps it, and it adds up from block to block."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def empty_model(build: Any) -> Any:
