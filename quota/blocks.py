@@ -1,10 +1,10 @@
 """Run single blocks of a model on stored inputs, and quantise a block from what its linear layers see.
 
 Calibration needs what enters every block for every sample, but must not run the model from its start for each of
-them, nor hold the activations of more than one block. Three moves do it:
+them, nor hold the activations of more than one block. These moves do it:
 
     capture           run the model's own code up to a chain of blocks; keep what enters and what comes beside it
-    run               run one block alone, on one sample
+    run, run_all      run one block alone, on one sample, on all
     quantize_linears  replace the linear layers of a block, each from inputs that the replaced ones before it made
 
 The model's own forward pass decides what a block is called with (masks, rotary tables), so a chain of blocks run one
@@ -78,6 +78,16 @@ def run(block: nn.Module, hidden: Tensor, beside: Beside, **replaced: Any) -> Te
     output = block(hidden, *beside.args, **{**beside.kwargs, **replaced})
     output = output[0] if isinstance(output, tuple) else output
     return output if beside.added is None else output + beside.added
+
+
+def run_all(advance: Callable[[int], Tensor], samples: int, store: list[Tensor] | None = None) -> Tensor:
+    """`advance` for each of at least one sample, and what it gave for the first; `store` takes up all, one by one."""
+    first = advance(0)
+    for sample in range(samples):
+        leaving = first if sample == 0 else advance(sample)
+        if store is not None:
+            store[sample] = leaving
+    return first
 
 
 def quantize_linears(

@@ -32,7 +32,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from quota.allocation import relative_error, sensitivity
 from quota.attention import Observation, observe
-from quota.blocks import Beside, capture, quantize_linears, run
+from quota.blocks import Beside, capture, quantize_linears, run, run_all
 from quota.calibration_graph import PrunedGraph
 from quota.errors import QuotaError
 from quota.models import family
@@ -182,7 +182,7 @@ class Sweep:
             around = [chain[index] for chain in beside]
             advance = partial(_run_sample, block, hidden, around)
             if self.scheme.folds:
-                self._fold(block, advance)
+                self._fold(block, partial(run_all, advance, len(self.inputs)), partial(advance, 0))
             self._quantize(block, advance)
             if index + 1 < len(blocks):
                 hidden = [advance(sample) for sample in samples]
@@ -199,13 +199,15 @@ class Sweep:
             around = [self._graph.beside(index, sample, self.deployed[sample], around[sample]) for sample in samples]
         self._measure_tokens()
         advance = partial(self._run_deployed, layer, around)
-        run_exact = partial(_run_sample, layer, self.exact, beside)
+        # In place: only one sample has both what enters and what leaves.
+        run_exact = partial(run_all, partial(_run_sample, layer, self.exact, beside), len(self.inputs), self.exact)
         if self.scheme.folds:
+            run_first = partial(run, layer, self.exact[0], beside[0])
             with watch(self.family.text_model.config) as moments:
-                self.exact = self._fold(layer, run_exact, cached=self.scheme.kv_bits < 16)
+                self._fold(layer, run_exact, run_first, cached=self.scheme.kv_bits < 16)
             self._attach_keys(layer, moments)
         else:
-            self.exact = [run_exact(sample) for sample in samples]
+            run_exact()
         self._quantize(layer, advance, token_weights(self.visual, self._share))
         concentration = []
         for sample in samples:
@@ -248,9 +250,11 @@ class Sweep:
         inside = set(block.modules())
         return {name: linear for name, linear in self.linears.items() if linear in inside}
 
-    def _fold(self, block: nn.Module, run_sample: Callable[[int], Tensor], cached: bool = False) -> list[Tensor]:
-        """Fold transforms into `block`, in front of its linears; returns what left it before, for every sample."""
-        return fold(block, set(self._linears_of(block).values()), run_sample, len(self.inputs), cached)
+    def _fold(
+        self, block: nn.Module, run_each: Callable[[], Tensor], run_first: Callable[[], Tensor], cached: bool = False
+    ) -> None:
+        """Fold transforms into `block`, in front of its linears."""
+        fold(block, set(self._linears_of(block).values()), run_each, run_first, cached)
 
     def _attach_keys(self, layer: Any, moments: KeyMoments) -> None:
         transform = moments.transform() if self.scheme.kv_bits < 16 else None

@@ -65,7 +65,6 @@ REALISTIC = Width("realistic", 2048, 5504, 16, 1024, 4096, 24, 16, 336)
 MODELS = {"7b": SEVEN_B, "realistic": REALISTIC}
 
 USUAL_SAMPLES = 128
-_STATES = 3
 
 
 def bench_compress(depths: Sequence[int], samples: int, width: Width = SEVEN_B, progress: Progress = silent) -> Report:
@@ -86,7 +85,7 @@ def bench_compress(depths: Sequence[int], samples: int, width: Width = SEVEN_B, 
         measured = f"{shape}, {samples} samples"
         report.rows.append(Row("memory", measured, backend, peaks[-1], f"{depths[0]} layers", peaks[0]))
         usual = max(samples, USUAL_SAMPLES)
-        bound = peaks[-1] + (usual - samples) * _STATES * _state_bytes(width, samples)
+        bound = peaks[-1] + (usual - samples) * _sample_bytes(width, samples)
         report.rows.append(Row("memory", f"{shape}, {usual} samples at most", backend, bound, "bf16 weights", weights))
         progress("compress", done, len(depths))
     return report
@@ -150,11 +149,12 @@ def llava_config(width: Width, depth: int) -> LlavaConfig:
     )
 
 
-def _state_bytes(width: Width, samples: int) -> int:
-    """What a hidden state of the decoder takes in bfloat16, for the longest prompt."""
+def _sample_bytes(width: Width, samples: int) -> int:
+    """What the sweep holds of a sample, for the longest prompt: two hidden states and two rotary tables, bfloat16."""
     processor = _processor(width)
     prompts = [build_inputs(processor, [sample]) for sample in reference.calibration_samples(samples, seed=0)]
-    return 2 * width.hidden * max(prompt["input_ids"].numel() for prompt in prompts)
+    channels = 2 * (width.hidden + width.hidden // width.heads)
+    return 2 * channels * max(prompt["input_ids"].numel() for prompt in prompts)
 
 
 def _peak(folder: Path, samples: int) -> int:

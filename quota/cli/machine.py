@@ -107,7 +107,7 @@ def compress(
     """Measure the peak memory of `quota compress` on a random model: depth does not count.
 
     Beside the peak at the first depth stands that of the weights in bfloat16. For the latter the peak is carried to 128
-    samples: each further one adds three hidden states at most.
+    samples: each further one adds two hidden states and two rotary tables.
 
     ```text
     quota bench compress --layers 1 --layers 3 --json compress.json

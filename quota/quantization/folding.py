@@ -65,14 +65,15 @@ def readers(block: nn.Module, quantized: set[nn.Linear]) -> list[Readers]:
 def fold(
     block: nn.Module,
     quantized: set[nn.Linear],
-    run_sample: Callable[[int], Tensor],
-    samples: int,
+    run_each: Callable[[], Tensor],
+    run_first: Callable[[], Tensor],
     cached: bool = False,
-) -> list[Tensor]:
+) -> None:
     """Fold balancing transforms into the weights of `block`, of which the linears in `quantized` are to be quantised.
 
-    `run_sample(i)` gives its output for sample i, and what it gave before is returned; `cached` says that its values
-    go to a quantised cache. Raises QuotaError if the output changes: the block then is not what its names say.
+    `run_each` runs it on every sample and gives the output for the first, `run_first` on the first alone; `cached` says
+    that its values go to a quantised cache. Raises QuotaError if the output changes: the block then is not what its
+    names say.
     """
     places = readers(block, quantized)
     heads = _Heads.of(block, quantized, cached)
@@ -83,19 +84,18 @@ def fold(
     with ExitStack() as hooks:
         for linear, add in watched:
             hooks.callback(linear.register_forward_pre_hook(add).remove)
-        outputs = [run_sample(sample) for sample in range(samples)]
+        before = run_each()
     for place, energy in zip(places, energies, strict=True):
         if energy.total is not None:
             _fold_diagonal(block, place, energy.total)
     if heads is not None:
         heads.fold()
-    change = float((run_sample(0) - outputs[0]).norm() / outputs[0].norm())
+    change = float((run_first() - before).norm() / before.norm())
     if not change < TOLERANCE:
         raise QuotaError(
             f"{type(block).__name__} does not stand learned transforms (its output changed by {change:.1%}); "
             'use transforms="hadamard"'
         )
-    return outputs
 
 
 def _fold_diagonal(block: nn.Module, place: Readers, energy: Tensor) -> None:

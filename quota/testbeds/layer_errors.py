@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from quota.allocation import relative_error
-from quota.blocks import Beside, capture, quantize_linears, run
+from quota.blocks import Beside, capture, quantize_linears, run, run_all
 from quota.quantization.folding import fold
 from quota.scheme import QuantizationScheme
 
@@ -57,7 +57,7 @@ def layer_errors(
         advance = partial(_run_sample, quantized, deployed, [chain[index] for chain in calibration_besides])
         linears = {name: module for name, module in quantized.named_modules() if isinstance(module, nn.Linear)}
         if scheme.folds:
-            fold(quantized, set(linears.values()), advance, len(deployed))
+            fold(quantized, set(linears.values()), partial(run_all, advance, len(deployed)), partial(advance, 0))
         quantize_linears(quantized, linears, scheme, advance, len(deployed))
         deployed = [advance(sample) for sample in range(len(deployed))]
         for sample, chain in enumerate(besides):

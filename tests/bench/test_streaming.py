@@ -17,15 +17,15 @@ LAYER = 2 * (4 * 512 * 512 + 3 * 512 * 1024)
 
 
 def test_depth_does_not_count() -> None:
-    """A process's peak wavers by a few megabytes; ten layers more would be fifty."""
-    report = bench_compress([2, 12], samples=1, width=NARROW)
+    """A process's peak wavers by some tens of megabytes; twenty layers more would be a hundred."""
+    report = bench_compress([2, 22], samples=1, width=NARROW)
     shallow, deep = (row.value for row in report.rows if row.baseline == "2 layers")
-    assert deep - shallow < 5 * LAYER
+    assert deep - shallow < 10 * LAYER
     assert report.rows[2].baseline_value == shallow
     few, many = (row for row in report.rows if row.baseline == "bf16 weights")
-    assert many.baseline_value - few.baseline_value == pytest.approx(10 * LAYER, rel=0.01)
+    assert many.baseline_value - few.baseline_value == pytest.approx(20 * LAYER, rel=0.01)
     # 36 patches and some words.
-    assert few.value - shallow > 127 * 3 * 2 * 512 * 36
+    assert few.value - shallow > 127 * 2 * 2 * 512 * 36
 
 
 def test_random_checkpoint_is_written_module_by_module_and_loads(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from tiny_llava import make_model, make_samples, processor
 from torch import Tensor, nn
 
-from quota.blocks import capture, run
+from quota.blocks import capture, run, run_all
 from quota.errors import QuotaError
 from quota.models import family
 from quota.quantization.folding import fold, readers
@@ -46,7 +47,7 @@ def test_the_block_computes_what_it_did(part: str) -> None:
     block, advance = block_of(part)
     before = [advance(sample) for sample in range(SAMPLES)]
     weights = {name: weight.clone() for name, weight in block.named_parameters()}
-    fold(block, linears(block), advance, SAMPLES)
+    fold(block, linears(block), partial(run_all, advance, SAMPLES), partial(advance, 0))
     for sample, expected in enumerate(before):
         torch.testing.assert_close(advance(sample), expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
     changed = {name for name, weight in block.named_parameters() if not torch.equal(weight, weights[name])}
@@ -61,7 +62,7 @@ def test_outlier_channels_are_spread_over_input_and_weights() -> None:
     seen: list[Tensor] = []
     block.mlp.gate_proj.register_forward_pre_hook(lambda _, args: seen.append(args[0].flatten(0, -2)))
     advance(0)
-    fold(block, linears(block), advance, SAMPLES)
+    fold(block, linears(block), partial(run_all, advance, SAMPLES), partial(advance, 0))
     seen = [seen[0], seen[-1]]
     before, after = (float(x.norm(dim=0).max() / x.norm(dim=0).median()) for x in seen)
     assert after < before / 3
@@ -71,7 +72,7 @@ def test_outlier_channels_are_spread_over_input_and_weights() -> None:
 def test_only_what_is_quantised_is_touched() -> None:
     block, advance = block_of("decoder")
     before = {name: weight.clone() for name, weight in block.named_parameters()}
-    fold(block, {block.mlp.gate_proj, block.mlp.down_proj}, advance, SAMPLES)
+    fold(block, {block.mlp.gate_proj, block.mlp.down_proj}, partial(run_all, advance, SAMPLES), partial(advance, 0))
     changed = {name for name, weight in block.named_parameters() if not torch.equal(weight, before[name])}
     # gate_proj reads what up_proj reads too, which stays as it is.
     assert changed == {"mlp.up_proj.weight", "mlp.down_proj.weight"}
@@ -81,7 +82,7 @@ def test_only_what_is_quantised_is_touched() -> None:
 def test_values_of_a_quantised_cache_are_balanced_even_alone() -> None:
     block, advance = block_of("decoder")
     before = {name: weight.clone() for name, weight in block.named_parameters()}
-    fold(block, set(), advance, SAMPLES, cached=True)
+    fold(block, set(), partial(run_all, advance, SAMPLES), partial(advance, 0), cached=True)
     changed = {name for name, weight in block.named_parameters() if not torch.equal(weight, before[name])}
     assert changed == {"self_attn.v_proj.weight", "self_attn.o_proj.weight"}
 
@@ -113,10 +114,12 @@ def test_a_block_that_is_not_what_its_names_say_is_refused() -> None:
     width = block.input_layernorm.weight.numel()
     x = torch.randn(1, 9, width, generator=torch.Generator().manual_seed(0))
 
-    def twice_normed(_: int) -> Tensor:
+    def twice_normed() -> Tensor:
         # Somebody besides the linears reads the norm.
         normed = block.input_layernorm(x)
         return sum((block.self_attn.get_submodule(f"{name}_proj")(normed) for name in "qkv"[:1]), normed)
 
     with pytest.raises(QuotaError, match="does not stand learned transforms"):
-        fold(block, {block.self_attn.q_proj, block.self_attn.k_proj, block.self_attn.v_proj}, twice_normed, 1)
+        fold(
+            block, {block.self_attn.q_proj, block.self_attn.k_proj, block.self_attn.v_proj}, twice_normed, twice_normed
+        )
