@@ -82,9 +82,10 @@ def run(block: nn.Module, hidden: Tensor, beside: Beside, **replaced: Any) -> Te
 
 def run_all(advance: Callable[[int], Tensor], samples: int, store: list[Tensor] | None = None) -> Tensor:
     """`advance` for each of at least one sample, and what it gave for the first; `store` takes up all, one by one."""
-    first = advance(0)
+    first = leaving = advance(0)
     for sample in range(samples):
-        leaving = first if sample == 0 else advance(sample)
+        if sample:
+            leaving = advance(sample)
         if store is not None:
             store[sample] = leaving
     return first

@@ -4,9 +4,9 @@ The model is a LLaVA with random weights, written shard by shard, so that making
 compressing it; the process that compresses it is a fresh one and reports its own peak (quota/bench/memory.py).
 `python -m quota.bench.streaming SOURCE OUT SAMPLES` is that process, and prints its peak in bytes.
 
-Few samples are enough to know the peak of many. Of each there are two hidden states, and a third while a layer runs:
+Few samples are enough to know the peak of many. Of each there are two hidden states and two rotary tables:
 
-    peak(n) <= peak(m) + (n - m) 3 T D b        T tokens, D wide, of b bytes
+    peak(n) <= peak(m) + (n - m) 2 T (D + D / H) b        T tokens, D wide, H heads, of b bytes
 """
 
 from __future__ import annotations
