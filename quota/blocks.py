@@ -4,7 +4,7 @@ Calibration needs what enters every block for every sample, but must not run the
 them, nor hold the activations of more than one block. These moves do it:
 
     capture           run the model's own code up to a chain of blocks; keep what enters and what comes beside it
-    run, run_all      run one block alone, on one sample, on all
+    run, run_all      run one block alone, on one sample, on all; `put` stores what comes out
     quantize_linears  replace the linear layers of a block, each from inputs that the replaced ones before it made
 
 The model's own forward pass decides what a block is called with (masks, rotary tables), so a chain of blocks run one
@@ -87,8 +87,16 @@ def run_all(advance: Callable[[int], Tensor], samples: int, store: list[Tensor] 
         if sample:
             leaving = advance(sample)
         if store is not None:
-            store[sample] = leaving
+            put(store, sample, leaving)
     return first
+
+
+def put(store: list[Tensor], sample: int, hidden: Tensor) -> None:
+    """Replace the hidden states of one sample, in the memory of the old ones: new memory for each leaves holes."""
+    if hidden.shape == store[sample].shape and hidden.dtype == store[sample].dtype:
+        store[sample].copy_(hidden)
+    else:
+        store[sample] = hidden
 
 
 def quantize_linears(

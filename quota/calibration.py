@@ -32,7 +32,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from quota.allocation import relative_error, sensitivity
 from quota.attention import Observation, observe
-from quota.blocks import Beside, capture, quantize_linears, run, run_all
+from quota.blocks import Beside, capture, put, quantize_linears, run, run_all
 from quota.calibration_graph import PrunedGraph
 from quota.errors import QuotaError
 from quota.models import family
@@ -145,9 +145,7 @@ class Sweep:
         self._plan_work()
         for blocks in (list(self.family.tower_blocks), *([projector] for projector in self.family.projectors)):
             self._quantize_chain(blocks)
-        self.deployed, around = self._capture(self.layers)
-        # The rest is the same in both streams, and need not be held twice.
-        self.added = [[block.added for block in chain] for chain in around]
+        self.deployed, self.added = self._capture_deployed()
         for block in front:
             self.residence.release(block)
         tokens = [int(visual.sum()) for visual in self.visual]
@@ -169,6 +167,15 @@ class Sweep:
         captured = [capture(self.model, blocks, sample) for sample in self.inputs]
         return [hidden for hidden, _ in captured], [beside for _, beside in captured]
 
+    def _capture_deployed(self) -> tuple[list[Tensor], list[list[Tensor | None]]]:
+        """What enters the decoder, and what is added behind its layers: the rest is as in the exact stream."""
+        entering, added = [], []
+        for sample in self.inputs:
+            hidden, chain = capture(self.model, self.layers, sample)
+            entering.append(hidden)
+            added.append([block.added for block in chain])
+        return entering, added
+
     def _quantize_chain(self, blocks: Sequence[nn.Module]) -> None:
         """Quantise blocks in front of the decoder, where only the deployed stream is needed."""
         if not any(self._linears_of(block) for block in blocks):
@@ -177,7 +184,6 @@ class Sweep:
                 self._report(block)
             return
         hidden, beside = self._capture(blocks)
-        samples = range(len(self.inputs))
         for index, block in enumerate(blocks):
             around = [chain[index] for chain in beside]
             advance = partial(_run_sample, block, hidden, around)
@@ -185,7 +191,7 @@ class Sweep:
                 self._fold(block, partial(run_all, advance, len(self.inputs)), partial(advance, 0))
             self._quantize(block, advance)
             if index + 1 < len(blocks):
-                hidden = [advance(sample) for sample in samples]
+                run_all(advance, len(self.inputs), hidden)
             self._report(block)
 
     def _decoder_layer(self, index: int) -> None:
@@ -202,7 +208,7 @@ class Sweep:
         # In place: only one sample has both what enters and what leaves.
         run_exact = partial(run_all, partial(_run_sample, layer, self.exact, beside), len(self.inputs), self.exact)
         if self.scheme.folds:
-            run_first = partial(run, layer, self.exact[0], beside[0])
+            run_first = partial(run, layer, self.exact[0].clone(), beside[0])
             with watch(self.family.text_model.config) as moments:
                 self._fold(layer, run_exact, run_first, cached=self.scheme.kv_bits < 16)
             self._attach_keys(layer, moments)
@@ -228,7 +234,7 @@ class Sweep:
         kept = None
         if self._graph is not None:
             kept = self._graph.cut(index, sample, self.deployed[sample], observation)
-        self.deployed[sample] = leaving
+        put(self.deployed, sample, leaving)
         if self._graph is not None and kept is not None:
             self.deployed[sample], self.exact[sample] = leaving[:, kept], self.exact[sample][:, kept]
             self.visual[sample] = self._graph.visual(sample)

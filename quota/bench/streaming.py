@@ -3,10 +3,6 @@
 The model is a LLaVA with random weights, written shard by shard, so that making it takes no more memory than
 compressing it; the process that compresses it is a fresh one and reports its own peak (quota/bench/memory.py).
 `python -m quota.bench.streaming SOURCE OUT SAMPLES` is that process, and prints its peak in bytes.
-
-Few samples are enough to know the peak of many. Of each there are two hidden states and two rotary tables:
-
-    peak(n) <= peak(m) + (n - m) 2 T (D + D / H) b        T tokens, D wide, H heads, of b bytes
 """
 
 from __future__ import annotations
@@ -36,7 +32,6 @@ from quota.bench.memory import own_peak
 from quota.bench.report import Progress, Report, Row, silent
 from quota.errors import QuotaError
 from quota.residence import empty_model
-from quota.samples import build_inputs
 from quota.streaming import compress_folder
 from quota.weights import weight_files
 
@@ -64,14 +59,12 @@ REALISTIC = Width("realistic", 2048, 5504, 16, 1024, 4096, 24, 16, 336)
 """That of the random model in `quota bench e2e`, which has 16."""
 MODELS = {"7b": SEVEN_B, "realistic": REALISTIC}
 
-USUAL_SAMPLES = 128
-
 
 def bench_compress(depths: Sequence[int], samples: int, width: Width = SEVEN_B, progress: Progress = silent) -> Report:
     """Compress a model of this width at every depth.
 
-    A depth has a row against the peak at the first depth, and one against the weights in bfloat16, for which the peak
-    is carried to 128 samples. Needs the disk for one model at a time. Raises QuotaError if a process fails.
+    Each has two rows, one against the peak at the first depth and one against the weights in bfloat16. Needs the disk
+    for one model at a time. Raises QuotaError if a process fails.
     """
     report = Report()
     peaks: list[int] = []
@@ -81,12 +74,9 @@ def bench_compress(depths: Sequence[int], samples: int, width: Width = SEVEN_B, 
             write_random(width, depth, Path(folder) / "source")
             weights = sum(file.stat().st_size for file in weight_files(Path(folder) / "source"))
             peaks.append(_peak(Path(folder), samples))
-        shape = f"compress {width.name}, {depth} of its layers"
-        measured = f"{shape}, {samples} samples"
-        report.rows.append(Row("memory", measured, backend, peaks[-1], f"{depths[0]} layers", peaks[0]))
-        usual = max(samples, USUAL_SAMPLES)
-        bound = peaks[-1] + (usual - samples) * _sample_bytes(width, samples)
-        report.rows.append(Row("memory", f"{shape}, {usual} samples at most", backend, bound, "bf16 weights", weights))
+        shape = f"compress {width.name}, {depth} of its layers, {samples} samples"
+        report.rows.append(Row("memory", shape, backend, peaks[-1], f"{depths[0]} layers", peaks[0]))
+        report.rows.append(Row("memory", shape, backend, peaks[-1], "bf16 weights", weights))
         progress("compress", done, len(depths))
     return report
 
@@ -147,14 +137,6 @@ def llava_config(width: Width, depth: int) -> LlavaConfig:
     return LlavaConfig(
         vision_config=vision, text_config=text, image_token_index=own.image_token_id, tie_word_embeddings=False
     )
-
-
-def _sample_bytes(width: Width, samples: int) -> int:
-    """What the sweep holds of a sample, for the longest prompt: two hidden states and two rotary tables, bfloat16."""
-    processor = _processor(width)
-    prompts = [build_inputs(processor, [sample]) for sample in reference.calibration_samples(samples, seed=0)]
-    channels = 2 * (width.hidden + width.hidden // width.heads)
-    return 2 * channels * max(prompt["input_ids"].numel() for prompt in prompts)
 
 
 def _peak(folder: Path, samples: int) -> int:

@@ -106,12 +106,11 @@ def compress(
 ) -> None:
     """Measure the peak memory of `quota compress` on a random model: depth does not count.
 
-    Beside the peak at the first depth stands that of the weights in bfloat16. For the latter the peak is carried to 128
-    samples: each further one adds two hidden states and two rotary tables.
+    Beside the peak stand that at the first depth and the weights in bfloat16. Each sample adds two hidden states.
 
     ```text
     quota bench compress --layers 1 --layers 3 --json compress.json
-    quota bench compress --model realistic --layers 16
+    quota bench compress --model realistic --layers 2 --samples 128
     ```
     """
     from quota.bench import bench_compress

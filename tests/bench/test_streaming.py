@@ -24,8 +24,7 @@ def test_depth_does_not_count() -> None:
     assert report.rows[2].baseline_value == shallow
     few, many = (row for row in report.rows if row.baseline == "bf16 weights")
     assert many.baseline_value - few.baseline_value == pytest.approx(20 * LAYER, rel=0.01)
-    # 36 patches and some words.
-    assert few.value - shallow > 127 * 2 * 2 * 512 * 36
+    assert (few.value, many.value) == (shallow, deep)
 
 
 def test_random_checkpoint_is_written_module_by_module_and_loads(tmp_path: Path) -> None:
