@@ -7,8 +7,8 @@
 j is ahead of i if w_j > w_i, or w_j = w_i and j < i; the first of all has nov = 2, the largest there is. Neither factor
 does alone. Attention keeps many copies of what it likes (background patches are near-duplicates), and distances alone
 keep what nobody asked about. Of a group of duplicates only the one with most attention has a high score, so a product
-keeps one of each thing, the important first. Unlike greedy max-min or determinants it needs no loop: one matrix product
-and one minimum. QUOTA's own score (quota/scorers/peaks.py) goes one step further.
+keeps one of each thing, the important first. Unlike greedy max-min or determinants it needs no loop over tokens: one
+matrix product and one minimum. QUOTA's own score (quota/scorers/peaks.py) goes one step further.
 
 The magnitude of a token and its quantisation risk are left out on purpose: docs/study/README.md shows what they cost.
 """
@@ -27,12 +27,17 @@ WEIGHTS: Mapping[str, float] = {}
 
 _LARGEST = 2.0
 _SMALLEST = 1e-12
+_ALL = slice(None)
+_ENTRIES = 2**24
+"""Cosines at a time: the square of 4,096 tokens."""
 
 
 def score(signals: Signals, weights: Mapping[str, float], percentiles: tuple[float, float] = (1.0, 99.0)) -> Tensor:
     """Signals of B rows with V visual tokens -> score [B, V] float32, 0 at padding."""
     weight = text_attention(signals)
-    return (weight.sqrt() * novelty(cosines(signals.hidden), weight, signals.valid)).masked_fill(~signals.valid, 0)
+    place = places(weight, signals.valid)
+    new = [novelty(cosines(signals.hidden, rows), place, rows) for rows in blocks(place)]
+    return (weight.sqrt() * torch.cat(new, dim=1)).masked_fill(~signals.valid, 0)
 
 
 def text_attention(signals: Signals) -> Tensor:
@@ -40,24 +45,34 @@ def text_attention(signals: Signals) -> Tensor:
     return torch.ones(signals.valid.shape, device=signals.hidden.device) if signals.inter is None else signals.inter
 
 
-def cosines(hidden: Tensor) -> Tensor:
-    """Cosine of every two tokens, [B, V, D] -> [B, V, V] float32."""
+def blocks(place: Tensor) -> list[slice]:
+    """Rows of the cosines of tokens [B, V] that are worked on at a time: all, unless a picture has very many."""
+    batch, tokens = place.shape
+    step = max(1, _ENTRIES // (batch * tokens))
+    return [slice(start, start + step) for start in range(0, tokens, step)]
+
+
+def cosines(hidden: Tensor, rows: slice = _ALL) -> Tensor:
+    """Cosine of every token in `rows` to every token, [B, V, D] -> [B, R, V] float32."""
     hidden = hidden.float()
     length = torch.linalg.vector_norm(hidden, dim=-1).clamp(min=_SMALLEST)
     # Products first, lengths after: V numbers to divide for each token, not all its channels.
-    return (hidden @ hidden.transpose(1, 2)).div_(length[:, :, None]).div_(length[:, None])
+    return (hidden[:, rows] @ hidden.transpose(1, 2)).div_(length[:, rows, None]).div_(length[:, None])
 
 
-def novelty(similarity: Tensor, weight: Tensor, valid: Tensor) -> Tensor:
-    """1 - the largest cosine of every token to one ahead of it by `weight` [B, V]; [B, V] in [0, 2].
-
-    `similarity` [B, V, V] is used up.
-    """
-    # Places in the order of weight, ties by index.
+def places(weight: Tensor, valid: Tensor) -> Tensor:
+    """Places in the order of `weight` [B, V], the largest first, ties by index, padding last."""
     order = weight.masked_fill(~valid, -torch.inf).argsort(dim=1, descending=True, stable=True)
-    places = torch.arange(order.shape[1], device=order.device).expand_as(order)
-    place = torch.empty_like(order).scatter_(1, order, places)
-    similarity.masked_fill_(place[:, None] >= place[:, :, None], -1)
+    ascending = torch.arange(order.shape[1], device=order.device).expand_as(order)
+    return torch.empty_like(order).scatter_(1, order, ascending)
+
+
+def novelty(similarity: Tensor, place: Tensor, rows: slice = _ALL) -> Tensor:
+    """1 - the largest cosine of the tokens in `rows` to one ahead by `place` [B, V]; [B, R] in [0, 2].
+
+    `similarity` [B, R, V] is used up.
+    """
+    similarity.masked_fill_(place[:, None] >= place[:, rows, None], -1)
     return (1 - similarity.amax(dim=2)).clamp(0, _LARGEST)
 
 

@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from quota.scorers import Signals
-from quota.scorers.novelty import cosines, novelty, novelty_naive, score
+from quota.scorers import Signals, scorer
+from quota.scorers.novelty import cosines, novelty, novelty_naive, places, score
 
 
 def at_angle(*degrees: float) -> torch.Tensor:
@@ -24,7 +24,7 @@ def test_a_written_example() -> None:
     hidden, inter = at_angle(0, 10, 90, 80), torch.tensor([[0.3, 0.2, 0.4, 0.1]])
     given = Signals(hidden, torch.ones(1, 4, dtype=torch.bool), inter=inter)
     expected = [distance(90), distance(10), 2.0, distance(10)]
-    torch.testing.assert_close(novelty(cosines(hidden), inter, given.valid), torch.tensor([expected]))
+    torch.testing.assert_close(novelty(cosines(hidden), places(inter, given.valid)), torch.tensor([expected]))
     weighed = [math.sqrt(weight) * new for weight, new in zip(inter[0].tolist(), expected, strict=True)]
     torch.testing.assert_close(score(given, {}), torch.tensor([weighed]))
 
@@ -40,8 +40,8 @@ def test_the_length_of_a_token_does_not_matter() -> None:
     hidden, inter = torch.randn(2, 9, 8, generator=draw), torch.rand(2, 9, generator=draw)
     valid = torch.ones(2, 9, dtype=torch.bool)
     longer = hidden * torch.rand(2, 9, 1, generator=draw).add(0.5)
-    found = novelty(cosines(longer), inter, valid)
-    torch.testing.assert_close(found, novelty(cosines(hidden), inter, valid), rtol=1e-4, atol=1e-5)
+    found = novelty(cosines(longer), places(inter, valid))
+    torch.testing.assert_close(found, novelty(cosines(hidden), places(inter, valid)), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("ties", [False, True], ids=["all different", "ties"])
@@ -52,5 +52,16 @@ def test_is_the_plain_loop(ties: bool) -> None:
         inter = (inter * 4).round()
     valid = torch.rand(3, 20, generator=draw) < 0.8
     hidden[~valid] = torch.nan
-    found = novelty(cosines(hidden), inter, valid)
+    found = novelty(cosines(hidden), places(inter, valid))
     torch.testing.assert_close(found[valid], novelty_naive(hidden, inter, valid)[valid])
+
+
+@pytest.mark.parametrize("name", ["novelty", "peaks"])
+def test_many_tokens_are_scored_in_blocks_of_rows(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = torch.Generator().manual_seed(0)
+    hidden, inter = torch.randn(3, 20, 8, generator=draw), torch.rand(3, 20, generator=draw)
+    given = Signals(hidden, torch.rand(3, 20, generator=draw) < 0.8, inter=inter)
+    whole = scorer(name).score(given, {})
+    # Three rows at a time, and two in the end.
+    monkeypatch.setattr("quota.scorers.novelty._ENTRIES", 3 * 60)
+    torch.testing.assert_close(scorer(name).score(given, {}), whole)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from quota.scorers import Signals
-from quota.scorers.novelty import cosines, novelty
+from quota.scorers.novelty import cosines, novelty, places
 from quota.scorers.peaks import attention_mass, attention_mass_naive, score
 from quota.selection import top_k
 
@@ -40,7 +40,7 @@ def test_a_surface_comes_before_a_speck() -> None:
 def test_alone_every_token_has_its_own_attention() -> None:
     hidden, inter = torch.eye(4)[None], torch.tensor([[0.1, 0.4, 0.2, 0.3]])
     valid = torch.ones(1, 4, dtype=torch.bool)
-    expected = inter.sqrt() * novelty(cosines(hidden), inter, valid)
+    expected = inter.sqrt() * novelty(cosines(hidden), places(inter, valid))
     torch.testing.assert_close(score(Signals(hidden, valid, inter=inter), {}), expected)
 
 
