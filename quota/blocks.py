@@ -29,7 +29,7 @@ from quota.quantization.training import KEPT_TOKENS, train
 from quota.scheme import QuantizationScheme
 
 
-class _Reached(Exception):
+class Reached(Exception):
     """The forward pass has come as far as it was wanted."""
 
 
@@ -62,13 +62,13 @@ def capture(model: nn.Module, blocks: Sequence[nn.Module], inputs: Mapping[str, 
             beside[-1] = replace(beside[-1], added=hidden)
         beside.append(Beside(args, kwargs))
         if len(beside) == len(blocks):
-            raise _Reached
+            raise Reached
         nothing = torch.zeros_like(hidden)
         return nothing
 
-    with ExitStack() as replaced, suppress(_Reached):
+    with ExitStack() as replaced, suppress(Reached):
         for block in blocks:
-            replaced.enter_context(_forward_is(block, record))
+            replaced.enter_context(forward_is(block, record))
         model(**inputs, use_cache=False)
     return entering[0], beside
 
@@ -199,19 +199,20 @@ def _each_input(
 
     def reached(_: nn.Module, args: tuple[Any, ...]) -> None:
         take(sample, args[0].float().reshape(-1, linear.in_features))
-        raise _Reached
+        raise Reached
 
     hook = linear.register_forward_pre_hook(reached)
     try:
         for sample in range(samples):
-            with suppress(_Reached):
+            with suppress(Reached):
                 run_sample(sample)
     finally:
         hook.remove()
 
 
 @contextmanager
-def _forward_is(module: nn.Module, forward: Callable[..., Tensor]) -> Iterator[None]:
+def forward_is(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """`module` computes `forward` inside the block; its hooks stay around it."""
     before = module.__dict__.get("forward")
     module.forward = forward
     try:

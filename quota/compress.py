@@ -24,7 +24,7 @@ from quota import ops
 from quota.allocation import candidate_layers, keep_ratios
 from quota.calibration import Calibration, Curves, Progress, calibrate
 from quota.checkpoint import mark, settings
-from quota.drop_errors import RATIOS, SAMPLES, candidates, measure_drops
+from quota.drop_errors import RATIOS, candidates, layers_run, measure_drops
 from quota.errors import QuotaError
 from quota.method import Cuts, Method, paper_cuts, published_compute, quota_cuts
 from quota.models import family, fingerprint
@@ -225,15 +225,16 @@ class _Drops:
         progress: Progress | None,
         residence: Residence,
     ) -> None:
-        self.model, self.processor, self.samples = model, processor, samples[:SAMPLES]
+        self.model, self.processor, self.samples = model, processor, samples
         self.residence = residence
         self.scheme, self.keep = scheme, keep
         self.depth = len(family(model).decoder_layers)
         self.ratios = sorted({*RATIOS, keep} - {1.0}, reverse=True)
-        steps = len(candidates(self.depth)) * len(self.ratios)
+        layers = sum(layers_run(layer, self.depth, ratio) for layer in candidates(self.depth) for ratio in self.ratios)
         tokens = sum(build_inputs(processor, [sample])["input_ids"].numel() for sample in self.samples)
         # Linears are quantised by the time they run.
-        self.work = steps * forward_work([linear for _, linear in family(model).linears()], tokens)
+        decoder = forward_work([linear for _, linear in family(model).linears(["decoder"])], tokens)
+        self.work = round(layers * decoder / self.depth)
         self._progress = progress
         self._swept = 0
 

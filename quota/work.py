@@ -5,7 +5,7 @@ therefore counts for its multiplications,
 
     block    P T F + sum over its linears of N K^2        F passes over its P weights, and the corrections of GPTQ
     trained  and as much as quota/quantization/training.py says, if transforms are trained
-    drop     P T                                          one pass over the whole model
+    drop     P T / L (1 + r (L - 1 - l))                  r of the tokens go on after layer l of the L of a decoder
 
 at T tokens of all samples. How fast the machine multiplies is seen from the steps behind.
 """

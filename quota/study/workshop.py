@@ -21,7 +21,7 @@ from quota import ops
 from quota.calibration import Curves, calibrate
 from quota.checkpoint import mark, save_pretrained
 from quota.code import code_digest
-from quota.drop_errors import SAMPLES, measure_drops
+from quota.drop_errors import measure_drops
 from quota.errors import QuotaError
 from quota.evaluation import evaluate
 from quota.files import write_atomically
@@ -111,7 +111,7 @@ class Workshop:
         file = self._folder(variant) / "drop_errors.json"
         if not file.is_file():
             model, processor = self._quantized(variant)
-            samples = self.calibration(variant.samples, variant.seed)[:SAMPLES]
+            samples = self.calibration(variant.samples, variant.seed)
 
             def step(done: int, total: int) -> None:
                 self.progress(f"measuring drops, seed {variant.seed}", done, total)
