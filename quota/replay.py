@@ -45,7 +45,7 @@ class Replay:
         return torch.cat(self._record(self._family.projectors, list(self._family.tower_blocks)))
 
     def begin_at(self, layer: int) -> None:
-        """From now on passes begin at decoder `layer`; it may not be in front of an earlier beginning."""
+        """After a whole pass: begin at decoder `layer` from now on, not in front of an earlier beginning."""
         layers = list(self._family.decoder_layers)
         if layer < 1:
             return

@@ -9,7 +9,8 @@ block is a file of the new checkpoint. They gather in a folder beside OUT, which
 
 What is in memory at any time: embeddings and head, the tower, one decoder layer with GPTQ's matrices for its widest
 linear, and two hidden states a sample. None of it grows with the depth of the decoder. The method "quota" then measures
-drops on the finished model, and has that in memory, in its packed form: half a byte a weight.
+drops on the finished model, and has that in memory, in its packed form: half a byte a weight. To this come two hidden
+states a sample once more (quota/replay.py).
 """
 
 from __future__ import annotations

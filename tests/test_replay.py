@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from families import TINY
-from tiny_llava import LAYERS, make_model, make_samples, processor
+from tiny_llava import make_model, make_samples, processor
 from torch import Tensor
 from transformers import BatchFeature
 
@@ -79,4 +79,3 @@ def test_what_is_in_front_does_not_compute() -> None:
     for handle in handles:
         handle.remove()
     assert "forward" not in vars(parts.decoder_layers[0])
-    assert len(parts.decoder_layers) == LAYERS

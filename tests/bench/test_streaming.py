@@ -25,6 +25,7 @@ def test_depth_does_not_count() -> None:
     few, many = (row for row in report.rows if row.baseline == "bf16 weights")
     assert many.baseline_value - few.baseline_value == pytest.approx(20 * LAYER, rel=0.01)
     assert (few.value, many.value) == (shallow, deep)
+    assert all(row.shape.endswith("1 samples") for row in report.rows)
 
 
 def test_random_checkpoint_is_written_module_by_module_and_loads(tmp_path: Path) -> None:
