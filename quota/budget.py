@@ -4,35 +4,40 @@ Let E_l(k) be the output error of the deployed model when all visual tokens but 
 dropped (measured in quota/drop_errors.py; l = -1: before the decoder). Going from a to b < a tokens after layer l is
 charged what it adds there, so a schedule k_1 >= k_2 >= ... after the layers l_1 < l_2 < ... has the
 
-    error   sum_i  E_{l_i}(k_i) - E_{l_i}(k_{i-1})                    k_0 = V0, E_l(V0) = 0
+    charge  sum_i  E_{l_i}(k_i) - E_{l_i}(k_{i-1})                   k_0 = V0, E_l(V0) = 0
     cost    sum over decoder layers of w(tokens that enter it)        w: tokens, GFLOPs, KV bytes or milliseconds
 
 E_l is made to rise as k falls (a running maximum), so no step is charged less than nothing. For every number of tokens
-that may be present, the solver goes through the layers and keeps all (cost, error) of which no other is as good in
-both. What is left within the budget at the end is the least error that any schedule over the given layers and counts
-has: dynamic programming, as exact as the charge is. Equation (3) of the paper spreads drops by how much quantisation
-disturbs a layer's input; here the drops themselves are measured, under the same operators.
+that may be present, the solver goes through the layers and keeps all (cost, charge) that fewer than n others are as
+good as in both. What is left within the budget at the end holds the n schedules of least charge over the given layers
+and counts: dynamic programming, as exact as the charge is. That cuts add up is an assumption, so the best few are then
+measured whole (quota/method.py). Equation (3) of the paper spreads drops by how much quantisation disturbs a layer's
+input; here the drops themselves are measured, under the same operators.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from bisect import bisect_right, insort
+from collections.abc import Callable, Iterator, Mapping
 from itertools import accumulate
 
 from quota.errors import QuotaError
 
 Errors = Mapping[int, Mapping[int, float]]
-"""Candidate layer -> number of tokens left after it -> output error."""
+"""Candidate layer -> number of tokens left after it -> output error, over the same counts for every layer."""
 Work = Callable[[int], float]
 """Cost of one decoder layer by the number of visual tokens that enter it."""
 Schedule = tuple[tuple[int, int], ...]
 """(candidate layer, tokens left after it), ascending in layers."""
 
 
-def best_schedule(
-    errors: Errors, tokens: int, depth: int, work: Work, budget: float, final: int | None = None
-) -> Schedule:
-    """The schedule of least error whose cost is at most `budget`; of equals the cheaper, then the one cut earlier.
+def best_schedules(
+    errors: Errors, tokens: int, depth: int, work: Work, budget: float, final: int | None = None, count: int = 1
+) -> list[Schedule]:
+    """The `count` schedules of least charge whose cost is at most `budget`, or as many as there are, best first.
+
+    Schedules that could keep more somewhere, by one step and within the budget, are left out. Of equals the cheaper
+    comes first, then the one cut earlier.
 
     Args:
         errors: tables over the same counts (all below `tokens`), for layers from -1 to `depth` - 1.
@@ -42,22 +47,65 @@ def best_schedule(
     Raises QuotaError if no schedule over these layers and counts keeps the budget.
     """
     rising = {layer: _rising(table, tokens) for layer, table in errors.items()}
-    # Tokens present -> (cost, error, schedule so far), none of them worse than another in both.
+    most = count
+    while True:
+        found = _least(rising, tokens, depth, work, budget, final, most)
+        if not found:
+            raise QuotaError(f"no schedule over the layers {sorted(errors)} keeps a budget of {budget:g}; allow more")
+        full = [
+            schedule
+            for schedule in found
+            if not any(_cost(more, tokens, depth, work) <= budget for more in _one_step_up(schedule, rising, final))
+        ]
+        if len(full) >= count or len(found) < most:
+            return full[:count]
+        most *= 4
+
+
+def _least(
+    rising: Errors, tokens: int, depth: int, work: Work, budget: float, final: int | None, most: int
+) -> list[Schedule]:
+    """The `most` schedules of least charge, or as many as there are."""
+    # Tokens present -> (cost, charge, schedule so far), none of them worse in both than `most` others.
     fronts: dict[int, list[tuple[float, float, Schedule]]] = {tokens: [(0.0, 0.0, ())]}
     for layer in range(-1, depth):
         if layer >= 0:
             fronts = {
                 count: [
-                    (cost + work(count), error, cuts) for cost, error, cuts in front if cost + work(count) <= budget
+                    (cost + work(count), charge, cuts) for cost, charge, cuts in front if cost + work(count) <= budget
                 ]
                 for count, front in fronts.items()
             }
         if layer in rising:
-            fronts = _cut(fronts, layer, rising[layer])
+            fronts = _cut(fronts, layer, rising[layer], most)
     reached = [state for count, front in fronts.items() if final is None or count == final for state in front]
-    if not reached:
-        raise QuotaError(f"no schedule over the layers {sorted(errors)} keeps a budget of {budget:g}; allow more")
-    return min(reached, key=lambda state: (state[1], state[0], state[2]))[2]
+    best = sorted(reached, key=lambda state: (state[1], state[0], state[2]))
+    return [cuts for _, _, cuts in best[:most]]
+
+
+def _cost(schedule: Schedule, tokens: int, depth: int, work: Work) -> float:
+    after = dict(schedule)
+    entering, total = after.get(-1, tokens), 0.0
+    for layer in range(depth):
+        total += work(entering)
+        entering = after.get(layer, entering)
+    return total
+
+
+def _one_step_up(schedule: Schedule, rising: Errors, final: int | None) -> Iterator[Schedule]:
+    """The schedules that keep one count more after one of the layers, and else the same."""
+    layers, counts = sorted(rising), sorted(next(iter(rising.values())))
+    after, left = [], counts[-1]
+    for layer in layers:
+        left = dict(schedule).get(layer, left)
+        after.append(left)
+    for place, count in enumerate(after):
+        before = after[place - 1] if place else counts[-1]
+        if count == before or (final is not None and place == len(after) - 1):
+            continue
+        more = [*after[:place], counts[counts.index(count) + 1], *after[place + 1 :]]
+        befores = [counts[-1], *more]
+        yield tuple((layer, left) for layer, left, before in zip(layers, more, befores, strict=False) if left < before)
 
 
 def _rising(table: Mapping[int, float], tokens: int) -> dict[int, float]:
@@ -67,7 +115,7 @@ def _rising(table: Mapping[int, float], tokens: int) -> dict[int, float]:
 
 
 def _cut(
-    fronts: dict[int, list[tuple[float, float, Schedule]]], layer: int, table: Mapping[int, float]
+    fronts: dict[int, list[tuple[float, float, Schedule]]], layer: int, table: Mapping[int, float], most: int
 ) -> dict[int, list[tuple[float, float, Schedule]]]:
     """Every way to go on after `layer`, with as many tokens or fewer."""
     reached: dict[int, list[tuple[float, float, Schedule]]] = {count: list(front) for count, front in fronts.items()}
@@ -75,14 +123,17 @@ def _cut(
         for after in table:
             if after < before:
                 charge = table[after] - table[before]
-                moved = [(cost, error + charge, (*cuts, (layer, after))) for cost, error, cuts in front]
+                moved = [(cost, so_far + charge, (*cuts, (layer, after))) for cost, so_far, cuts in front]
                 reached.setdefault(after, []).extend(moved)
-    return {count: _undominated(front) for count, front in reached.items()}
+    return {count: _undominated(front, most) for count, front in reached.items()}
 
 
-def _undominated(states: list[tuple[float, float, Schedule]]) -> list[tuple[float, float, Schedule]]:
+def _undominated(states: list[tuple[float, float, Schedule]], most: int) -> list[tuple[float, float, Schedule]]:
+    """Those that fewer than `most` others are as good as in both."""
     kept: list[tuple[float, float, Schedule]] = []
+    charges: list[float] = []
     for state in sorted(states):
-        if not kept or state[1] < kept[-1][1]:
+        if bisect_right(charges, state[1]) < most:
             kept.append(state)
+            insort(charges, state[1])
     return kept

@@ -24,9 +24,9 @@ from quota import ops
 from quota.allocation import candidate_layers, keep_ratios
 from quota.calibration import Calibration, Curves, Progress, calibrate
 from quota.checkpoint import mark, settings
-from quota.drop_errors import RATIOS, candidates, layers_run, measure_drops
 from quota.errors import QuotaError
-from quota.method import Cuts, Method, paper_cuts, published_compute, quota_cuts
+from quota.measured_cuts import MeasuredCuts
+from quota.method import Method, paper_cuts
 from quota.models import family, fingerprint
 from quota.pruning import Pruner
 from quota.quantization.kv_cache import attach_cache
@@ -38,7 +38,6 @@ from quota.samples import fingerprint as samples_fingerprint
 from quota.scheme import QuantizationScheme
 from quota.token_weights import check_share
 from quota.version import __version__
-from quota.work import forward_work
 
 DEFAULT_SCHEME = QuantizationScheme()
 
@@ -109,7 +108,7 @@ def compress(
     check_share(visual_share)
     inputs = _inputs(model, processor, samples)
     place = residence or InMemory()
-    drops = _Drops(model, processor, samples, scheme, keep, progress, place) if method == "quota" else None
+    drops = MeasuredCuts(model, processor, samples, scheme, keep, progress, place) if method == "quota" else None
 
     def make_recipe(calibration: Calibration) -> PruningRecipe:
         curves = calibration.curves
@@ -210,59 +209,6 @@ def _check_uncompressed(model: PreTrainedModel) -> None:
 def _check_sees(model: PreTrainedModel) -> None:
     if not family(model).sees:
         raise QuotaError(f"{type(model).__name__} has no vision tower; give a vision-language model")
-
-
-class _Drops:
-    """The part of `compress` that the published method does not have: measure drops, and solve for the schedule."""
-
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        processor: Any,
-        samples: Sequence[Sample],
-        scheme: QuantizationScheme,
-        keep: float,
-        progress: Progress | None,
-        residence: Residence,
-    ) -> None:
-        self.model, self.processor, self.samples = model, processor, samples
-        self.residence = residence
-        self.scheme, self.keep = scheme, keep
-        self.depth = len(family(model).decoder_layers)
-        self.ratios = sorted({*RATIOS, keep} - {1.0}, reverse=True)
-        layers = sum(layers_run(layer, self.depth, ratio) for layer in candidates(self.depth) for ratio in self.ratios)
-        tokens = sum(build_inputs(processor, [sample])["input_ids"].numel() for sample in self.samples)
-        # Linears are quantised by the time they run.
-        decoder = forward_work([linear for _, linear in family(model).linears(["decoder"])], tokens)
-        self.work = round(layers * decoder / self.depth)
-        self._progress = progress
-        self._swept = 0
-
-    def sweeping(self, done: int, total: int) -> None:
-        """Progress of the sweep, which comes before the drops."""
-        self._swept = total
-        if self._progress is not None:
-            self._progress(done, total + self.work)
-
-    def cuts(self, calibration: Calibration, compute: float | None) -> Cuts:
-        tokens, config = calibration.reference_tokens, self.model.config.get_text_config()
-
-        def dropping(done: int, total: int) -> None:
-            if self._progress is not None:
-                self._progress(self._swept + self.work * done // total, self._swept + self.work)
-
-        self.residence.assemble()
-        cache = attach_cache(self.model, self.scheme)
-        try:
-            errors = measure_drops(
-                self.model, self.processor, self.samples, self.scheme, tokens, self.depth, self.ratios, dropping
-            )
-        finally:
-            # The pipeline attaches its own, once the recipe is there.
-            cache.detach()
-        if compute is None:
-            compute = published_compute(calibration.curves, tokens, self.keep, config)
-        return quota_cuts(errors, tokens, self.depth, self.keep, compute, config)
 
 
 def _check_options(

@@ -1,25 +1,29 @@
 """The two ways to a recipe: where tokens are dropped, how many, and by which score.
 
     paper   candidate layers by concentration and redundancy, keep ratios by equations (1) to (4), the published score
-    quota   layers and counts of least measured error (quota/drop_errors.py) within a budget of prefill arithmetic,
-            solved exactly (quota/budget.py), and the score `peaks`
+    quota   layers and counts of least measured error (quota/drop_errors.py) within a budget of prefill arithmetic, and
+            the score `peaks`: the few schedules that are best if errors of cuts add up (quota/budget.py) are measured
+            whole, and the best of them is taken
 
 Both end at the final keep ratio that is asked for, and unless told otherwise `quota` spends what `paper` would.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from quota.allocation import candidate_layers, keep_count, keep_ratios
-from quota.budget import Errors, best_schedule
+from quota.budget import Errors, Schedule, best_schedules
 from quota.calibration import Curves
 from quota.drop_errors import SCORER
 from quota.evaluation.footprint import prefill_flops_ratio
 
 Method = Literal["paper", "quota"]
+
+TRIED = 16
+"""Schedules that are measured whole."""
 
 
 @dataclass(frozen=True)
@@ -51,11 +55,19 @@ def published_compute(curves: Curves, tokens: int, keep: float, text_config: Any
     return prefill_flops_ratio(entering, text_config)
 
 
-def quota_cuts(errors: Errors, tokens: int, depth: int, keep: float | None, compute: float, text_config: Any) -> Cuts:
+def quota_cuts(
+    errors: Errors,
+    whole: Callable[[Schedule], float],
+    tokens: int,
+    depth: int,
+    keep: float | None,
+    compute: float,
+    text_config: Any,
+) -> Cuts:
     """The schedule of least error that ends at `keep` and takes at most `compute` of the unpruned prefill arithmetic.
 
-    `errors` has an entry for `keep` of `tokens` at every layer; None leaves the end open. Raises QuotaError if the
-    budget is too small.
+    `errors` are those of single cuts, with an entry for `keep` of `tokens` at every layer; None leaves the end open.
+    `whole` measures a schedule, and is asked for `TRIED` of them at most. Raises QuotaError if the budget is too small.
     """
 
     def work(count: int) -> float:
@@ -63,7 +75,9 @@ def quota_cuts(errors: Errors, tokens: int, depth: int, keep: float | None, comp
         return 2 * prefill_flops_ratio([tokens, count], text_config) - 1
 
     final = None if keep is None else keep_count(keep, tokens)
-    schedule = best_schedule(errors, tokens, depth, work, compute * depth + 1e-9, final)
+    tried = best_schedules(errors, tokens, depth, work, compute * depth + 1e-9, final, TRIED)
+    # Sorted, so that those that begin at one layer are measured one behind the other.
+    schedule = min(sorted(tried), key=whole)
     # A recipe that drops nothing still has a layer.
     schedule = schedule or ((min(errors), tokens),)
     ratios = [count / tokens for _, count in schedule]

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quota.budget import Schedule, best_schedule
+from quota.budget import Schedule, best_schedules
 from quota.errors import QuotaError
 
 TOKENS, DEPTH, COUNTS = 8, 4, (6, 3, 1)
@@ -54,29 +54,45 @@ def every_schedule() -> list[Schedule]:
     return sorted(found)
 
 
-@settings(max_examples=200)
-@given(tables, st.integers(2, 100), st.sampled_from([None, *COUNTS]))
-def test_no_schedule_within_the_budget_has_less_error(
-    errors: dict[int, dict[int, int]], budget: int, final: int | None
-) -> None:
-    def ends(schedule: Schedule) -> bool:
-        return final is None or (schedule[-1][1] if schedule else TOKENS) == final
+def more_fits(schedule: Schedule, budget: int, final: int | None) -> bool:
+    """Whether one place could keep one step more within the budget."""
 
-    allowed = [schedule for schedule in every_schedule() if cost(schedule) <= budget and ends(schedule)]
+    def counts(one: Schedule) -> list[int]:
+        left, found = TOKENS, []
+        for layer in (-1, 0, 2):
+            left = dict(one).get(layer, left)
+            found.append((TOKENS, *COUNTS).index(left))
+        return found
+
+    def a_step_above(other: Schedule) -> bool:
+        return sorted(a - b for a, b in zip(counts(schedule), counts(other), strict=True)) == [0, 0, 1]
+
+    return any(a_step_above(one) and cost(one) <= budget and ends(one, final) for one in every_schedule())
+
+
+def ends(schedule: Schedule, final: int | None) -> bool:
+    return final is None or (schedule[-1][1] if schedule else TOKENS) == final
+
+
+@settings(max_examples=200)
+@given(tables, st.integers(2, 100), st.sampled_from([None, *COUNTS]), st.integers(1, 12))
+def test_the_best_of_all_schedules_within_the_budget_in_order(
+    errors: dict[int, dict[int, int]], budget: int, final: int | None, count: int
+) -> None:
+    allowed = [one for one in every_schedule() if cost(one) <= budget and ends(one, final)]
     if not allowed:
         with pytest.raises(QuotaError, match="keeps a budget"):
-            best_schedule(errors, TOKENS, DEPTH, work, budget, final)
+            best_schedules(errors, TOKENS, DEPTH, work, budget, final, count)
         return
-    found = best_schedule(errors, TOKENS, DEPTH, work, budget, final)
-    assert found in allowed
-    least = min(error(schedule, errors) for schedule in allowed)
-    assert error(found, errors) == pytest.approx(least)
-    assert cost(found) == min(cost(one) for one in allowed if error(one, errors) == least)
+    full = [one for one in allowed if not more_fits(one, budget, final)]
+    expected = sorted(full, key=lambda one: (error(one, errors), cost(one), one))
+    assert best_schedules(errors, TOKENS, DEPTH, work, budget, final, count) == expected[:count]
 
 
 def test_a_written_example() -> None:
     # Dropping half early costs 1 and late nothing; the budget of 24 tokens-in-layers allows the late cut only.
     errors = {-1: {4: 1.0}, 1: {4: 0.0}}
-    assert best_schedule(errors, 8, 4, float, 24.0) == ((1, 4),)
-    assert best_schedule(errors, 8, 4, float, 16.0) == ((-1, 4),)
-    assert best_schedule(errors, 8, 4, float, 32.0, final=8) == ()
+    assert best_schedules(errors, 8, 4, float, 24.0) == [((1, 4),)]
+    assert best_schedules(errors, 8, 4, float, 16.0) == [((-1, 4),)]
+    assert best_schedules(errors, 8, 4, float, 32.0, final=8) == [()]
+    assert best_schedules(errors, 8, 4, float, 32.0, final=4, count=5) == [((1, 4),)]

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from tiny_llava import LAYERS, VISUAL_TOKENS, make_model, make_samples, processor
 
-from quota.drop_errors import candidates, divergence, measure_drops
-from quota.method import quota_cuts
+from quota.budget import Schedule
+from quota.drop_errors import Drops, candidates, divergence, spoken, typical
+from quota.method import TRIED, quota_cuts
 from quota.pruning import is_pruned
+from quota.quantization.kv_cache import attach_cache
+
+
+def deployed() -> Any:
+    """A tiny model in full precision, with quota's KV cache."""
+    model = make_model()
+    attach_cache(model, None)
+    return model
 
 
 @pytest.mark.parametrize(
@@ -20,22 +31,42 @@ def test_candidates_reach_from_the_projector_to_the_middle(depth: int, expected:
 
 
 def test_divergence_of_a_written_example() -> None:
-    full, pruned = torch.tensor([[0.5, 0.5]]).log(), torch.tensor([[0.25, 0.75]]).log()
-    # 1/2 ln 2 + 1/2 ln (2/3)
-    assert divergence(full, pruned) == pytest.approx(0.143841)
-    assert divergence(full, full) == 0
+    # An answer of one word and one of two.
+    said = torch.tensor([[True, False], [True, True]])
+    full = torch.tensor([[0.5, 0.5], [0.5, 0.5], [1.0, 1e-30]]).log() + 3
+    pruned = torch.tensor([[0.25, 0.75], [0.5, 0.5], [0.5, 0.5]]).log() - 1
+    # 1/2 ln 2 + 1/2 ln (2/3); 0 + ln 2
+    expected = torch.tensor([0.143841, 0.693147], dtype=torch.float64)
+    torch.testing.assert_close(divergence(full, pruned, said), expected, atol=1e-6, rtol=0)
+    assert divergence(full, full, said).tolist() == [0, 0]
 
 
-def test_divergence_is_the_geometric_mean_of_the_samples() -> None:
-    full = torch.tensor([[0.5, 0.5], [0.5, 0.5]]).log()
-    pruned = torch.tensor([[0.25, 0.75], [1e-6, 1 - 1e-6]]).log()
-    # The second sample alone: 1/2 ln (0.5 / 1e-6) + 1/2 ln (0.5 / (1 - 1e-6))
-    assert divergence(full, pruned) == pytest.approx((0.143841 * 6.214609) ** 0.5, rel=1e-4)
+def test_what_is_typical_is_the_geometric_mean_of_the_samples() -> None:
+    assert typical(torch.tensor([0.1, 10.0])) == pytest.approx((0.101 * 10.001) ** 0.5 - 0.001, rel=1e-4)
+    assert typical(torch.zeros(3)) == 0
+
+
+def test_an_answer_ends_with_its_first_end_mark() -> None:
+    answers = torch.tensor([[5, 2, 2, 2], [5, 6, 7, 8], [3, 5, 2, 0]])
+    assert spoken(answers, [2, 3]).int().tolist() == [[1, 1, 0, 0], [1, 1, 1, 1], [1, 0, 0, 0]]
+    assert bool(spoken(answers, []).all())
+
+
+def test_later_words_of_an_answer_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A table over whole answers is another one than over first words, and above it."""
+    model = deployed()
+    tables = []
+    for words in (1, 8):
+        monkeypatch.setattr("quota.drop_errors._WORDS", words)
+        drops = Drops(model, processor(), make_samples(3), None, VISUAL_TOKENS)
+        tables.append(drops.table(LAYERS, (0.5, 0.1)))
+    first, whole = tables
+    assert all(whole[layer][count] > first[layer][count] > 0 for layer in first for count in first[layer])
 
 
 def test_keeping_all_is_no_error_and_the_model_is_left_alone() -> None:
-    model = make_model()
-    errors = measure_drops(model, processor(), make_samples(3), None, VISUAL_TOKENS, LAYERS, (1.0, 0.5, 0.1))
+    model = deployed()
+    errors = Drops(model, processor(), make_samples(3), None, VISUAL_TOKENS).table(LAYERS, (1.0, 0.5, 0.1))
     assert list(errors) == candidates(LAYERS)
     for table in errors.values():
         assert list(table) == [16, 8, 2]
@@ -43,10 +74,34 @@ def test_keeping_all_is_no_error_and_the_model_is_left_alone() -> None:
     assert not is_pruned(model)
 
 
+def test_a_schedule_is_worse_than_its_cuts_and_measured_in_any_order() -> None:
+    drops = Drops(deployed(), processor(), make_samples(3), None, VISUAL_TOKENS)
+    both = drops.error(((2, 8), (3, 2)))
+    assert drops.error(()) == 0
+    assert 0 < drops.error(((-1, 8),)) != both
+    assert drops.error(((2, 8), (3, 2))) == both > drops.error(((2, 8),)) > 0
+
+
+def test_quota_cuts_are_those_that_measure_best_whole() -> None:
+    config = make_model().config.get_text_config()
+    errors = {layer: {12: 0.05, 8: 0.1 + layer / 100, 5: 0.2} for layer in range(-1, 4)}
+    asked: list[Schedule] = []
+
+    def whole(schedule: Schedule) -> float:
+        asked.append(schedule)
+        return len(schedule) + schedule[0][0] / 10
+
+    cuts = quota_cuts(errors, whole, 16, LAYERS, 0.3, 0.6, config)
+    assert 1 < len(asked) <= TRIED and len(set(asked)) == len(asked)
+    best = min(asked, key=lambda one: len(one) + one[0][0] / 10)
+    assert cuts.layers == tuple(layer for layer, _ in best)
+    assert [round(ratio * 16) for ratio in cuts.keep_ratios] == [count for _, count in best]
+
+
 def test_quota_cuts_end_at_the_final_ratio() -> None:
     config = make_model().config.get_text_config()
     errors = {layer: {8: 0.1, 5: 0.2} for layer in (-1, 2)}
-    cuts = quota_cuts(errors, 16, LAYERS, 0.3, 0.8, config)
+    cuts = quota_cuts(errors, len, 16, LAYERS, 0.3, 0.8, config)
     assert cuts.keep_ratios[-1] == 0.3 and cuts.scorer == "peaks"
-    everything = quota_cuts(errors, 16, LAYERS, 1.0, 1.0, config)
+    everything = quota_cuts(errors, len, 16, LAYERS, 1.0, 1.0, config)
     assert everything.keep_ratios == (1.0,)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -31,12 +32,21 @@ def prompts_for(name: str) -> tuple[Any, list[BatchFeature]]:
     return model, [BatchFeature(tiny.batch(rows)) for rows in (unequal, [tiny.prompt([small], 3, seed=4)])]
 
 
-def whole(model: Any, prompts: list[BatchFeature]) -> Tensor:
-    with torch.inference_mode():
-        return torch.cat([model(**prompt, logits_to_keep=1).logits[:, -1] for prompt in prompts])
+def answers_to(prompts: list[BatchFeature]) -> list[Tensor]:
+    """One of four words, and one of a single word, which needs no second pass."""
+    return [torch.arange(3, 3 + len(p["input_ids"]) * n).view(-1, n) for p, n in zip(prompts, (4, 1), strict=True)]
 
 
-def pruner(model: Any, layer: int, keep: float) -> Pruner:
+def whole(model: Any, prompts: list[BatchFeature]) -> list[Tensor]:
+    """What has played nothing yet computes everything."""
+    return list(Replay(model, prompts, answers_to(prompts)).logits())
+
+
+def alike(found: Iterator[Tensor], expected: list[Tensor]) -> bool:
+    return all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+
+
+def pruner(model: Any, layer: int, keep: float, scheme: QuantizationScheme | None = SCHEME) -> Pruner:
     recipe = PruningRecipe(
         layers=(layer,),
         keep_ratios=(keep,),
@@ -44,23 +54,45 @@ def pruner(model: Any, layer: int, keep: float) -> Pruner:
         reference_tokens=16,
         model_fingerprint=fingerprint(model),
         scorer="peaks",
-        scheme=SCHEME,
+        scheme=scheme,
     )
-    return Pruner(model, recipe, SCHEME)
+    return Pruner(model, recipe, scheme)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_an_answer_given_at_once_has_the_logits_of_one_generated_word_by_word(name: str) -> None:
+    model, prompts = prompts_for(name)
+    prompt = prompts[0]
+    attach_cache(model, None)
+    active = pruner(model, 0, 0.5, None).attach()
+    try:
+        found = model.generate(
+            **prompt,
+            max_new_tokens=4,
+            min_new_tokens=4,
+            do_sample=False,
+            output_logits=True,
+            return_dict_in_generate=True,
+        )
+        answer = found.sequences[:, prompt["input_ids"].shape[1] :]
+        (given,) = Replay(model, [prompt], [answer]).logits()
+    finally:
+        active.detach()
+    torch.testing.assert_close(given, torch.stack(found.logits, dim=1), atol=1e-4, rtol=1e-3)
 
 
 @pytest.mark.parametrize("name", TINY)
 def test_a_pass_that_begins_at_a_layer_is_the_whole_pass(name: str) -> None:
     model, prompts = prompts_for(name)
     attach_cache(model, SCHEME)
-    replay = Replay(model, prompts)
-    assert torch.equal(replay.logits(), whole(model, prompts))
+    replay = Replay(model, prompts, answers_to(prompts))
+    assert alike(replay.logits(), whole(model, prompts))
     for layer in (-1, 0, 2, 3):
         replay.begin_at(layer)
         for keep in (0.5, 0.2):
             active = pruner(model, layer, keep).attach()
             try:
-                assert torch.equal(replay.logits(), whole(model, prompts)), (layer, keep)
+                assert alike(replay.logits(), whole(model, prompts)), (layer, keep)
             finally:
                 active.detach()
 
@@ -68,14 +100,16 @@ def test_a_pass_that_begins_at_a_layer_is_the_whole_pass(name: str) -> None:
 def test_what_is_in_front_does_not_compute() -> None:
     model = make_model()
     parts = family(model)
-    replay = Replay(model, [build_inputs(processor(), make_samples(2))])
-    replay.logits()
+    attach_cache(model, SCHEME)
+    replay = Replay(model, [build_inputs(processor(), make_samples(2))], [torch.tensor([[3, 4], [5, 6]])])
+    list(replay.logits())
     replay.begin_at(2)
     called = []
     inner = [block.mlp for block in (*parts.tower_blocks, *parts.decoder_layers)]
     handles = [module.register_forward_hook(lambda module, *_: called.append(module)) for module in inner]
-    replay.logits()
-    assert called == [layer.mlp for layer in parts.decoder_layers[2:]]
+    list(replay.logits())
+    # For the prompts, and for the answers.
+    assert called == [layer.mlp for layer in parts.decoder_layers[2:]] * 2
     for handle in handles:
         handle.remove()
     assert "forward" not in vars(parts.decoder_layers[0])

@@ -82,6 +82,11 @@ class SlotLayer(CacheLayerMixin):
         self._show(self.held + new)
         return self._decode(new)
 
+    def skip(self, tokens: int) -> None:
+        """The next `tokens` are seen and get no slot, as this layer does not run; other layers' masks are as ever."""
+        self.seen += tokens
+        self._skipped = self.seen if self.window is None else min(self.seen, self.window - 1)
+
     def keep(self, kept: Tensor) -> None:
         """Drop the slots not in `kept` [B, T] bool and right-align the others."""
         slots, filled = right_align(kept)
@@ -145,7 +150,8 @@ class SlotLayer(CacheLayerMixin):
 
         The offset lines up the newest slot with the newest token, so that a causal mask comes out right.
         """
-        return self.held + query_length, self.seen - self.held
+        held = self.held + self._skipped
+        return held + query_length, self.seen - held
 
     def get_max_length(self) -> int:
         """-1: no maximum."""
@@ -188,7 +194,7 @@ class SlotLayer(CacheLayerMixin):
             setattr(self, name, None)
         self._memory: dict[str, Tensor] = {}
         self.is_initialized = False
-        self.seen = 0
+        self.seen = self._skipped = 0
         self.in_order, self.ragged = True, False
         self._expected: tuple[Tensor, int] | None = None
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from quota.allocation import candidate_layers, keep_count
-from quota.budget import Errors
+from quota.budget import Errors, Schedule
 from quota.calibration import Curves
 from quota.errors import QuotaError
 from quota.method import quota_cuts
@@ -27,7 +28,9 @@ class Measured:
     text_config: Any
     model_fingerprint: str
     errors: Errors | None = None
-    """What drops do to the answer (quota/drop_errors.py), for the schedule "measured"."""
+    """What single cuts do to the answer (quota/drop_errors.py), for the schedule "measured"."""
+    whole: Callable[[Schedule], float] | None = None
+    """What a schedule does to it."""
 
     @property
     def depth(self) -> int:
@@ -101,11 +104,19 @@ def reference_cost(keep: float, measured: Measured) -> float:
 
 
 def _measured(pruning: Pruning, target: float | None, measured: Measured) -> tuple[tuple[int, ...], list[float]]:
-    if measured.errors is None or (target is None and pruning.keep is None):
+    if measured.errors is None or measured.whole is None or (target is None and pruning.keep is None):
         raise QuotaError("the schedule 'measured' needs the errors of drops, and a final keep ratio or a cost")
     if target is None:
         target = reference_cost(pruning.keep or 1.0, measured)
-    cuts = quota_cuts(measured.errors, measured.tokens, measured.depth, pruning.keep, target, measured.text_config)
+    cuts = quota_cuts(
+        measured.errors,
+        measured.whole,
+        measured.tokens,
+        measured.depth,
+        pruning.keep,
+        target,
+        measured.text_config,
+    )
     return cuts.layers, list(cuts.keep_ratios)
 
 

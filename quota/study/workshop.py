@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any, cast
 
 from quota import ops
+from quota.budget import Schedule
 from quota.calibration import Curves, calibrate
 from quota.checkpoint import mark, save_pretrained
 from quota.code import code_digest
-from quota.drop_errors import measure_drops
+from quota.drop_errors import Drops
 from quota.errors import QuotaError
 from quota.evaluation import evaluate
 from quota.files import write_atomically
@@ -77,6 +78,7 @@ class Workshop:
         self.cache = cache
         self.progress = progress
         self._loaded: tuple[str, Any, Any] | None = None
+        self._measuring: Drops | None = None
         self._digests: dict[tuple[int, int], str] = {}
 
     def outcome(self, variant: Variant) -> Outcome:
@@ -101,25 +103,40 @@ class Workshop:
         model, _ = self._quantized(calibrated)
         curves = json.loads((self._folder(calibrated) / "curves.json").read_text(encoding="utf-8"))
         tokens = curves.pop("reference_tokens")
-        errors = None
-        if variant.pruning is not None and variant.pruning.schedule == "measured":
-            errors = self._drop_errors(calibrated, tokens, len(curves["sensitivity"]))
-        return Measured(Curves(**curves), tokens, model.config.get_text_config(), fingerprint(model), errors)
+        facts = Curves(**curves), tokens, model.config.get_text_config(), fingerprint(model)
+        if variant.pruning is None or variant.pruning.schedule != "measured":
+            return Measured(*facts)
+        errors = self._stored(calibrated, "drop_errors", lambda: self._table(calibrated, tokens))
 
-    def _drop_errors(self, variant: Variant, tokens: int, depth: int) -> dict[int, dict[int, float]]:
-        """What drops do to the quantised model of `variant`; stored beside its checkpoint."""
-        file = self._folder(variant) / "drop_errors.json"
-        if not file.is_file():
-            model, processor = self._quantized(variant)
+        def whole(schedule: Schedule) -> float:
+            name = "schedule " + " ".join(f"{layer}:{count}" for layer, count in schedule)
+            return self._stored(calibrated, name, lambda: self._drops(calibrated, tokens).error(schedule))
+
+        table = {int(layer): {int(count): error for count, error in row.items()} for layer, row in errors.items()}
+        return Measured(*facts, table, whole)
+
+    def _table(self, variant: Variant, tokens: int) -> dict[int, dict[int, float]]:
+        def step(done: int, total: int) -> None:
+            self.progress(f"measuring drops, seed {variant.seed}", done, total)
+
+        drops = self._drops(variant, tokens)
+        model, _ = self._quantized(variant)
+        return drops.table(len(family(model).decoder_layers), progress=step)
+
+    def _drops(self, variant: Variant, tokens: int) -> Drops:
+        """What measures drops on the quantised model of `variant`; held for as long as the model is."""
+        model, processor = self._quantized(variant)
+        if self._measuring is None:
             samples = self.calibration(variant.samples, variant.seed)
+            self._measuring = Drops(model, processor, samples, variant.scheme, tokens)
+        return self._measuring
 
-            def step(done: int, total: int) -> None:
-                self.progress(f"measuring drops, seed {variant.seed}", done, total)
-
-            found = measure_drops(model, processor, samples, variant.scheme, tokens, depth, progress=step)
-            write_atomically(file, json.dumps(found) + "\n")
-        stored = json.loads(file.read_text(encoding="utf-8"))
-        return {int(layer): {int(count): error for count, error in row.items()} for layer, row in stored.items()}
+    def _stored(self, variant: Variant, name: str, measure: Callable[[], Any]) -> Any:
+        """What `measure` gives, as JSON holds it; stored beside the quantised model of `variant`."""
+        file = self._folder(variant) / f"{name}.json"
+        if not file.is_file():
+            write_atomically(file, json.dumps(measure()) + "\n")
+        return json.loads(file.read_text(encoding="utf-8"))
 
     def _ask(self, variant: Variant) -> Outcome:
         with self._ready(variant) as (model, processor):
@@ -163,7 +180,7 @@ class Workshop:
 
     def _full(self) -> tuple[Any, Any]:
         if self._loaded is None or self._loaded[0] != "full":
-            self._loaded = None
+            self._loaded = self._measuring = None
             model, processor, _ = load_model(self.model)
             self._loaded = "full", model, processor
         return self._loaded[1:]
@@ -175,7 +192,7 @@ class Workshop:
         if self._loaded is None or self._loaded[0] != str(folder):
             if not (folder / "curves.json").is_file():
                 self._calibrate(quantizer, folder)
-            self._loaded = None
+            self._loaded = self._measuring = None
             model, processor, _ = load_model(str(folder / "checkpoint"))
             self._loaded = str(folder), model, processor
         return self._loaded[1:]

@@ -58,7 +58,7 @@ def test_as_costly_as_the_published_schedule(measured: Measured) -> None:
 
 def test_the_measured_schedule_ends_where_it_should_and_costs_no_more(measured: Measured) -> None:
     errors = {layer: {11: 0.1 / (layer + 2), 5: 1.0 / (layer + 2)} for layer in (-1, 1, 3)}
-    given = replace(measured, errors=errors)
+    given = replace(measured, errors=errors, whole=len)
     layers, ratios = resolve(Pruning(scorer="peaks", schedule="measured"), given)
     assert ratios[-1] == 0.30
     assert measured.cost(layers, ratios) <= reference_cost(0.3, measured)
