@@ -40,8 +40,8 @@ RATIOS = (0.8, 0.65, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05)
 """Keep ratios that are tried; the final one of a recipe joins them."""
 _SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
 _BATCH = 8
-_WORDS = 8
-"""Of an answer, its first words count."""
+WORDS = 8
+"""Of an answer, so many words count."""
 _SMALLEST = 1e-3
 
 
@@ -65,14 +65,15 @@ class Drops:
         samples: Sequence[Sample],
         scheme: QuantizationScheme | None,
         tokens: int,
+        words: int = WORDS,
     ) -> None:
         """`model` is deployed under `scheme`, KV cache included, and not pruned; V0 is `tokens`.
 
-        Two hidden states of a sample are held, and the logits of its answer's words.
+        Of each answer the first `words` count. Two hidden states of a sample are held, and the logits of those words.
         """
         self._model, self._scheme, self._tokens = model, scheme, tokens
         batches = [build_inputs(processor, samples[start : start + _BATCH]) for start in range(0, len(samples), _BATCH)]
-        answers = [generate(model, processor, batch, _WORDS) for batch in batches]
+        answers = [generate(model, processor, batch, words) for batch in batches]
         self._said = [spoken(answer, _ends(model)) for answer in answers]
         self._replay = Replay(model, batches, answers)
         self._full = [logits[said] for logits, said in zip(self._replay.logits(), self._said, strict=True)]

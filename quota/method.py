@@ -63,11 +63,12 @@ def quota_cuts(
     keep: float | None,
     compute: float,
     text_config: Any,
+    tried: int = TRIED,
 ) -> Cuts:
     """The schedule of least error that ends at `keep` and takes at most `compute` of the unpruned prefill arithmetic.
 
     `errors` are those of single cuts, with an entry for `keep` of `tokens` at every layer; None leaves the end open.
-    `whole` measures a schedule, and is asked for `TRIED` of them at most. Raises QuotaError if the budget is too small.
+    `whole` measures a schedule, and is asked for `tried` of them at most. Raises QuotaError if the budget is too small.
     """
 
     def work(count: int) -> float:
@@ -75,9 +76,9 @@ def quota_cuts(
         return 2 * prefill_flops_ratio([tokens, count], text_config) - 1
 
     final = None if keep is None else keep_count(keep, tokens)
-    tried = best_schedules(errors, tokens, depth, work, compute * depth + 1e-9, final, TRIED)
+    best = best_schedules(errors, tokens, depth, work, compute * depth + 1e-9, final, tried)
     # Sorted, so that those that begin at one layer are measured one behind the other.
-    schedule = min(sorted(tried), key=whole)
+    schedule = min(sorted(best), key=whole)
     # A recipe that drops nothing still has a layer.
     schedule = schedule or ((min(errors), tokens),)
     ratios = [count / tokens for _, count in schedule]

@@ -52,13 +52,12 @@ def test_an_answer_ends_with_its_first_end_mark() -> None:
     assert bool(spoken(answers, []).all())
 
 
-def test_later_words_of_an_answer_count(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_later_words_of_an_answer_count() -> None:
     """A table over whole answers is another one than over first words, and above it."""
     model = deployed()
     tables = []
     for words in (1, 8):
-        monkeypatch.setattr("quota.drop_errors._WORDS", words)
-        drops = Drops(model, processor(), make_samples(3), None, VISUAL_TOKENS)
+        drops = Drops(model, processor(), make_samples(3), None, VISUAL_TOKENS, words)
         tables.append(drops.table(LAYERS, (0.5, 0.1)))
     first, whole = tables
     assert all(whole[layer][count] > first[layer][count] > 0 for layer in first for count in first[layer])

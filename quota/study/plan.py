@@ -10,12 +10,12 @@ from quota.allocation import candidate_layers, keep_count
 from quota.budget import Errors, Schedule
 from quota.calibration import Curves
 from quota.errors import QuotaError
-from quota.method import quota_cuts
+from quota.method import TRIED, quota_cuts
 from quota.recipe import PruningRecipe
 from quota.scheme import QuantizationScheme
 from quota.scorers import scorer
 from quota.study.schedules import cost, keep_for_cost, ratios
-from quota.study.variants import Pruning
+from quota.study.variants import MEASURED, Pruning
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def resolve(pruning: Pruning, measured: Measured) -> tuple[tuple[int, ...], list
     target = pruning.compute
     if pruning.as_costly_as is not None:
         target = reference_cost(pruning.as_costly_as, measured)
-    if pruning.schedule == "measured":
+    if pruning.schedule in MEASURED:
         return _measured(pruning, target, measured)
     if pruning.schedule == "withdraw":
         return _withdraw(target, measured)
@@ -116,6 +116,7 @@ def _measured(pruning: Pruning, target: float | None, measured: Measured) -> tup
         pruning.keep,
         target,
         measured.text_config,
+        1 if pruning.schedule == "added up" else TRIED,
     )
     return cuts.layers, list(cuts.keep_ratios)
 

@@ -13,7 +13,7 @@ from quota.errors import QuotaError
 from quota.scheme import QuantizationScheme
 from quota.scorers.composite import WEIGHTS
 from quota.study.methods import methods
-from quota.study.variants import Pruning, Schedule, Variant
+from quota.study.variants import MEASURED, Pruning, Schedule, Variant
 
 FULL = "full precision"
 QUANTIZED = "quantised only"
@@ -84,6 +84,17 @@ def _parts() -> dict[str, Variant]:
         "farthest first": Variant(pruning=Pruning(keep=keep, scorer="divprune")),
         JOINT: Variant(pruning=joint(keep)),
     }
+
+
+def _measuring() -> dict[str, Variant]:
+    """Our schedule without one of the two ways in which more than single cuts and first words are measured."""
+    rows = {}
+    for compute in (0.2, 0.1):
+        ours = joint(None, compute)
+        rows[f"{JOINT}, {compute:.0%}"] = Variant(pruning=ours)
+        for schedule in MEASURED[1:]:
+            rows[f"{schedule}, {compute:.0%}"] = Variant(pruning=ours.model_copy(update={"schedule": schedule}))
+    return rows
 
 
 def _weights() -> dict[str, Variant]:
@@ -177,6 +188,7 @@ TABLES: dict[str, tuple[str, str, Rows]] = {
     "keep": ("Final keep ratio", QUANTIZED, _keep),
     "compute": ("Budget of prefill arithmetic", QUANTIZED, _compute),
     "parts": ("What each part brings, final keep ratio 10%", PAPER, _parts),
+    "measuring": ("What our schedule is chosen by", f"{JOINT}, 20%", _measuring),
     "weights": ("Weights of the score, final keep ratio 30%", "default", _weights),
     "schedule": ("Schedule of the keep ratios", "paper, keep 30%", _schedule),
     "scoring": ("Whose forward pass the scores come from", "scored under W4A4, with risk", _scoring),

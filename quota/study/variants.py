@@ -8,7 +8,11 @@ from pydantic import BaseModel, ConfigDict
 
 from quota.scheme import QuantizationScheme
 
-Schedule = Literal["paper", "uniform", "one-shot", "linear", "reversed", "withdraw", "measured"]
+Schedule = Literal[
+    "paper", "uniform", "one-shot", "linear", "reversed", "withdraw", "measured", "added up", "first word"
+]
+"""The last three are ours: as it is, without measuring schedules whole, and by the first word of each answer."""
+MEASURED: tuple[Schedule, ...] = ("measured", "added up", "first word")
 
 
 class Pruning(BaseModel):

@@ -22,7 +22,7 @@ from quota.budget import Schedule
 from quota.calibration import Curves, calibrate
 from quota.checkpoint import mark, save_pretrained
 from quota.code import code_digest
-from quota.drop_errors import Drops
+from quota.drop_errors import WORDS, Drops
 from quota.errors import QuotaError
 from quota.evaluation import evaluate
 from quota.files import write_atomically
@@ -37,7 +37,7 @@ from quota.study.guided import GuidedPruner
 from quota.study.plan import Measured, recipe
 from quota.study.pruned_graph import PrunedSweep
 from quota.study.timing import prefill_seconds
-from quota.study.variants import Variant
+from quota.study.variants import MEASURED, Variant
 
 Progress = Callable[[str, int, int], None]
 """Called with the name of the step, how much of it is done, and how much there is."""
@@ -78,7 +78,7 @@ class Workshop:
         self.cache = cache
         self.progress = progress
         self._loaded: tuple[str, Any, Any] | None = None
-        self._measuring: Drops | None = None
+        self._measuring: tuple[int, Drops] | None = None
         self._digests: dict[tuple[int, int], str] = {}
 
     def outcome(self, variant: Variant) -> Outcome:
@@ -104,32 +104,32 @@ class Workshop:
         curves = json.loads((self._folder(calibrated) / "curves.json").read_text(encoding="utf-8"))
         tokens = curves.pop("reference_tokens")
         facts = Curves(**curves), tokens, model.config.get_text_config(), fingerprint(model)
-        if variant.pruning is None or variant.pruning.schedule != "measured":
+        if variant.pruning is None or variant.pruning.schedule not in MEASURED:
             return Measured(*facts)
-        errors = self._stored(calibrated, "drop_errors", lambda: self._table(calibrated, tokens))
+        words = 1 if variant.pruning.schedule == "first word" else WORDS
 
-        def whole(schedule: Schedule) -> float:
-            name = "schedule " + " ".join(f"{layer}:{count}" for layer, count in schedule)
-            return self._stored(calibrated, name, lambda: self._drops(calibrated, tokens).error(schedule))
+        def stored(name: str, measure: Callable[[Drops], Any]) -> Any:
+            name = name if words == WORDS else f"first word, {name}"
+            return self._stored(calibrated, name, lambda: measure(self._drops(calibrated, tokens, words)))
 
-        table = {int(layer): {int(count): error for count, error in row.items()} for layer, row in errors.items()}
-        return Measured(*facts, table, whole)
-
-    def _table(self, variant: Variant, tokens: int) -> dict[int, dict[int, float]]:
         def step(done: int, total: int) -> None:
             self.progress(f"measuring drops, seed {variant.seed}", done, total)
 
-        drops = self._drops(variant, tokens)
-        model, _ = self._quantized(variant)
-        return drops.table(len(family(model).decoder_layers), progress=step)
+        def whole(schedule: Schedule) -> float:
+            name = "schedule " + " ".join(f"{layer}:{count}" for layer, count in schedule)
+            return stored(name, lambda drops: drops.error(schedule))
 
-    def _drops(self, variant: Variant, tokens: int) -> Drops:
+        errors = stored("drop_errors", lambda drops: drops.table(len(curves["sensitivity"]), progress=step))
+        table = {int(layer): {int(count): error for count, error in row.items()} for layer, row in errors.items()}
+        return Measured(*facts, table, whole)
+
+    def _drops(self, variant: Variant, tokens: int, words: int) -> Drops:
         """What measures drops on the quantised model of `variant`; held for as long as the model is."""
         model, processor = self._quantized(variant)
-        if self._measuring is None:
+        if self._measuring is None or self._measuring[0] != words:
             samples = self.calibration(variant.samples, variant.seed)
-            self._measuring = Drops(model, processor, samples, variant.scheme, tokens)
-        return self._measuring
+            self._measuring = words, Drops(model, processor, samples, variant.scheme, tokens, words)
+        return self._measuring[1]
 
     def _stored(self, variant: Variant, name: str, measure: Callable[[], Any]) -> Any:
         """What `measure` gives, as JSON holds it; stored beside the quantised model of `variant`."""
