@@ -109,14 +109,14 @@ class Workshop:
         words = 1 if variant.pruning.schedule == "first word" else WORDS
 
         def stored(name: str, measure: Callable[[Drops], Any]) -> Any:
-            name = name if words == WORDS else f"first word, {name}"
+            name = name if words == WORDS else f"first_word_{name}"
             return self._stored(calibrated, name, lambda: measure(self._drops(calibrated, tokens, words)))
 
         def step(done: int, total: int) -> None:
             self.progress(f"measuring drops, seed {variant.seed}", done, total)
 
         def whole(schedule: Schedule) -> float:
-            name = "schedule " + " ".join(f"{layer}:{count}" for layer, count in schedule)
+            name = "_".join(["schedule", *(f"{layer}-{count}" for layer, count in schedule)])
             return stored(name, lambda drops: drops.error(schedule))
 
         errors = stored("drop_errors", lambda drops: drops.table(len(curves["sensitivity"]), progress=step))
