@@ -66,7 +66,8 @@ def run_table(table: Table, study: Study, cache: Path, timed: bool, progress: Pr
     outcomes = _outcomes(table, study, workshop)
     rows = []
     for number, (name, variant) in enumerate(table.rows.items()):
-        other = None if name == table.against else outcomes[table.against]
+        rival = table.rival(name)
+        other = None if rival is None else outcomes[rival]
         seconds = workshop.prefill(variant, TURNS) if timed else None
         rows.append(Row(name, figure(outcomes[name], outcomes[FULL], other), seconds))
         progress("figures", number + 1, len(table.rows))

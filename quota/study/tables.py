@@ -33,7 +33,12 @@ class Table:
     title: str
     rows: dict[str, Variant]
     against: str
-    """Name of the row that the others are compared with."""
+    """Name of the row that the others are compared with, or what stands before the comma in the names of several."""
+
+    def rival(self, name: str) -> str | None:
+        """The row that row `name` is compared with: the one `against`, or the one of them at the same budget."""
+        rival = self.against if self.against in self.rows else f"{self.against}, {name.rpartition(', ')[2]}"
+        return rival if rival in self.rows and rival != name else None
 
 
 def table(name: str) -> Table:
@@ -188,7 +193,7 @@ TABLES: dict[str, tuple[str, str, Rows]] = {
     "keep": ("Final keep ratio", QUANTIZED, _keep),
     "compute": ("Budget of prefill arithmetic", QUANTIZED, _compute),
     "parts": ("What each part brings, final keep ratio 10%", PAPER, _parts),
-    "measuring": ("What our schedule is chosen by", f"{JOINT}, 20%", _measuring),
+    "measuring": ("What our schedule is chosen by", JOINT, _measuring),
     "weights": ("Weights of the score, final keep ratio 30%", "default", _weights),
     "schedule": ("Schedule of the keep ratios", "paper, keep 30%", _schedule),
     "scoring": ("Whose forward pass the scores come from", "scored under W4A4, with risk", _scoring),
@@ -196,6 +201,6 @@ TABLES: dict[str, tuple[str, str, Rows]] = {
     "calibration": ("Calibration samples", "128 samples", _calibration),
     "temperature": ("Temperature of equation (3)", "tau 1.25", _temperature),
     "layers": ("Candidate layers", "by the rule", _layers),
-    "nearest": ("QUOTA beside the nearest of the other methods", f"{JOINT}, 25%", _nearest),
-    "methods": ("Other methods at the same compute", f"{JOINT}, {_BUDGETS[-1]:.0%}", _methods),
+    "nearest": ("QUOTA beside the nearest of the other methods", JOINT, _nearest),
+    "methods": ("Other methods at the same compute", JOINT, _methods),
 }

@@ -135,7 +135,16 @@ def test_a_foreign_model_needs_calibration_questions() -> None:
 def test_every_table_has_the_row_that_it_compares_with() -> None:
     for name in TABLES:
         made = table(name)
-        assert made.against in made.rows and FULL in made.rows
+        alone = [row for row in made.rows if made.rival(row) is None]
+        assert FULL in made.rows and len(alone) < len(made.rows)
+        assert made.against in alone or all(row.startswith(f"{made.against}, ") for row in alone[2:])
+
+
+def test_methods_are_compared_at_the_same_budget() -> None:
+    made = table("methods")
+    assert made.rival("FastV, 25%") == "QUOTA, 25%" and made.rival("VTW, 50%") == "QUOTA, 50%"
+    assert made.rival("QUOTA, 25%") is made.rival(FULL) is None
+    assert table("keep").rival(FULL) == "quantised only" == table("keep").rival("QUOTA, keep 5%")
 
 
 def test_a_report_names_the_command_without_folders_of_this_machine() -> None:
