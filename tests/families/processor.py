@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 from PIL import Image
 from transformers import BatchFeature
 
-from families.family import TinyFamily
+from families.family import PAD, TinyFamily
 from quota.samples import Sample
 
 SAMPLES = [Sample(Image.new("RGB", (8, 8)), f"question {number}") for number in range(2)]
@@ -21,6 +22,7 @@ class HandWritten:
 
     def __init__(self, tiny: TinyFamily) -> None:
         self.tiny = tiny
+        self.tokenizer = SimpleNamespace(pad_token_id=PAD)
 
     def apply_chat_template(self, turns: list[dict], **options: object) -> str:
         return turns[0]["content"][-1]["text"]
