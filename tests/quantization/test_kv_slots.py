@@ -190,3 +190,13 @@ class TestSlidingWindow:
         layer.forget()
         layer.crop(-2)
         assert layer.positions.tolist() == [list(range(7))]
+
+
+def test_skipped_tokens_are_seen_and_masked_as_if_they_were_held() -> None:
+    whole, part = SlotLayer(), SlotLayer(window=4)
+    for layer in (whole, part):
+        layer.skip(6)
+        assert layer.get_seq_length() == 6 and layer.held == 0
+    assert whole.get_mask_sizes(2) == (8, 0)
+    # Of a window of 4, the next token's own place leaves 3.
+    assert part.get_mask_sizes(2) == (5, 3)
