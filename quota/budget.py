@@ -8,14 +8,11 @@ charged what it adds there, so a schedule k_1 >= k_2 >= ... after the layers l_1
     cost    sum over decoder layers of w(tokens that enter it)        w: tokens, GFLOPs, KV bytes or milliseconds
 
 E_l is made to rise as k falls (a running maximum), so no step is charged less than nothing. For every number of tokens
-that may be present after every number of cuts, the solver goes through the layers and keeps all (cost, charge) that
-fewer than n others are as good as in both. What is left within the budget at the end holds the n schedules of least
-charge over the given layers and counts: dynamic programming, as exact as the charge is. That cuts add up is an
-assumption, so the best few are then measured whole (quota/method.py). Equation (3) of the paper spreads drops by how
-much quantisation disturbs a layer's input; here the drops themselves are measured, under the same operators.
-
-Cuts are not free (tokens are ranked, hidden states and cache gathered), and beyond two they bring next to nothing
-(docs/study/README.md), so their number has a limit.
+that may be present, the solver goes through the layers and keeps all (cost, charge) that fewer than n others are as
+good as in both. What is left within the budget at the end holds the n schedules of least charge over the given layers
+and counts: dynamic programming, as exact as the charge is. That cuts add up is an assumption, so the best few are then
+measured whole (quota/method.py). Equation (3) of the paper spreads drops by how much quantisation disturbs a layer's
+input; here the drops themselves are measured, under the same operators.
 """
 
 from __future__ import annotations
@@ -35,65 +32,53 @@ Schedule = tuple[tuple[int, int], ...]
 
 
 def best_schedules(
-    errors: Errors,
-    tokens: int,
-    depth: int,
-    work: Work,
-    budget: float,
-    final: int | None = None,
-    count: int = 1,
-    cuts: int | None = None,
+    errors: Errors, tokens: int, depth: int, work: Work, budget: float, final: int | None = None, count: int = 1
 ) -> list[Schedule]:
     """The `count` schedules of least charge whose cost is at most `budget`, or as many as there are, best first.
 
-    A schedule is left out if another within the budget keeps as much everywhere and more somewhere. Of equals the
-    cheaper comes first, then the one cut earlier.
+    Schedules that could keep more somewhere, by one step and within the budget, are left out. Of equals the cheaper
+    comes first, then the one cut earlier.
 
     Args:
         errors: tables over the same counts (all below `tokens`), for layers from -1 to `depth` - 1.
         tokens: V0. depth: decoder layers. work: never falling. budget: in the unit of `work`, over all layers.
         final: tokens that must be left in the end; None leaves that open.
-        cuts: the most that a schedule may have; None is one after every layer.
 
     Raises QuotaError if no schedule over these layers and counts keeps the budget.
     """
     rising = {layer: _rising(table, tokens) for layer, table in errors.items()}
-    limit = len(errors) if cuts is None else cuts
     most = count
     while True:
-        found = _least(rising, tokens, depth, work, budget, final, most, limit)
+        found = _least(rising, tokens, depth, work, budget, final, most)
         if not found:
             raise QuotaError(f"no schedule over the layers {sorted(errors)} keeps a budget of {budget:g}; allow more")
         full = [
             schedule
             for schedule in found
-            if all(_cost(more, tokens, depth, work) > budget for more in _just_above(schedule, rising, final, limit))
+            if not any(_cost(more, tokens, depth, work) <= budget for more in _one_step_up(schedule, rising, final))
         ]
         if len(full) >= count or len(found) < most:
             return full[:count]
         most *= 4
 
 
-# Tokens present and cuts so far -> (cost, charge, schedule so far).
-_Fronts = dict[tuple[int, int], list[tuple[float, float, Schedule]]]
-
-
 def _least(
-    rising: Errors, tokens: int, depth: int, work: Work, budget: float, final: int | None, most: int, limit: int
+    rising: Errors, tokens: int, depth: int, work: Work, budget: float, final: int | None, most: int
 ) -> list[Schedule]:
     """The `most` schedules of least charge, or as many as there are."""
-    fronts: _Fronts = {(tokens, 0): [(0.0, 0.0, ())]}
+    # Tokens present -> (cost, charge, schedule so far), none of them worse in both than `most` others.
+    fronts: dict[int, list[tuple[float, float, Schedule]]] = {tokens: [(0.0, 0.0, ())]}
     for layer in range(-1, depth):
         if layer >= 0:
             fronts = {
-                (count, used): [
+                count: [
                     (cost + work(count), charge, cuts) for cost, charge, cuts in front if cost + work(count) <= budget
                 ]
-                for (count, used), front in fronts.items()
+                for count, front in fronts.items()
             }
         if layer in rising:
-            fronts = _cut(fronts, layer, rising[layer], most, limit)
-    reached = [state for (count, _), front in fronts.items() if final is None or count == final for state in front]
+            fronts = _cut(fronts, layer, rising[layer], most)
+    reached = [state for count, front in fronts.items() if final is None or count == final for state in front]
     best = sorted(reached, key=lambda state: (state[1], state[0], state[2]))
     return [cuts for _, _, cuts in best[:most]]
 
@@ -107,31 +92,20 @@ def _cost(schedule: Schedule, tokens: int, depth: int, work: Work) -> float:
     return total
 
 
-def _just_above(schedule: Schedule, rising: Errors, final: int | None, limit: int) -> Iterator[Schedule]:
-    """Schedules that keep more: if any does within a budget and `limit` cuts, one of these does.
-
-    A schedule is a staircase over the layers. Each of these has the first layers of one stair raised.
-    """
-    layers, counts = sorted(rising), sorted(next(iter(rising.values())), reverse=True)
-    after, left = [], counts[0]
+def _one_step_up(schedule: Schedule, rising: Errors, final: int | None) -> Iterator[Schedule]:
+    """The schedules that keep one count more after one of the layers, and else the same."""
+    layers, counts = sorted(rising), sorted(next(iter(rising.values())))
+    after, left = [], counts[-1]
     for layer in layers:
         left = dict(schedule).get(layer, left)
         after.append(left)
-    for start, count in enumerate(after):
-        before = after[start - 1] if start else counts[0]
-        if count == before:
+    for place, count in enumerate(after):
+        before = after[place - 1] if place else counts[-1]
+        if count == before or (final is not None and place == len(after) - 1):
             continue
-        for stop in range(start + 1, start + after.count(count) + 1):
-            for higher in counts[counts.index(before) : counts.index(count)]:
-                raised = _cuts(layers, [*after[:start], *[higher] * (stop - start), *after[stop:]], counts[0])
-                if len(raised) <= limit and (final is None or stop < len(after)):
-                    yield raised
-
-
-def _cuts(layers: list[int], after: list[int], tokens: int) -> Schedule:
-    """The staircase `after` as cuts."""
-    befores = [tokens, *after]
-    return tuple((layer, left) for layer, left, before in zip(layers, after, befores, strict=False) if left < before)
+        more = [*after[:place], counts[counts.index(count) + 1], *after[place + 1 :]]
+        befores = [counts[-1], *more]
+        yield tuple((layer, left) for layer, left, before in zip(layers, more, befores, strict=False) if left < before)
 
 
 def _rising(table: Mapping[int, float], tokens: int) -> dict[int, float]:
@@ -140,16 +114,18 @@ def _rising(table: Mapping[int, float], tokens: int) -> dict[int, float]:
     return dict(zip(counts, accumulate([0.0, *(table[count] for count in counts[1:])], max), strict=True))
 
 
-def _cut(fronts: _Fronts, layer: int, table: Mapping[int, float], most: int, limit: int) -> _Fronts:
+def _cut(
+    fronts: dict[int, list[tuple[float, float, Schedule]]], layer: int, table: Mapping[int, float], most: int
+) -> dict[int, list[tuple[float, float, Schedule]]]:
     """Every way to go on after `layer`, with as many tokens or fewer."""
-    reached: _Fronts = {state: list(front) for state, front in fronts.items()}
-    for (before, used), front in fronts.items():
+    reached: dict[int, list[tuple[float, float, Schedule]]] = {count: list(front) for count, front in fronts.items()}
+    for before, front in fronts.items():
         for after in table:
-            if after < before and used < limit:
+            if after < before:
                 charge = table[after] - table[before]
                 moved = [(cost, so_far + charge, (*cuts, (layer, after))) for cost, so_far, cuts in front]
-                reached.setdefault((after, used + 1), []).extend(moved)
-    return {state: _undominated(front, most) for state, front in reached.items()}
+                reached.setdefault(after, []).extend(moved)
+    return {count: _undominated(front, most) for count, front in reached.items()}
 
 
 def _undominated(states: list[tuple[float, float, Schedule]], most: int) -> list[tuple[float, float, Schedule]]:

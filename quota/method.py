@@ -1,9 +1,9 @@
 """The two ways to a recipe: where tokens are dropped, how many, and by which score.
 
     paper   candidate layers by concentration and redundancy, keep ratios by equations (1) to (4), the published score
-    quota   layers and counts of least measured error (quota/drop_errors.py) within a budget of prefill arithmetic and
-            two cuts, and the score `peaks`: the few schedules that are best if errors of cuts add up
-            (quota/budget.py) are measured whole, and the best of them is taken
+    quota   layers and counts of least measured error (quota/drop_errors.py) within a budget of prefill arithmetic, and
+            the score `peaks`: the few schedules that are best if errors of cuts add up (quota/budget.py) are measured
+            whole, and the best of them is taken
 
 Both end at the final keep ratio that is asked for, and unless told otherwise `quota` spends what `paper` would.
 """
@@ -24,8 +24,6 @@ Method = Literal["paper", "quota"]
 
 TRIED = 16
 """Schedules that are measured whole."""
-CUTS = 2
-"""The most that a schedule has: each one costs time, and a third brings next to nothing."""
 
 
 @dataclass(frozen=True)
@@ -66,13 +64,11 @@ def quota_cuts(
     compute: float,
     text_config: Any,
     tried: int = TRIED,
-    cuts: int | None = CUTS,
 ) -> Cuts:
     """The schedule of least error that ends at `keep` and takes at most `compute` of the unpruned prefill arithmetic.
 
     `errors` are those of single cuts, with an entry for `keep` of `tokens` at every layer; None leaves the end open.
-    `whole` measures a schedule, and is asked for `tried` of them at most. `cuts` limits their number (None: one after
-    every candidate layer). Raises QuotaError if the budget is too small.
+    `whole` measures a schedule, and is asked for `tried` of them at most. Raises QuotaError if the budget is too small.
     """
 
     def work(count: int) -> float:
@@ -80,7 +76,7 @@ def quota_cuts(
         return 2 * prefill_flops_ratio([tokens, count], text_config) - 1
 
     final = None if keep is None else keep_count(keep, tokens)
-    best = best_schedules(errors, tokens, depth, work, compute * depth + 1e-9, final, tried, cuts)
+    best = best_schedules(errors, tokens, depth, work, compute * depth + 1e-9, final, tried)
     # Sorted, so that those that begin at one layer are measured one behind the other.
     schedule = min(sorted(best), key=whole)
     # A recipe that drops nothing still has a layer.

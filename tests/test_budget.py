@@ -54,40 +54,39 @@ def every_schedule() -> list[Schedule]:
     return sorted(found)
 
 
-def kept(schedule: Schedule) -> list[int]:
-    left, found = TOKENS, []
-    for layer in (-1, 0, 2):
-        left = dict(schedule).get(layer, left)
-        found.append(left)
-    return found
+def more_fits(schedule: Schedule, budget: int, final: int | None) -> bool:
+    """Whether one place could keep one step more within the budget."""
 
+    def counts(one: Schedule) -> list[int]:
+        left, found = TOKENS, []
+        for layer in (-1, 0, 2):
+            left = dict(one).get(layer, left)
+            found.append((TOKENS, *COUNTS).index(left))
+        return found
 
-def is_above(other: Schedule, schedule: Schedule) -> bool:
-    """Whether it keeps as much everywhere and more somewhere."""
-    return other != schedule and all(a >= b for a, b in zip(kept(other), kept(schedule), strict=True))
+    def a_step_above(other: Schedule) -> bool:
+        return sorted(a - b for a, b in zip(counts(schedule), counts(other), strict=True)) == [0, 0, 1]
+
+    return any(a_step_above(one) and cost(one) <= budget and ends(one, final) for one in every_schedule())
 
 
 def ends(schedule: Schedule, final: int | None) -> bool:
     return final is None or (schedule[-1][1] if schedule else TOKENS) == final
 
 
-@settings(max_examples=300)
-@given(tables, st.integers(2, 100), st.sampled_from([None, *COUNTS]), st.integers(1, 12), st.sampled_from([None, 1, 2]))
+@settings(max_examples=200)
+@given(tables, st.integers(2, 100), st.sampled_from([None, *COUNTS]), st.integers(1, 12))
 def test_the_best_of_all_schedules_within_the_budget_in_order(
-    errors: dict[int, dict[int, int]], budget: int, final: int | None, count: int, cuts: int | None
+    errors: dict[int, dict[int, int]], budget: int, final: int | None, count: int
 ) -> None:
-    allowed = [
-        one
-        for one in every_schedule()
-        if cost(one) <= budget and ends(one, final) and len(one) <= (3 if cuts is None else cuts)
-    ]
+    allowed = [one for one in every_schedule() if cost(one) <= budget and ends(one, final)]
     if not allowed:
         with pytest.raises(QuotaError, match="keeps a budget"):
-            best_schedules(errors, TOKENS, DEPTH, work, budget, final, count, cuts)
+            best_schedules(errors, TOKENS, DEPTH, work, budget, final, count)
         return
-    full = [one for one in allowed if not any(is_above(other, one) for other in allowed)]
+    full = [one for one in allowed if not more_fits(one, budget, final)]
     expected = sorted(full, key=lambda one: (error(one, errors), cost(one), one))
-    assert best_schedules(errors, TOKENS, DEPTH, work, budget, final, count, cuts) == expected[:count]
+    assert best_schedules(errors, TOKENS, DEPTH, work, budget, final, count) == expected[:count]
 
 
 def test_a_written_example() -> None:

@@ -10,7 +10,7 @@ from tiny_llava import LAYERS, VISUAL_TOKENS, make_model, make_samples, processo
 
 from quota.budget import Schedule
 from quota.drop_errors import Drops, candidates, divergence, spoken, typical
-from quota.method import CUTS, TRIED, quota_cuts
+from quota.method import TRIED, quota_cuts
 from quota.pruning import is_pruned
 from quota.quantization.kv_cache import attach_cache
 
@@ -92,7 +92,6 @@ def test_quota_cuts_are_those_that_measure_best_whole() -> None:
 
     cuts = quota_cuts(errors, whole, 16, LAYERS, 0.3, 0.6, config)
     assert 1 < len(asked) <= TRIED and len(set(asked)) == len(asked)
-    assert max(map(len, asked)) == CUTS
     best = min(asked, key=lambda one: len(one) + one[0][0] / 10)
     assert cuts.layers == tuple(layer for layer, _ in best)
     assert [round(ratio * 16) for ratio in cuts.keep_ratios] == [count for _, count in best]

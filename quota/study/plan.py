@@ -10,7 +10,7 @@ from quota.allocation import candidate_layers, keep_count
 from quota.budget import Errors, Schedule
 from quota.calibration import Curves
 from quota.errors import QuotaError
-from quota.method import CUTS, TRIED, quota_cuts
+from quota.method import TRIED, quota_cuts
 from quota.recipe import PruningRecipe
 from quota.scheme import QuantizationScheme
 from quota.scorers import scorer
@@ -117,7 +117,6 @@ def _measured(pruning: Pruning, target: float | None, measured: Measured) -> tup
         target,
         measured.text_config,
         1 if pruning.schedule == "added up" else TRIED,
-        None if pruning.schedule == "any cuts" else CUTS,
     )
     return cuts.layers, list(cuts.keep_ratios)
 

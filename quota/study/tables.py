@@ -92,7 +92,7 @@ def _parts() -> dict[str, Variant]:
 
 
 def _measuring() -> dict[str, Variant]:
-    """Our schedule without one of the two ways in which more than single cuts and first words are measured, or of any length."""
+    """Our schedule without one of the two ways in which more than single cuts and first words are measured."""
     rows = {}
     for compute in (0.2, 0.1):
         ours = joint(None, compute)
@@ -193,7 +193,7 @@ TABLES: dict[str, tuple[str, str, Rows]] = {
     "keep": ("Final keep ratio", QUANTIZED, _keep),
     "compute": ("Budget of prefill arithmetic", QUANTIZED, _compute),
     "parts": ("What each part brings, final keep ratio 10%", PAPER, _parts),
-    "measuring": ("What our schedule is chosen by, and how many cuts it has", JOINT, _measuring),
+    "measuring": ("What our schedule is chosen by", JOINT, _measuring),
     "weights": ("Weights of the score, final keep ratio 30%", "default", _weights),
     "schedule": ("Schedule of the keep ratios", "paper, keep 30%", _schedule),
     "scoring": ("Whose forward pass the scores come from", "scored under W4A4, with risk", _scoring),

@@ -9,11 +9,10 @@ from pydantic import BaseModel, ConfigDict
 from quota.scheme import QuantizationScheme
 
 Schedule = Literal[
-    "paper", "uniform", "one-shot", "linear", "reversed", "withdraw", "measured", "added up", "first word", "any cuts"
+    "paper", "uniform", "one-shot", "linear", "reversed", "withdraw", "measured", "added up", "first word"
 ]
-"""The last four are ours: as it is, without measuring schedules whole, by the first word of each answer, and with a cut
-after as many candidate layers as it likes."""
-MEASURED: tuple[Schedule, ...] = ("measured", "added up", "first word", "any cuts")
+"""The last three are ours: as it is, without measuring schedules whole, and by the first word of each answer."""
+MEASURED: tuple[Schedule, ...] = ("measured", "added up", "first word")
 
 
 class Pruning(BaseModel):

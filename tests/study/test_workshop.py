@@ -42,7 +42,6 @@ VARIANTS = {
     "measured": Variant(pruning=Pruning(scorer="peaks", schedule="measured", keep=None, compute=0.5), samples=4),
     "added up": Variant(pruning=Pruning(scorer="peaks", schedule="added up", keep=None, compute=0.5), samples=4),
     "first word": Variant(pruning=Pruning(scorer="peaks", schedule="first word", keep=None, compute=0.5), samples=4),
-    "any cuts": Variant(pruning=Pruning(scorer="peaks", schedule="any cuts", keep=None, compute=0.5), samples=4),
     "before the decoder": Variant(pruning=Pruning(scorer="visionzip", layers=(-1,), schedule="one-shot"), samples=4),
 }
 
