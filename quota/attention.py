@@ -67,9 +67,11 @@ class Observation:
 
     def sets(self) -> dict[str, Tensor]:
         """Name of every sum that is wanted -> its queries, [B, T] bool."""
-        final = self.text & (self.text.flip(1).cumsum(dim=1).flip(1) == 1)
-        queries = {"inter": self.text, "intra": self.visual, "last": final}
-        return {name: rows for name, rows in queries.items() if name in self.wanted}
+        queries = {"inter": lambda: self.text, "intra": lambda: self.visual, "last": self._final}
+        return {name: rows() for name, rows in queries.items() if name in self.wanted}
+
+    def _final(self) -> Tensor:
+        return self.text & (self.text.flip(1).cumsum(dim=1).flip(1) == 1)
 
 
 class PackedLayer(Protocol):
@@ -147,9 +149,8 @@ def _attention(
         valid = None if attention_mask is None else _visible(attention_mask, key)
         return layer.attend(query, valid, scaling).transpose(1, 2), None
     sets = {} if observation is None else observation.sets()
-    rows = query.new_zeros(len(query), len(sets), query.shape[2], dtype=torch.bool)
-    for number, queries in enumerate(sets.values()):
-        rows[:, number] = queries
+    none = query.new_zeros(len(query), 0, query.shape[2], dtype=torch.bool)
+    rows = torch.stack(list(sets.values()), dim=1) if sets else none
     visible = _visible(attention_mask, key) if observation is None else observation.keys
     pairs = None if _causal.get() else attention_mask
     if pairs is not None:

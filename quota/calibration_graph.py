@@ -75,7 +75,7 @@ class PrunedGraph:
         presence = self._presences[sample]
         if index not in self.recipe.layers:
             return None
-        kept, _ = rank(presence, hidden, observation, None, self.recipe, index, self.scheme)
+        kept = rank(presence, hidden, observation, None, self.recipe, index, self.scheme).kept
         if bool(kept.all()):
             return None
         presence.cut(index, kept, hidden, None)

@@ -8,6 +8,7 @@ keep different numbers of tokens are right-aligned, and the empty places on the 
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -47,32 +48,38 @@ class Presence:
         self.past = past
         self.length = length
         self.all_images = images
+        self.has_images = bool((images >= 0).any())
         # A mask that masks nothing would only make every layer build one of its own.
         self.attention_mask = None if attention_mask is None or bool(attention_mask.all()) else attention_mask
         self.index = torch.arange(length, device=images.device).expand(batch, -1)
         self.filled = torch.ones_like(self.index, dtype=torch.bool)
         self.ragged = False
-        self.has_images = bool((images >= 0).any())
         self.cuts: list[tuple[int, Tensor, Tensor]] = []
         self._causal, self._blocks = causal, blocks
-        self._rotary: list[tuple[Any, tuple[Tensor, ...]]] = []
+        self._look()
+
+    @cached_property
+    def sizes(self) -> Tensor:
+        """[B, images]: tokens of every image of every sample before anything was dropped."""
+        images = torch.arange(int(self.all_images.max()) + 1, device=self.all_images.device)
+        return (self.all_images[:, None] == images[:, None]).sum(dim=2)
 
     @property
     def whole(self) -> bool:
         """Whether nothing has been dropped so far."""
         return not self.cuts
 
-    @property
-    def valid(self) -> Tensor:
+    def _look(self) -> None:
+        """What follows from which tokens are present, until the next cut."""
+        self.valid = self.filled
         """[B, T] bool: places with a token that is not padding."""
-        if self.attention_mask is None:
-            return self.filled
-        return self.filled & self.attention_mask[:, self.past :].bool().gather(1, self.index)
-
-    @property
-    def images(self) -> Tensor:
+        if self.attention_mask is not None:
+            self.valid = self.filled & self.attention_mask[:, self.past :].bool().gather(1, self.index)
+        self.images = self.all_images.gather(1, self.index).masked_fill(~self.valid, -1)
         """[B, T]: the image that the token at each place belongs to, -1 for text and for what is not valid."""
-        return self.all_images.gather(1, self.index).masked_fill(~self.valid, -1)
+        self._positions = (self.index + self.past).masked_fill(~self.filled, -1)
+        self._rotary: list[tuple[Any, tuple[Tensor, ...]]] = []
+        self._first_mask: tuple[Tensor | None] | None = None
 
     def keys(self, slots: SlotLayer) -> Tensor:
         """[B, S] bool: which slots may be attended to once a layer's cache has taken up the tokens present."""
@@ -84,14 +91,16 @@ class Presence:
 
         Its cache has taken up all T and is cut down too; before the first layer there is none.
         """
-        if slots is not None:
+        places, self.filled = right_align(kept)
+        if slots is not None and slots.held > kept.shape[1]:
             cached = slots.positions[:, : slots.held - kept.shape[1]] >= 0
             slots.keep(torch.cat([cached, kept], dim=1))
-        places, self.filled = right_align(kept)
+        elif slots is not None:
+            slots.take(places, self.filled)
         self.ragged = not bool(self.filled.all())
         self.index = self.index.gather(1, places)
-        self._rotary = []
         self.cuts.append((layer, self.index, self.filled))
+        self._look()
         return _take(hidden, places)
 
     def arguments(
@@ -107,12 +116,9 @@ class Presence:
             raise TypeError(f"decoder layer {layer} has a {type(slots).__name__}; attach_cache comes first")
         if self.whole and slots.in_order:
             return kwargs
-        positions = (self.index + self.past).masked_fill(~self.filled, -1)
+        positions = self._positions
         if self._causal:
-            mask = None
-            if self.attention_mask is not None or slots.ragged or self.ragged:
-                mask = pad(self.keys(slots), (slots.seen - slots.held, 0))
-            mask = create_causal_mask(config, hidden, mask, cache, layer_idx=layer)
+            mask = self._causal_mask(layer, hidden, cache, slots, config)
         else:
             keys = torch.cat([slots.positions, positions], dim=1) if slots.held else positions
             mask = allowed_pairs(positions, keys, self.keys(slots), self._blocks, window)
@@ -141,6 +147,20 @@ class Presence:
         full[sample, index[sample, place]] = hidden[sample, place]
         return full
 
+    def _causal_mask(
+        self, layer: int, hidden: Tensor, cache: Cache, slots: SlotLayer, config: PreTrainedConfig
+    ) -> Tensor | None:
+        # Without a past, layers between two cuts differ in nothing that it depends on.
+        if slots.seen == 0 and self._first_mask is not None:
+            return self._first_mask[0]
+        mask = None
+        if self.attention_mask is not None or slots.ragged or self.ragged:
+            mask = pad(self.keys(slots), (slots.seen - slots.held, 0))
+        mask = create_causal_mask(config, hidden, mask, cache, layer_idx=layer)
+        if slots.seen == 0:
+            self._first_mask = (mask,)
+        return mask
+
     def _rotary_tables(self, tables: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         # The outer loop passes one and the same object to all layers of a kind.
         for source, gathered in self._rotary:
@@ -154,4 +174,6 @@ class Presence:
 def _take(x: Tensor, index: Tensor) -> Tensor:
     """x [B, L, D] at index [B, T] -> [B, T, D]."""
     # Whole rows: `gather` would look every number up.
+    if len(x) == 1:
+        return x.index_select(1, index[0])
     return x[torch.arange(len(x), device=x.device)[:, None], index]

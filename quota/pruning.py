@@ -37,7 +37,7 @@ from quota.models.images import encode, split_frames
 from quota.presence import Presence
 from quota.quantization.kv_cache import CacheHook, attach_cache
 from quota.quantization.kv_slots import SlotLayer
-from quota.ranking import rank
+from quota.ranking import Choice, rank
 from quota.recipe import PruningRecipe
 from quota.scheme import QuantizationScheme
 from quota.scorers import scorer
@@ -210,18 +210,16 @@ class Pruner:
         slots: SlotLayer | None,
     ) -> Tensor:
         """Choose among the tokens that entered layer `index` as `hidden`; its `output` at those that go on."""
-        kept, scores = self._rank(index, presence, hidden, observation)
+        choice = self._rank(index, presence, hidden, observation)
         for trace in self.traces:
-            trace.add(index, presence, kept, scores)
+            trace.add(index, presence, choice)
         # keep = 1.0 changes nothing, not even where padding stands.
-        if bool((kept | (presence.images < 0)).all()):
+        if bool((choice.kept | (presence.images < 0)).all()):
             return output
-        return presence.cut(index, kept, output, slots)
+        return presence.cut(index, choice.kept, output, slots)
 
-    def _rank(
-        self, index: int, presence: Presence, hidden: Tensor, observation: Observation | None
-    ) -> tuple[Tensor, Tensor]:
-        """Which places go on from layer `index`, and the score of each: see `rank`."""
+    def _rank(self, index: int, presence: Presence, hidden: Tensor, observation: Observation | None) -> Choice:
+        """Which places go on from layer `index`."""
         tower = None if self._tower is None else self._tower.received(presence.all_images)
         return rank(presence, hidden, observation, tower, self.recipe, index, self.scheme)
 

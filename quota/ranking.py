@@ -6,6 +6,8 @@ tokens (equations 5 and 6-9), whatever stands beside it in the prompt or in the 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -15,7 +17,27 @@ from quota.presence import Presence
 from quota.recipe import PruningRecipe
 from quota.scheme import QuantizationScheme
 from quota.scorers import Signals, scorer
-from quota.selection import top_k
+from quota.selection import best
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What one cut decided, over the T places of B samples."""
+
+    kept: Tensor
+    """[B, T] bool: which go on, all text and no padding among them."""
+    places: Tensor
+    """[R, V]: the visual tokens of each of R images, as places in the flattened batch."""
+    valid: Tensor
+    """[R, V] bool, False where an image has fewer tokens."""
+    score: Tensor
+    """[R, V]"""
+
+    def scores(self) -> Tensor:
+        """The score at every place, [B, T] float32, NaN where there is no visual token."""
+        scores = torch.full(self.kept.shape, torch.nan, device=self.kept.device)
+        scores.view(-1)[self.places[self.valid]] = self.score[self.valid].float()
+        return scores
 
 
 def rank(
@@ -26,17 +48,16 @@ def rank(
     recipe: PruningRecipe,
     layer: int,
     scheme: QuantizationScheme | None,
-) -> tuple[Tensor, Tensor]:
+) -> Choice:
     """Score the visual tokens that entered candidate layer `layer`, and choose.
 
     `hidden` [B, T, D] is the layer's input, `tower` [B, L] what the vision tower's attention says of the prompt's L
-    places, if the scorer asks. Returns which places go on, [B, T] bool (all text, no padding), and the
-    score of each, [B, T] float32, NaN where there is no visual token.
+    places, if the scorer asks.
     """
     images = presence.images
     sample, image, places, valid = image_rows(images)
     rows = sample[:, None]
-    sizes = (presence.all_images[sample] == image[:, None]).sum(dim=1).tolist()
+    sizes = presence.sizes[sample, image].tolist()
     budget = torch.tensor([recipe.counts(size)[recipe.layers.index(layer)] for size in sizes], device=images.device)
     budget = budget.minimum(valid.sum(dim=1))
 
@@ -53,14 +74,11 @@ def rank(
     signals = Signals(hidden=tokens, valid=valid, budget=budget, **measured)
     weights = {name: weight for name, weight in recipe.weights.items() if weight}
     score = method.score(signals, weights, recipe.percentiles)
-    best = top_k(score, budget, valid)
 
+    flat = rows * images.shape[1] + places
     kept = presence.valid & (images < 0)
-    chosen = best >= 0
-    kept[rows.expand_as(best)[chosen], places.gather(1, best.clamp(min=0))[chosen]] = True
-    scores = torch.full(images.shape, torch.nan, device=images.device)
-    scores[rows.expand_as(places)[valid], places[valid]] = score[valid].float()
-    return kept, scores
+    kept.view(-1)[flat[best(score, budget, valid)]] = True
+    return Choice(kept, flat, valid, score)
 
 
 def _attention_signals(observation: Observation | None, rows: Tensor, places: Tensor) -> dict[str, Tensor]:
@@ -83,12 +101,17 @@ def image_rows(images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     Returns sample [R], image [R], places [R, V] (the row's tokens, ascending) and valid [R, V].
     """
     count = int(images.max()) + 1
+    if len(images) == count == 1:
+        # The common case has nothing to tell apart.
+        zero, places = (images >= 0).nonzero(as_tuple=True)
+        return zero[:1], zero[:1], places[None], torch.ones_like(places, dtype=torch.bool)[None]
     member = images[:, None] == torch.arange(count, device=images.device)[:, None]
-    sample, image = member.any(dim=2).nonzero(as_tuple=True)
-    member = member[sample, image]
-    most = int(member.sum(dim=1).max())
-    places = member.int().argsort(dim=1, descending=True, stable=True)[:, :most]
-    return sample, image, places, member.gather(1, places)
+    sizes = member.sum(dim=2)
+    sample, image = sizes.nonzero(as_tuple=True)
+    size = sizes[sample, image]
+    most = int(size.max())
+    places = member[sample, image].int().argsort(dim=1, descending=True, stable=True)[:, :most]
+    return sample, image, places, torch.arange(most, device=images.device) < size[:, None]
 
 
 def risk(tokens: Tensor, scheme: QuantizationScheme) -> Tensor:

@@ -4,7 +4,7 @@ Three steps, each a plain function of [batch, tokens] tensors:
 
     normalize   one metric -> [0, 1] within its layer: clip at P1 and P99, rescale
     combine     score = sum of weight * normalised metric (METHOD: .45 inter + .25 mag + .10 intra + .20 risk)
-    top_k       score -> indices of the K best, ascending
+    top_k       score -> indices of the K best, ascending (`best`: which they are)
 
 (equations 6-9: the four metrics of a visual token, normalised, weighted and ranked; arXiv 2604.17320.)
 Serving must not depend on chance, so ties go to the lower index, and every row is worked out on its own: a
@@ -74,18 +74,28 @@ def top_k(score: Tensor, counts: Sequence[int] | Tensor, valid: Tensor) -> Tenso
 
     Returns int64 [B, K], K the most kept in any row; shorter rows end in -1. QuotaError for a NaN score.
     """
-    batch, tokens = score.shape
+    chosen = best(score, counts, valid)
+    most = int(chosen.sum(dim=-1).max()) if len(chosen) else 0
+    # Stable, so the chosen stay in order.
+    indices = chosen.int().argsort(dim=-1, descending=True, stable=True)[:, :most]
+    return indices.masked_fill(~chosen.gather(-1, indices), -1)
+
+
+def best(score: Tensor, counts: Sequence[int] | Tensor, valid: Tensor) -> Tensor:
+    """`top_k` as truth: [B, V] bool, whether a token is among the best of its row."""
     if bool((score.isnan() & valid).any()):
         raise QuotaError("a token score is NaN; the scorer must return a number for every visual token")
-    budget = torch.as_tensor(counts, device=score.device).minimum(valid.sum(dim=-1))
+    counts = torch.as_tensor(counts, device=score.device)[:, None]
+    return (places(score, valid) < counts) & valid
+
+
+def places(score: Tensor, valid: Tensor) -> Tensor:
+    """Places in the order of `score` [B, V], the highest first, ties by index, what is not `valid` last."""
     # A valid -inf must still rank before padding, hence the clamp; a stable sort leaves ties in index order.
     ranked = score.clamp(min=torch.finfo(score.dtype).min).masked_fill(~valid, -torch.inf)
     order = ranked.argsort(dim=-1, descending=True, stable=True)
-    places = torch.arange(tokens, device=score.device)
-    # Dropped tokens get an index beyond all others: sorting then leaves the kept ones in front, ascending.
-    kept = order.masked_fill(places >= budget[:, None], tokens).sort(dim=-1).values
-    kept = kept[:, : int(budget.max()) if batch else 0]
-    return kept.masked_fill(kept == tokens, -1)
+    ascending = torch.arange(order.shape[-1], device=order.device).expand_as(order)
+    return torch.empty_like(order).scatter_(-1, order, ascending)
 
 
 def _percentile(ordered: Tensor, count: Tensor, percent: float) -> Tensor:

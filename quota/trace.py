@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from quota.presence import Presence
+from quota.ranking import Choice
 
 
 @dataclass
@@ -30,13 +31,13 @@ class Trace:
         self.kept, self.scores = {}, {}
         self.tokens_per_layer = [int((presence.images >= 0).sum())] * layers
 
-    def add(self, layer: int, presence: Presence, kept: Tensor, scores: Tensor) -> None:
-        """The choice at a candidate layer, by the places [B, T] present there."""
+    def add(self, layer: int, presence: Presence, choice: Choice) -> None:
+        """The choice at a candidate layer, among the places present there."""
         every = presence.all_images >= 0
         number = (every.cumsum(dim=1) - 1).gather(1, presence.index)
         visual = presence.images >= 0
 
-        chosen = kept & visual
+        chosen, scores = choice.kept & visual, choice.scores()
         beyond = presence.length
         ordered = number.masked_fill(~chosen, beyond).sort(dim=1).values[:, : int(chosen.sum(dim=1).max())]
         self.kept[layer] = ordered.masked_fill(ordered == beyond, -1)

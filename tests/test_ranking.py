@@ -10,8 +10,12 @@ from quota.quantization.linear import fake_quantize
 from quota.ranking import image_rows, risk
 from quota.scheme import QuantizationScheme
 
+numbers = st.integers(0, 2).flatmap(
+    lambda last: st.lists(st.lists(st.integers(-1, last), min_size=8, max_size=8), min_size=1, max_size=3)
+)
 
-@given(st.lists(st.lists(st.integers(-1, 2), min_size=8, max_size=8), min_size=1, max_size=3))
+
+@given(numbers)
 def test_every_visual_place_is_in_the_row_of_its_image(images: list[list[int]]) -> None:
     if all(image < 0 for row in images for image in row):
         return

@@ -89,14 +89,17 @@ class SlotLayer(CacheLayerMixin):
 
     def keep(self, kept: Tensor) -> None:
         """Drop the slots not in `kept` [B, T] bool and right-align the others."""
-        slots, filled = right_align(kept)
+        self.take(*right_align(kept))
+
+    def take(self, slots: Tensor, filled: Tensor) -> None:
+        """Go on with `slots` [B, K], in this order, of which those not `filled` [B, K] are empty: see `right_align`."""
         self.in_order = False
         self.ragged = not bool(filled.all())
         for name in self.tensors:
             tensor = getattr(self, name)
             # Sample by sample: whole slots are copied, where `gather` would look every number up.
             rows = [tensor[sample : sample + 1].index_select(2, row) for sample, row in enumerate(slots)]
-            self._memory[name] = torch.cat(rows)
+            self._memory[name] = torch.cat(rows) if len(rows) > 1 else rows[0]
         self._memory["positions"] = self.positions.gather(1, slots).masked_fill(~filled, -1)
         self._show(slots.shape[1])
 

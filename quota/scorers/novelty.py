@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from quota.scorers.signals import Signals
+from quota.selection import places
 
 SIGNALS: tuple[str, ...] = ("inter",)
 WEIGHTS: Mapping[str, float] = {}
@@ -58,13 +59,6 @@ def cosines(hidden: Tensor, rows: slice = _ALL) -> Tensor:
     length = torch.linalg.vector_norm(hidden, dim=-1).clamp(min=_SMALLEST)
     # Products first, lengths after: V numbers to divide for each token, not all its channels.
     return (hidden[:, rows] @ hidden.transpose(1, 2)).div_(length[:, rows, None]).div_(length[:, None])
-
-
-def places(weight: Tensor, valid: Tensor) -> Tensor:
-    """Places in the order of `weight` [B, V], the largest first, ties by index, padding last."""
-    order = weight.masked_fill(~valid, -torch.inf).argsort(dim=1, descending=True, stable=True)
-    ascending = torch.arange(order.shape[1], device=order.device).expand_as(order)
-    return torch.empty_like(order).scatter_(1, order, ascending)
 
 
 def novelty(similarity: Tensor, place: Tensor, rows: slice = _ALL) -> Tensor:

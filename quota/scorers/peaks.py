@@ -23,8 +23,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from quota.scorers.novelty import blocks, cosines, novelty, places, text_attention
+from quota.scorers.novelty import blocks, cosines, novelty, text_attention
 from quota.scorers.signals import Signals
+from quota.selection import places
 
 SIGNALS: tuple[str, ...] = ("inter",)
 WEIGHTS: Mapping[str, float] = {}

@@ -7,6 +7,7 @@ scoring under W4A4 loses or gains against it.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from transformers import PreTrainedModel
 from quota.attention import Observation
 from quota.presence import Presence
 from quota.pruning import Pruner, record
+from quota.ranking import Choice
 from quota.recipe import PruningRecipe
 from quota.scheme import QuantizationScheme
 
@@ -48,12 +50,10 @@ class GuidedPruner(Pruner):
             self._guide(**{name: kwargs[name] for name in names}, use_cache=False, logits_to_keep=1)
         self._kept = trace.kept
 
-    def _rank(
-        self, index: int, presence: Presence, hidden: Tensor, observation: Observation | None
-    ) -> tuple[Tensor, Tensor]:
-        _, scores = super()._rank(index, presence, hidden, observation)
+    def _rank(self, index: int, presence: Presence, hidden: Tensor, observation: Observation | None) -> Choice:
+        choice = super()._rank(index, presence, hidden, observation)
         every = presence.all_images >= 0
         number = (every.cumsum(dim=1) - 1).gather(1, presence.index)
         visual = presence.images >= 0
         chosen = (number[:, :, None] == self._kept[index][:, None]).any(dim=2)
-        return presence.valid & (~visual | chosen), scores
+        return replace(choice, kept=presence.valid & (~visual | chosen))

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from quota.scorers import Signals, scorer
-from quota.scorers.novelty import cosines, novelty, novelty_naive, places, score
+from quota.scorers.novelty import cosines, novelty, novelty_naive, score
+from quota.selection import places
 
 
 def at_angle(*degrees: float) -> torch.Tensor:

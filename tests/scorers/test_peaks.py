@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from quota.scorers import Signals
-from quota.scorers.novelty import cosines, novelty, places
+from quota.scorers.novelty import cosines, novelty
 from quota.scorers.peaks import attention_mass, attention_mass_naive, score
-from quota.selection import top_k
+from quota.selection import places, top_k
 
 
 def at_angle(*degrees: float) -> torch.Tensor:
