@@ -1,12 +1,13 @@
 """What an operator backend is: the jobs, the data they work on, and what a backend must say of itself.
 
-Four jobs, each defined by the reference backend (`quota.ops.reference`), which every other one must equal exactly up
+Five jobs, each defined by the reference backend (`quota.ops.reference`), which every other one must equal exactly up
 to the integer sums and to rounding behind them:
 
     linear            y = dequantise(Q_a(x H) . Q_w) + b         rotate, quantise, multiply, scale, add bias
     quantize_kv       keys or values -> packed integers, and back by dequantize_kv
     decode_attention  one query a sequence over the packed cache
     attention         prefill attention that also adds up what each token receives (the scores' cues)
+    peaks             QUOTA's own score of visual tokens, from their products
 """
 
 from __future__ import annotations
@@ -134,4 +135,12 @@ class Backend(Protocol):
 
     def activation_error(self, x: Tensor, bits: int, group: int, hadamard: int) -> Tensor:
         """||Q(x H) - x H||_2 of each row of x [M, K] -> [M] float32, Q the activation quantiser (the scores' risk)."""
+        ...
+
+    def peaks(self, products: Tensor, lengths: Tensor, weight: Tensor, valid: Tensor, first: int) -> Tensor:
+        """Score of R visual tokens, from `first` on, beside all V of their image: [B, R] float32, 0 at padding.
+
+        products float32 [B, R, V] of those tokens with all (they may be used up), lengths [B, V] of all tokens, none
+        zero, weight [B, V] the attention each receives, valid bool [B, V].
+        """
         ...

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from quota.ops import reference_attention
+from quota.ops import reference_attention, reference_peaks
 from quota.ops.interface import CacheSpec, LinearSpec, LinearWeight
 from quota.quantization.hadamard import block_hadamard
 from quota.quantization.integer import quantize_activation, unpack_int32
@@ -48,6 +48,7 @@ class TorchBackend:
     decode_attention = staticmethod(reference_attention.decode_attention)
     attention = staticmethod(reference_attention.attention)
     activation_error = staticmethod(reference_attention.activation_error)
+    peaks = staticmethod(reference_peaks.peaks)
 
     def why_not(self) -> str | None:
         return None

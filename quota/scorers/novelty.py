@@ -15,29 +15,28 @@ The magnitude of a token and its quantisation risk are left out on purpose: docs
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor
 
+from quota.ops.reference_peaks import cosines, novelty
 from quota.scorers.signals import Signals
 from quota.selection import places
 
 SIGNALS: tuple[str, ...] = ("inter",)
 WEIGHTS: Mapping[str, float] = {}
 
-_LARGEST = 2.0
 _SMALLEST = 1e-12
-_ALL = slice(None)
 _ENTRIES = 2**24
-"""Cosines at a time: the square of 4,096 tokens."""
+"""Products at a time: the square of 4,096 tokens."""
 
 
 def score(signals: Signals, weights: Mapping[str, float], percentiles: tuple[float, float] = (1.0, 99.0)) -> Tensor:
     """Signals of B rows with V visual tokens -> score [B, V] float32, 0 at padding."""
-    weight = text_attention(signals)
-    place = places(weight, signals.valid)
-    new = [novelty(cosines(signals.hidden, rows), place, rows) for rows in blocks(place)]
+    weight, hidden = text_attention(signals), signals.hidden.float()
+    length, place = lengths(hidden), places(weight, signals.valid)
+    new = [novelty(cosines(part, length, rows), place, rows) for rows, part in products(hidden)]
     return (weight.sqrt() * torch.cat(new, dim=1)).masked_fill(~signals.valid, 0)
 
 
@@ -46,37 +45,19 @@ def text_attention(signals: Signals) -> Tensor:
     return torch.ones(signals.valid.shape, device=signals.hidden.device) if signals.inter is None else signals.inter
 
 
-def blocks(place: Tensor) -> list[slice]:
-    """Rows of the cosines of tokens [B, V] that are worked on at a time: all, unless a picture has very many."""
-    batch, tokens = place.shape
-    step = max(1, _ENTRIES // (batch * tokens))
-    return [slice(start, start + step) for start in range(0, tokens, step)]
+def lengths(hidden: Tensor) -> Tensor:
+    """|v_i| of tokens [B, V, D], none zero: [B, V]."""
+    return torch.linalg.vector_norm(hidden, dim=-1).clamp(min=_SMALLEST)
 
 
-def cosines(hidden: Tensor, rows: slice = _ALL) -> Tensor:
-    """Cosine of every token in `rows` to every token, [B, V, D] -> [B, R, V] float32."""
-    hidden = hidden.float()
-    length = torch.linalg.vector_norm(hidden, dim=-1).clamp(min=_SMALLEST)
-    # Products first, lengths after: V numbers to divide for each token, not all its channels.
-    return (hidden[:, rows] @ hidden.transpose(1, 2)).div_(length[:, rows, None]).div_(length[:, None])
+def products(hidden: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """v_i . v_j of tokens [B, V, D], some rows of them at a time: which they are, and [B, R, V].
 
-
-def novelty(similarity: Tensor, place: Tensor, rows: slice = _ALL) -> Tensor:
-    """1 - the largest cosine of the tokens in `rows` to one ahead by `place` [B, V]; [B, R] in [0, 2].
-
-    `similarity` [B, R, V] is used up.
+    All at once, unless a picture has very many. Lengths are divided by later: V numbers for each token, not all of its
+    channels.
     """
-    similarity.masked_fill_(place[:, None] >= place[:, rows, None], -1)
-    return (1 - similarity.amax(dim=2)).clamp(0, _LARGEST)
-
-
-def novelty_naive(hidden: Tensor, weight: Tensor, valid: Tensor) -> Tensor:
-    """`novelty` of tokens [B, V, D], one at a time: what it must equal at valid ones."""
-    result = torch.full(valid.shape, _LARGEST)
-    for row, i in valid.nonzero().tolist():
-        for j in valid[row].nonzero().flatten().tolist():
-            ahead = (-float(weight[row, j]), j) < (-float(weight[row, i]), i)
-            if ahead:
-                cosine = torch.cosine_similarity(hidden[row, i].float(), hidden[row, j].float(), dim=0)
-                result[row, i] = result[row, i].minimum(1 - cosine)
-    return result
+    batch, tokens, _ = hidden.shape
+    step = max(1, _ENTRIES // (batch * tokens))
+    for start in range(0, tokens, step):
+        rows = slice(start, min(start + step, tokens))
+        yield rows, hidden[:, rows] @ hidden.transpose(1, 2)

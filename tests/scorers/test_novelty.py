@@ -1,4 +1,4 @@
-"""The score of attention and novelty: written examples, and the plain loop."""
+"""The score of attention and novelty: written examples."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from quota.scorers import Signals, scorer
-from quota.scorers.novelty import cosines, novelty, novelty_naive, score
-from quota.selection import places
+from quota.scorers.novelty import score
 
 
 def at_angle(*degrees: float) -> torch.Tensor:
@@ -25,7 +24,6 @@ def test_a_written_example() -> None:
     hidden, inter = at_angle(0, 10, 90, 80), torch.tensor([[0.3, 0.2, 0.4, 0.1]])
     given = Signals(hidden, torch.ones(1, 4, dtype=torch.bool), inter=inter)
     expected = [distance(90), distance(10), 2.0, distance(10)]
-    torch.testing.assert_close(novelty(cosines(hidden), places(inter, given.valid)), torch.tensor([expected]))
     weighed = [math.sqrt(weight) * new for weight, new in zip(inter[0].tolist(), expected, strict=True)]
     torch.testing.assert_close(score(given, {}), torch.tensor([weighed]))
 
@@ -41,20 +39,8 @@ def test_the_length_of_a_token_does_not_matter() -> None:
     hidden, inter = torch.randn(2, 9, 8, generator=draw), torch.rand(2, 9, generator=draw)
     valid = torch.ones(2, 9, dtype=torch.bool)
     longer = hidden * torch.rand(2, 9, 1, generator=draw).add(0.5)
-    found = novelty(cosines(longer), places(inter, valid))
-    torch.testing.assert_close(found, novelty(cosines(hidden), places(inter, valid)), rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("ties", [False, True], ids=["all different", "ties"])
-def test_is_the_plain_loop(ties: bool) -> None:
-    draw = torch.Generator().manual_seed(0)
-    hidden, inter = torch.randn(3, 20, 8, generator=draw), torch.rand(3, 20, generator=draw)
-    if ties:
-        inter = (inter * 4).round()
-    valid = torch.rand(3, 20, generator=draw) < 0.8
-    hidden[~valid] = torch.nan
-    found = novelty(cosines(hidden), places(inter, valid))
-    torch.testing.assert_close(found[valid], novelty_naive(hidden, inter, valid)[valid])
+    found, expected = (score(Signals(one, valid, inter=inter), {}) for one in (longer, hidden))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["novelty", "peaks"])

@@ -1,16 +1,14 @@
-"""The default score: a written example, the plain loop, and what it is for."""
+"""The default score: a written example, and what it is for."""
 
 from __future__ import annotations
 
 import math
 
-import pytest
 import torch
 
-from quota.scorers import Signals
-from quota.scorers.novelty import cosines, novelty
-from quota.scorers.peaks import attention_mass, attention_mass_naive, score
-from quota.selection import places, top_k
+from quota.scorers import Signals, scorer
+from quota.scorers.peaks import score
+from quota.selection import top_k
 
 
 def at_angle(*degrees: float) -> torch.Tensor:
@@ -24,7 +22,6 @@ def test_a_written_example() -> None:
     near = math.cos(math.radians(10)) ** 16
     side = math.cos(math.radians(80)) ** 16
     mass = [0.3 + 0.2 * near, 0.2 + 0.3 * near + 0.4 * side, 0.4 + 0.2 * side]
-    torch.testing.assert_close(attention_mass(cosines(hidden), inter, given.valid), torch.tensor([mass]))
     new = [1.0, 1 - math.cos(math.radians(10)), 2.0]
     expected = [math.sqrt(one) * two for one, two in zip(mass, new, strict=True)]
     torch.testing.assert_close(score(given, {}), torch.tensor([expected]), atol=1e-6, rtol=1e-5)
@@ -40,15 +37,5 @@ def test_a_surface_comes_before_a_speck() -> None:
 def test_alone_every_token_has_its_own_attention() -> None:
     hidden, inter = torch.eye(4)[None], torch.tensor([[0.1, 0.4, 0.2, 0.3]])
     valid = torch.ones(1, 4, dtype=torch.bool)
-    expected = inter.sqrt() * novelty(cosines(hidden), places(inter, valid))
-    torch.testing.assert_close(score(Signals(hidden, valid, inter=inter), {}), expected)
-
-
-@pytest.mark.parametrize("width", [2, 8])
-def test_mass_is_the_plain_loop(width: int) -> None:
-    draw = torch.Generator().manual_seed(0)
-    hidden, inter = torch.randn(3, 20, width, generator=draw), torch.rand(3, 20, generator=draw)
-    valid = torch.rand(3, 20, generator=draw) < 0.8
-    hidden[~valid] = inter[~valid] = torch.nan
-    found = attention_mass(cosines(hidden), inter, valid)
-    torch.testing.assert_close(found[valid], attention_mass_naive(hidden, inter, valid)[valid], rtol=1e-4, atol=1e-5)
+    given = Signals(hidden, valid, inter=inter)
+    torch.testing.assert_close(score(given, {}), scorer("novelty").score(given, {}))

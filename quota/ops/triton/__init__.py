@@ -1,4 +1,4 @@
-"""The "triton" backend: kernels for CUDA, all four jobs.
+"""The "triton" backend: kernels for CUDA, all jobs.
 
 Nothing here imports triton before a job is run, so `why_not` can tell a machine without it what is missing. With
 TRITON_INTERPRET=1 the same kernels run on the CPU, one program after the other, in triton's interpreter: slow, but
@@ -17,7 +17,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from quota.ops import reference_attention
+from quota.ops import reference_attention, reference_peaks
 from quota.ops.interface import CacheSpec, LinearSpec, LinearWeight, PackedTensor
 
 # A program holds the matrix in registers, which more would overflow.
@@ -98,6 +98,10 @@ class TritonBackend:
     def activation_error(self, x: Tensor, bits: int, group: int, hadamard: int) -> Tensor:
         """||Q(x H) - x H||_2 of each row of x [M, K] -> [M] float32; torch's own operations do."""
         return reference_attention.activation_error(x, bits, group, hadamard)
+
+    def peaks(self, products: Tensor, lengths: Tensor, weight: Tensor, valid: Tensor, first: int) -> Tensor:
+        """Scores [B, R] float32 of visual tokens; torch's own operations do."""
+        return reference_peaks.peaks(products, lengths, weight, valid, first)
 
 
 def _lacks_rotation(block: int) -> str | None:

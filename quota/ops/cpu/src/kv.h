@@ -1,4 +1,4 @@
-// What the entry points (kv.cpp, attention.cpp) and the kernels of each instruction set know of each other.
+// What the entry points (kv.cpp, attention.cpp, peaks.cpp) and the kernels of each instruction set know of each other.
 #pragma once
 
 #include <cstdint>
@@ -45,6 +45,16 @@ struct SoftmaxRows {
     float* sums;  // [set_count, columns], added to.
 };
 
+// One visual token beside all `tokens` of its image: what its score is made of. Arrays are in whole vectors but products.
+struct PeakRow {
+    const float* products;  // v_i . v_j
+    const float* lengths;   // |v_j|, not zero
+    const float* weights;   // w_j, 0 at padding
+    const float* order;     // w_j, -infinity at padding
+    float length;           // |v_i|
+    int64_t index, tokens;
+};
+
 // `type` of a tensor: 0 float32, 1 bfloat16, 2 float16. `scratch` is memory for the kernel's own use.
 struct KvKernels {
     // One head of one token; false, with nothing stored, if float16 cannot hold its range.
@@ -62,6 +72,7 @@ struct KvKernels {
     void (*softmax)(void* logits, int type, const SoftmaxRows& rows, float* scratch);
     // How far the activation quantiser moves a token [columns].
     float (*activation_error)(const void* x, int type, int64_t columns, int64_t hadamard, int64_t group, int bits);
+    float (*peak)(const PeakRow& row);
 };
 
 // Prefill attention of one sample in bfloat16, for processors with AMX. Rows of heads: number [head, token] starts at

@@ -1,12 +1,13 @@
 #include "attention_error.h"
 #include "attention_kernels.h"
 #include "kv_kernels.h"
+#include "peaks_kernels.h"
 
 static_assert(LANES == 8, "compile this file for its instruction set");
 
 namespace quota {
 
 extern const KvKernels kv_kernels_avx2;
-const KvKernels kv_kernels_avx2 = {quantize, dequantize, rotate_in, rotate_out, decode, softmax, activation_error};
+const KvKernels kv_kernels_avx2 = {quantize, dequantize, rotate_in, rotate_out, decode, softmax, activation_error, peak};
 
 }  // namespace quota

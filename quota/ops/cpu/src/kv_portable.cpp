@@ -1,10 +1,11 @@
 #include "attention_error.h"
 #include "attention_kernels.h"
 #include "kv_kernels.h"
+#include "peaks_kernels.h"
 
 namespace quota {
 
 extern const KvKernels kv_kernels_portable;
-const KvKernels kv_kernels_portable = {quantize, dequantize, rotate_in, rotate_out, decode, softmax, activation_error};
+const KvKernels kv_kernels_portable = {quantize, dequantize, rotate_in, rotate_out, decode, softmax, activation_error, peak};
 
 }  // namespace quota
