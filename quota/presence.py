@@ -75,9 +75,13 @@ class Presence:
         """[B, T] bool: places with a token that is not padding."""
         if self.attention_mask is not None:
             self.valid = self.filled & self.attention_mask[:, self.past :].bool().gather(1, self.index)
-        self.images = self.all_images.gather(1, self.index).masked_fill(~self.valid, -1)
+        self.images = self.all_images.gather(1, self.index)
         """[B, T]: the image that the token at each place belongs to, -1 for text and for what is not valid."""
-        self._positions = (self.index + self.past).masked_fill(~self.filled, -1)
+        self._positions = self.index + self.past
+        if self.ragged:
+            self._positions = self._positions.masked_fill(~self.filled, -1)
+        if self.ragged or self.attention_mask is not None:
+            self.images = self.images.masked_fill(~self.valid, -1)
         self._rotary: list[tuple[Any, tuple[Tensor, ...]]] = []
         self._first_mask: tuple[Tensor | None] | None = None
 
@@ -97,11 +101,11 @@ class Presence:
             slots.keep(torch.cat([cached, kept], dim=1))
         elif slots is not None:
             slots.take(places, self.filled)
-        self.ragged = not bool(self.filled.all())
+        self.ragged = len(kept) > 1 and not bool(self.filled.all())
         self.index = self.index.gather(1, places)
         self.cuts.append((layer, self.index, self.filled))
         self._look()
-        return _take(hidden, places)
+        return rows_at(hidden, places)
 
     def arguments(
         self, layer: int, hidden: Tensor, kwargs: dict[str, Any], config: PreTrainedConfig, window: int | None = None
@@ -166,12 +170,12 @@ class Presence:
         for source, gathered in self._rotary:
             if source is tables:
                 return gathered
-        gathered = tuple(_take(table.expand(len(self.index), -1, -1), self.index) for table in tables)
+        gathered = tuple(rows_at(table.expand(len(self.index), -1, -1), self.index) for table in tables)
         self._rotary.append((tables, gathered))
         return gathered
 
 
-def _take(x: Tensor, index: Tensor) -> Tensor:
+def rows_at(x: Tensor, index: Tensor) -> Tensor:
     """x [B, L, D] at index [B, T] -> [B, T, D]."""
     # Whole rows: `gather` would look every number up.
     if len(x) == 1:

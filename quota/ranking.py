@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from quota import ops
+from quota.allocation import keep_count
 from quota.attention import Observation
-from quota.presence import Presence
+from quota.presence import Presence, rows_at
 from quota.recipe import PruningRecipe
 from quota.scheme import QuantizationScheme
 from quota.scorers import Signals, scorer
-from quota.selection import best
 
 
 @dataclass(frozen=True)
@@ -55,14 +55,14 @@ def rank(
     places, if the scorer asks.
     """
     images = presence.images
-    sample, image, places, valid = image_rows(images)
+    sample, image, places, valid = image_rows(images, presence.sizes.shape[1])
     rows = sample[:, None]
+    ratio = recipe.keep_ratios[recipe.layers.index(layer)]
     sizes = presence.sizes[sample, image].tolist()
-    budget = torch.tensor([recipe.counts(size)[recipe.layers.index(layer)] for size in sizes], device=images.device)
-    budget = budget.minimum(valid.sum(dim=1))
+    budget = torch.tensor([keep_count(ratio, size) for size in sizes], device=images.device).minimum(valid.sum(dim=1))
 
     method = scorer(recipe.scorer)
-    tokens = hidden.detach()[rows, places]
+    tokens = rows_at(hidden.detach(), places) if len(hidden) == len(places) == 1 else hidden.detach()[rows, places]
     measured = _attention_signals(observation, rows, places)
     if "risk" in method.SIGNALS and scheme is not None:
         measured["risk"] = risk(tokens, scheme)
@@ -77,7 +77,7 @@ def rank(
 
     flat = rows * images.shape[1] + places
     kept = presence.valid & (images < 0)
-    kept.view(-1)[flat[best(score, budget, valid)]] = True
+    kept.view(-1)[flat[ops.for_attention(images.device).best(score, budget, valid)]] = True
     return Choice(kept, flat, valid, score)
 
 
@@ -95,16 +95,18 @@ def _text(presence: Presence, hidden: Tensor) -> tuple[Tensor, Tensor]:
     return hidden.gather(1, order[..., None].expand(-1, -1, hidden.shape[-1])), text.gather(1, order)
 
 
-def image_rows(images: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def image_rows(images: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """One row for each image of a batch: `images` [B, T] (image of its sample, -1 none) -> R rows of at most V tokens.
+
+    No sample has more than `count` images.
 
     Returns sample [R], image [R], places [R, V] (the row's tokens, ascending) and valid [R, V].
     """
-    count = int(images.max()) + 1
     if len(images) == count == 1:
         # The common case has nothing to tell apart.
-        zero, places = (images >= 0).nonzero(as_tuple=True)
-        return zero[:1], zero[:1], places[None], torch.ones_like(places, dtype=torch.bool)[None]
+        places = (images >= 0).nonzero()[None, :, 1]
+        zero = places.new_zeros(1)
+        return zero, zero, places, torch.ones_like(places, dtype=torch.bool)
     member = images[:, None] == torch.arange(count, device=images.device)[:, None]
     sizes = member.sum(dim=2)
     sample, image = sizes.nonzero(as_tuple=True)

@@ -21,6 +21,8 @@ from torch import Tensor
 
 from quota.errors import QuotaError
 
+NOT_A_NUMBER = "a token score is NaN; the scorer must return a number for every visual token"
+
 
 def normalize(metric: Tensor, valid: Tensor, percentiles: tuple[float, float] = (1.0, 99.0)) -> Tensor:
     """Clip each row to its two percentiles over the valid tokens and rescale that range to [0, 1].
@@ -84,7 +86,7 @@ def top_k(score: Tensor, counts: Sequence[int] | Tensor, valid: Tensor) -> Tenso
 def best(score: Tensor, counts: Sequence[int] | Tensor, valid: Tensor) -> Tensor:
     """`top_k` as truth: [B, V] bool, whether a token is among the best of its row."""
     if bool((score.isnan() & valid).any()):
-        raise QuotaError("a token score is NaN; the scorer must return a number for every visual token")
+        raise QuotaError(NOT_A_NUMBER)
     counts = torch.as_tensor(counts, device=score.device)[:, None]
     return (places(score, valid) < counts) & valid
 

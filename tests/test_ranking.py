@@ -19,7 +19,7 @@ numbers = st.integers(0, 2).flatmap(
 def test_every_visual_place_is_in_the_row_of_its_image(images: list[list[int]]) -> None:
     if all(image < 0 for row in images for image in row):
         return
-    sample, image, places, valid = image_rows(torch.tensor(images))
+    sample, image, places, valid = image_rows(torch.tensor(images), max(map(max, images)) + 1)
     rows = {}
     for s, i, row, real in zip(sample.tolist(), image.tolist(), places, valid, strict=True):
         rows[s, i] = row[real].tolist()

@@ -1,6 +1,6 @@
 """What an operator backend is: the jobs, the data they work on, and what a backend must say of itself.
 
-Five jobs, each defined by the reference backend (`quota.ops.reference`), which every other one must equal exactly up
+Six jobs, each defined by the reference backend (`quota.ops.reference`), which every other one must equal exactly up
 to the integer sums and to rounding behind them:
 
     linear            y = dequantise(Q_a(x H) . Q_w) + b         rotate, quantise, multiply, scale, add bias
@@ -8,6 +8,7 @@ to the integer sums and to rounding behind them:
     decode_attention  one query a sequence over the packed cache
     attention         prefill attention that also adds up what each token receives (the scores' cues)
     peaks             QUOTA's own score of visual tokens, from their products
+    best              the choice of so many tokens by any score (equation 5, quota/selection.py)
 """
 
 from __future__ import annotations
@@ -142,5 +143,12 @@ class Backend(Protocol):
 
         products float32 [B, R, V] of those tokens with all (they may be used up), lengths [B, V] of all tokens, none
         zero, weight [B, V] the attention each receives, valid bool [B, V].
+        """
+        ...
+
+    def best(self, score: Tensor, counts: Tensor, valid: Tensor) -> Tensor:
+        """Whether a token is among the `counts` [R] highest scores [R, V] of its row: bool, ties by index.
+
+        valid bool [R, V]: others are never chosen. QuotaError for a NaN score.
         """
         ...

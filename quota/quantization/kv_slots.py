@@ -94,13 +94,14 @@ class SlotLayer(CacheLayerMixin):
     def take(self, slots: Tensor, filled: Tensor) -> None:
         """Go on with `slots` [B, K], in this order, of which those not `filled` [B, K] are empty: see `right_align`."""
         self.in_order = False
-        self.ragged = not bool(filled.all())
+        self.ragged = len(slots) > 1 and not bool(filled.all())
         for name in self.tensors:
             tensor = getattr(self, name)
             # Sample by sample: whole slots are copied, where `gather` would look every number up.
             rows = [tensor[sample : sample + 1].index_select(2, row) for sample, row in enumerate(slots)]
             self._memory[name] = torch.cat(rows) if len(rows) > 1 else rows[0]
-        self._memory["positions"] = self.positions.gather(1, slots).masked_fill(~filled, -1)
+        positions = self.positions.gather(1, slots)
+        self._memory["positions"] = positions.masked_fill(~filled, -1) if self.ragged else positions
         self._show(slots.shape[1])
 
     def forget(self) -> None:
@@ -249,6 +250,9 @@ def right_align(kept: Tensor) -> tuple[Tensor, Tensor]:
     K is the most kept in any row. Returns the slot that goes to each place (int64; some dropped slot where a row has
     none left to give) and which places are really filled (bool).
     """
+    if len(kept) == 1:
+        slots = kept.nonzero()[None, :, 1]
+        return slots, torch.ones_like(slots, dtype=torch.bool)
     most = int(kept.sum(dim=1).max())
     slots = kept.int().argsort(dim=1, stable=True)[:, kept.shape[1] - most :]
     return slots, kept.gather(1, slots)

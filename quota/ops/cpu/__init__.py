@@ -6,7 +6,7 @@ which they are stored, and unpack in registers.
 
 from __future__ import annotations
 
-from quota.ops.cpu import kv, library, peaks, prefill, w4a4
+from quota.ops.cpu import kv, library, prefill, ranking, w4a4
 
 
 class CpuBackend:
@@ -23,7 +23,8 @@ class CpuBackend:
     decode_attention = staticmethod(kv.decode_attention)
     attention = staticmethod(prefill.attention)
     activation_error = staticmethod(prefill.activation_error)
-    peaks = staticmethod(peaks.peaks)
+    peaks = staticmethod(ranking.peaks)
+    best = staticmethod(ranking.best)
 
     def why_not(self) -> str | None:
         """Why it cannot run on this machine. QuotaError if QUOTA_CPU_ISA asks for what the machine lacks."""

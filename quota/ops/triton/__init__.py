@@ -17,6 +17,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
+from quota import selection
 from quota.ops import reference_attention, reference_peaks
 from quota.ops.interface import CacheSpec, LinearSpec, LinearWeight, PackedTensor
 
@@ -102,6 +103,10 @@ class TritonBackend:
     def peaks(self, products: Tensor, lengths: Tensor, weight: Tensor, valid: Tensor, first: int) -> Tensor:
         """Scores [B, R] float32 of visual tokens; torch's own operations do."""
         return reference_peaks.peaks(products, lengths, weight, valid, first)
+
+    def best(self, score: Tensor, counts: Tensor, valid: Tensor) -> Tensor:
+        """Whether a token [R, V] is among the best of its row; torch's own operations do."""
+        return selection.best(score, counts, valid)
 
 
 def _lacks_rotation(block: int) -> str | None:

@@ -1,4 +1,4 @@
-// What the entry points (kv.cpp, attention.cpp, peaks.cpp) and the kernels of each instruction set know of each other.
+// What the entry points (kv.cpp, attention.cpp, ranking.cpp) and the kernels of each instruction set know of each other.
 #pragma once
 
 #include <cstdint>

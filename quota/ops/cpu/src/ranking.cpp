@@ -1,4 +1,5 @@
-// Entry point of the scores of visual tokens, a row of products each.
+// Entry points of the scores of visual tokens, a row of products each, and of the choice of the best.
+#include <algorithm>
 #include <cmath>
 #include <memory>
 #include <new>
@@ -39,6 +40,28 @@ int quota_peaks(int isa, int threads, const float* products, const float* length
                                          tokens};
             scores[sample * rows + row] = valid[sample * tokens + first + row] ? kernels.peak(peak) : 0.0f;
         }
+    }
+    return 0;
+}
+// scores and valid contiguous [rows, tokens] -> chosen [rows, tokens]: the counts[row] highest of the valid, ties by
+// index. Returns 0, 1 if a valid score is NaN, or 2 if memory runs out.
+int quota_best(const float* scores, const uint8_t* valid, const int64_t* counts, int64_t rows, int64_t tokens,
+               uint8_t* chosen) {
+    const std::unique_ptr<int64_t[]> memory(new (std::nothrow) int64_t[tokens + 1]);
+    if (!memory) return 2;
+    for (int64_t row = 0; row < rows; ++row) {
+        const float* score = scores + row * tokens;
+        int64_t there = 0;
+        for (int64_t j = 0; j < tokens; ++j) {
+            chosen[row * tokens + j] = 0;
+            if (!valid[row * tokens + j]) continue;
+            if (std::isnan(score[j])) return 1;
+            memory[there++] = j;
+        }
+        const int64_t count = std::clamp<int64_t>(counts[row], 0, there);
+        const auto ahead = [score](int64_t a, int64_t b) { return score[a] != score[b] ? score[a] > score[b] : a < b; };
+        std::nth_element(memory.get(), memory.get() + count, memory.get() + there, ahead);
+        for (int64_t i = 0; i < count; ++i) chosen[row * tokens + memory[i]] = 1;
     }
     return 0;
 }

@@ -1,16 +1,23 @@
-"""The score of visual tokens: the plain loops, and the C++ kernel on every instruction set."""
+"""Scores of visual tokens and the choice among them: the plain loops, and the C++ kernels."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
+from quota import selection
+from quota.errors import QuotaError
 from quota.ops import reference_peaks
-from quota.ops.cpu import peaks
+from quota.ops.cpu import ranking
 from quota.ops.reference_peaks import attention_mass, attention_mass_naive, cosines, novelty, novelty_naive
 from quota.selection import places
-from tests.instruction_sets import every_isa, using
+from tests.instruction_sets import every_isa, needs_library, using
 
 
 def operands(batch: int, tokens: int, width: int, ties: bool = False) -> tuple[Tensor, Tensor, Tensor]:
@@ -50,10 +57,39 @@ def test_the_kernel_equals_the_reference(tokens: int, ties: bool, isa: str) -> N
     for rows in (slice(0, tokens), slice(tokens // 3, tokens // 2 + 1)):
         products, lengths = hidden[:, rows] @ hidden.transpose(1, 2), hidden.norm(dim=-1)
         with using(isa):
-            found = peaks.peaks(products, lengths, weight, valid, rows.start)
+            found = ranking.peaks(products, lengths, weight, valid, rows.start)
         expected = reference_peaks.peaks(products, lengths, weight, valid, rows.start)
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
         assert not found[~valid[:, rows]].any()
+
+
+@needs_library
+@given(
+    st.lists(
+        st.tuples(
+            st.lists(
+                st.tuples(st.sampled_from([-math.inf, -1.0, 0.0, -0.0, 1.0, 2.0, math.inf]), st.booleans()),
+                min_size=6,
+                max_size=6,
+            ),
+            st.integers(0, 9),
+        ),
+        max_size=3,
+    )
+)
+def test_the_best_are_those_of_the_reference(rows: list[tuple[list[tuple[float, bool]], int]]) -> None:
+    score = torch.tensor([[one for one, _ in row] for row, _ in rows]).view(-1, 6)
+    valid = torch.tensor([[there for _, there in row] for row, _ in rows], dtype=torch.bool).view(-1, 6)
+    counts = torch.tensor([count for _, count in rows], dtype=torch.long)
+    score[~valid] = torch.nan
+    assert torch.equal(ranking.best(score, counts, valid), selection.best(score, counts, valid))
+
+
+@needs_library
+@pytest.mark.parametrize("best", [ranking.best, selection.best], ids=["cpu", "reference"])
+def test_a_score_that_is_not_a_number_is_refused(best: Callable[..., Tensor]) -> None:
+    with pytest.raises(QuotaError, match="score is NaN"):
+        best(torch.tensor([[1.0, torch.nan]]), torch.tensor([1]), torch.ones(1, 2, dtype=torch.bool))
 
 
 @every_isa
@@ -62,7 +98,7 @@ def test_what_is_not_a_number_is_not_hidden(isa: str) -> None:
     hidden[0, 7] = torch.nan
     weight, valid = torch.ones(1, 40), torch.ones(1, 40, dtype=torch.bool)
     with using(isa):
-        found = peaks.peaks(hidden @ hidden.transpose(1, 2), hidden.norm(dim=-1), weight, valid, 0)
+        found = ranking.peaks(hidden @ hidden.transpose(1, 2), hidden.norm(dim=-1), weight, valid, 0)
     assert found.isnan().all()
 
 
@@ -75,7 +111,7 @@ def test_the_number_of_threads_changes_nothing(isa: str) -> None:
         for count in (1, 2, 3):
             torch.set_num_threads(count)
             with using(isa):
-                found.append(peaks.peaks(*given))
+                found.append(ranking.peaks(*given))
     finally:
         torch.set_num_threads(threads)
     assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])

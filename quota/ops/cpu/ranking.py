@@ -1,12 +1,14 @@
-"""The score of visual tokens on the CPU: one pass over their products, where torch takes some twenty."""
+"""Scores of visual tokens and the choice among them on the CPU: one pass each, where torch takes some twenty."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from quota.errors import QuotaError
 from quota.ops.cpu.library import library
 from quota.ops.cpu.pointers import integers, machine, pointers
+from quota.selection import NOT_A_NUMBER
 
 
 def peaks(products: Tensor, lengths: Tensor, weight: Tensor, valid: Tensor, first: int) -> Tensor:
@@ -17,3 +19,15 @@ def peaks(products: Tensor, lengths: Tensor, weight: Tensor, valid: Tensor, firs
     if failed:
         raise MemoryError(f"no memory for the scores of {valid.shape[1]} tokens")
     return scores
+
+
+def best(score: Tensor, counts: Tensor, valid: Tensor) -> Tensor:
+    """[R, V] bool, as `quota.selection.best`."""
+    chosen = torch.empty(score.shape, dtype=torch.bool)
+    given = score.float().contiguous(), valid.contiguous(), counts.long()
+    failed = library().quota_best(*pointers(*given), *integers(*score.shape), *pointers(chosen))
+    if failed == 1:
+        raise QuotaError(NOT_A_NUMBER)
+    if failed:
+        raise MemoryError(f"no memory to choose among {score.shape[1]} tokens")
+    return chosen
