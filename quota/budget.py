@@ -6,6 +6,7 @@ charged what it adds there, so a schedule k_1 >= k_2 >= ... after the layers l_1
 
     charge  sum_i  E_{l_i}(k_i) - E_{l_i}(k_{i-1})                   k_0 = V0, E_l(V0) = 0
     cost    sum over decoder layers of w(tokens that enter it)        w: tokens, GFLOPs, KV bytes or milliseconds
+            + c for every cut                                         c: 0, or the milliseconds that a cut takes itself
 
 E_l is made to rise as k falls (a running maximum), so no step is charged less than nothing. For every number of tokens
 that may be present, the solver goes through the layers and keeps all (cost, charge) that fewer than n others are as
@@ -32,30 +33,38 @@ Schedule = tuple[tuple[int, int], ...]
 
 
 def best_schedules(
-    errors: Errors, tokens: int, depth: int, work: Work, budget: float, final: int | None = None, count: int = 1
+    errors: Errors,
+    tokens: int,
+    depth: int,
+    work: Work,
+    budget: float,
+    final: int | None = None,
+    count: int = 1,
+    cut: float = 0.0,
 ) -> list[Schedule]:
     """The `count` schedules of least charge whose cost is at most `budget`, or as many as there are, best first.
 
-    Schedules that could keep more somewhere, by one step and within the budget, are left out. Of equals the cheaper
-    comes first, then the one cut earlier.
+    Schedules that could keep more at some layers in a row, and else the same, within the budget are left out. Of equals
+    the cheaper comes first, then the one cut earlier.
 
     Args:
         errors: tables over the same counts (all below `tokens`), for layers from -1 to `depth` - 1.
         tokens: V0. depth: decoder layers. work: never falling. budget: in the unit of `work`, over all layers.
         final: tokens that must be left in the end; None leaves that open.
+        cut: cost of a cut itself, in the unit of `work`.
 
     Raises QuotaError if no schedule over these layers and counts keeps the budget.
     """
     rising = {layer: _rising(table, tokens) for layer, table in errors.items()}
     most = count
     while True:
-        found = _least(rising, tokens, depth, work, budget, final, most)
+        found = _least(rising, tokens, depth, work, budget, final, most, cut)
         if not found:
             raise QuotaError(f"no schedule over the layers {sorted(errors)} keeps a budget of {budget:g}; allow more")
         full = [
             schedule
             for schedule in found
-            if not any(_cost(more, tokens, depth, work) <= budget for more in _one_step_up(schedule, rising, final))
+            if not any(cost(more, tokens, depth, work, cut) <= budget for more in _just_above(schedule, rising, final))
         ]
         if len(full) >= count or len(found) < most:
             return full[:count]
@@ -63,7 +72,7 @@ def best_schedules(
 
 
 def _least(
-    rising: Errors, tokens: int, depth: int, work: Work, budget: float, final: int | None, most: int
+    rising: Errors, tokens: int, depth: int, work: Work, budget: float, final: int | None, most: int, cut: float
 ) -> list[Schedule]:
     """The `most` schedules of least charge, or as many as there are."""
     # Tokens present -> (cost, charge, schedule so far), none of them worse in both than `most` others.
@@ -77,35 +86,44 @@ def _least(
                 for count, front in fronts.items()
             }
         if layer in rising:
-            fronts = _cut(fronts, layer, rising[layer], most)
+            fronts = _cut(fronts, layer, rising[layer], most, cut, budget)
     reached = [state for count, front in fronts.items() if final is None or count == final for state in front]
     best = sorted(reached, key=lambda state: (state[1], state[0], state[2]))
     return [cuts for _, _, cuts in best[:most]]
 
 
-def _cost(schedule: Schedule, tokens: int, depth: int, work: Work) -> float:
+def cost(schedule: Schedule, tokens: int, depth: int, work: Work, cut: float = 0.0) -> float:
+    """What a schedule costs over `depth` decoder layers, of `tokens` at first."""
     after = dict(schedule)
-    entering, total = after.get(-1, tokens), 0.0
+    entering, total = after.get(-1, tokens), cut * len(schedule)
     for layer in range(depth):
         total += work(entering)
         entering = after.get(layer, entering)
     return total
 
 
-def _one_step_up(schedule: Schedule, rising: Errors, final: int | None) -> Iterator[Schedule]:
-    """The schedules that keep one count more after one of the layers, and else the same."""
-    layers, counts = sorted(rising), sorted(next(iter(rising.values())))
-    after, left = [], counts[-1]
+def _just_above(schedule: Schedule, rising: Errors, final: int | None) -> Iterator[Schedule]:
+    """A schedule is a staircase over the layers: those in which the first layers of one stair are raised."""
+    layers, counts = sorted(rising), sorted(next(iter(rising.values())), reverse=True)
+    after, left = [], counts[0]
     for layer in layers:
         left = dict(schedule).get(layer, left)
         after.append(left)
-    for place, count in enumerate(after):
-        before = after[place - 1] if place else counts[-1]
-        if count == before or (final is not None and place == len(after) - 1):
+    for start, count in enumerate(after):
+        before = after[start - 1] if start else counts[0]
+        if count == before:
             continue
-        more = [*after[:place], counts[counts.index(count) + 1], *after[place + 1 :]]
-        befores = [counts[-1], *more]
-        yield tuple((layer, left) for layer, left, before in zip(layers, more, befores, strict=False) if left < before)
+        for stop in range(start + 1, start + after.count(count) + 1):
+            if final is not None and stop == len(after):
+                continue
+            for higher in counts[counts.index(before) : counts.index(count)]:
+                yield _cuts(layers, [*after[:start], *[higher] * (stop - start), *after[stop:]], counts[0])
+
+
+def _cuts(layers: list[int], after: list[int], tokens: int) -> Schedule:
+    """The staircase `after` as cuts."""
+    befores = [tokens, *after]
+    return tuple((layer, left) for layer, left, before in zip(layers, after, befores, strict=False) if left < before)
 
 
 def _rising(table: Mapping[int, float], tokens: int) -> dict[int, float]:
@@ -115,7 +133,12 @@ def _rising(table: Mapping[int, float], tokens: int) -> dict[int, float]:
 
 
 def _cut(
-    fronts: dict[int, list[tuple[float, float, Schedule]]], layer: int, table: Mapping[int, float], most: int
+    fronts: dict[int, list[tuple[float, float, Schedule]]],
+    layer: int,
+    table: Mapping[int, float],
+    most: int,
+    cut: float,
+    budget: float,
 ) -> dict[int, list[tuple[float, float, Schedule]]]:
     """Every way to go on after `layer`, with as many tokens or fewer."""
     reached: dict[int, list[tuple[float, float, Schedule]]] = {count: list(front) for count, front in fronts.items()}
@@ -123,7 +146,11 @@ def _cut(
         for after in table:
             if after < before:
                 charge = table[after] - table[before]
-                moved = [(cost, so_far + charge, (*cuts, (layer, after))) for cost, so_far, cuts in front]
+                moved = [
+                    (cost + cut, so_far + charge, (*cuts, (layer, after)))
+                    for cost, so_far, cuts in front
+                    if cost + cut <= budget
+                ]
                 reached.setdefault(after, []).extend(moved)
     return {count: _undominated(front, most) for count, front in reached.items()}
 

@@ -80,6 +80,7 @@ def compress(
     visual_share: float | None = None,
     method: Method = "quota",
     compute: float | None = None,
+    milliseconds: float | None = None,
     residence: Residence | None = None,
 ) -> CompressionResult:
     """Quantise `model` in place and make it drop visual tokens by a recipe calibrated for it.
@@ -98,13 +99,15 @@ def compress(
         method: "quota", by the measured errors of drops, or "paper", the published one.
         compute: of "quota", the largest share of the unpruned prefill arithmetic of visual tokens to spend; None: what
             "paper" would spend on the same model.
+        milliseconds: of "quota", instead of `compute`: the longest that the prefill of a typical sample may take on
+            this machine (quota/prefill_clock.py), which should do nothing else meanwhile.
         residence: where the model's blocks are, if not in memory; `compress_folder` gives it, for one sweep.
 
     Raises QuotaError, before anything is changed, for options out of range, no samples, an unsupported architecture
     or a model that is compressed already. If the sweep itself fails the model is half quantised: load it anew.
     """
     began = time.perf_counter()
-    _check_options(model, keep, method, compute, layers, temperature, graph)
+    _check_options(model, keep, method, compute, milliseconds, layers, temperature, graph)
     check_share(visual_share)
     inputs = _inputs(model, processor, samples)
     place = residence or InMemory()
@@ -112,7 +115,11 @@ def compress(
 
     def make_recipe(calibration: Calibration) -> PruningRecipe:
         curves = calibration.curves
-        cuts = paper_cuts(curves, keep, temperature, layers) if drops is None else drops.cuts(calibration, compute)
+        cuts = (
+            paper_cuts(curves, keep, temperature, layers)
+            if drops is None
+            else drops.cuts(calibration, compute, milliseconds)
+        )
         return PruningRecipe(
             method=method,
             layers=cuts.layers,
@@ -216,6 +223,7 @@ def _check_options(
     keep: float,
     method: Method,
     compute: float | None,
+    milliseconds: float | None,
     layers: Sequence[int] | None,
     temperature: float,
     graph: Graph,
@@ -228,6 +236,8 @@ def _check_options(
     as_graph(graph)
     if compute is not None and (method == "paper" or not 0 < compute <= 1):
         raise QuotaError(f'compute must be above 0 and at most 1, and goes with method="quota"; got {compute}')
+    if milliseconds is not None and (method == "paper" or compute is not None or milliseconds <= 0):
+        raise QuotaError('milliseconds must be positive, and go with method="quota" and no compute')
     total = len(family(model).decoder_layers)
     # The rules themselves say what they refuse, on any numbers; better now than after the sweep.
     keep_ratios([0.0], keep, temperature)

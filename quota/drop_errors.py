@@ -83,16 +83,7 @@ class Drops:
         if not schedule:
             return 0.0
         self._replay.begin_at(schedule[0][0])
-        ratios = tuple(count / self._tokens for _, count in schedule)
-        recipe = PruningRecipe(
-            layers=tuple(layer for layer, _ in schedule),
-            keep_ratios=ratios,
-            keep=ratios[-1],
-            reference_tokens=self._tokens,
-            scheme=self._scheme,
-            scorer=SCORER,
-            model_fingerprint=fingerprint(self._model),
-        )
+        recipe = schedule_recipe(self._model, schedule, self._tokens, self._scheme)
         pruner = Pruner(self._model, recipe, self._scheme).attach()
         try:
             each = [
@@ -116,6 +107,22 @@ class Drops:
             if progress is not None:
                 progress(done, total)
         return errors
+
+
+def schedule_recipe(
+    model: PreTrainedModel, schedule: Schedule, tokens: int, scheme: QuantizationScheme | None
+) -> PruningRecipe:
+    """The recipe that runs a schedule of at least one cut, over V0 = `tokens`, on a model deployed under `scheme`."""
+    ratios = tuple(count / tokens for _, count in schedule)
+    return PruningRecipe(
+        layers=tuple(layer for layer, _ in schedule),
+        keep_ratios=ratios,
+        keep=ratios[-1],
+        reference_tokens=tokens,
+        scheme=scheme,
+        scorer=SCORER,
+        model_fingerprint=fingerprint(model),
+    )
 
 
 def divergence(full: Tensor, pruned: Tensor, said: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from quota.calibration import Calibration, Progress
 from quota.drop_errors import RATIOS, Drops, candidates, layers_run
 from quota.method import TRIED, Cuts, published_compute, quota_cuts
 from quota.models import family
+from quota.prefill_clock import prefill_clock
 from quota.quantization.kv_cache import attach_cache
 from quota.residence import Residence
 from quota.samples import Sample, build_inputs
@@ -53,14 +54,19 @@ class MeasuredCuts:
         self._swept = total
         self._show(done)
 
-    def cuts(self, calibration: Calibration, compute: float | None) -> Cuts:
+    def cuts(self, calibration: Calibration, compute: float | None, milliseconds: float | None) -> Cuts:
+        """Within `compute`, or a prefill of so many `milliseconds`, or else what the published schedule would spend."""
         tokens, config = calibration.reference_tokens, self.model.config.get_text_config()
-        if compute is None:
-            compute = published_compute(calibration.curves, tokens, self.keep, config)
+        charge = 0.0
         self.residence.assemble()
         cache = attach_cache(self.model, self.scheme)
         tried = count(1)
         try:
+            if milliseconds is not None:
+                clock = prefill_clock(self.model, self._typical(tokens), tokens, self.scheme)
+                compute, charge = clock.compute(milliseconds), clock.charge
+            elif compute is None:
+                compute = published_compute(calibration.curves, tokens, self.keep, config)
             drops = Drops(self.model, self.processor, self.samples, self.scheme, tokens)
             errors = drops.table(
                 self.depth, self.ratios, lambda done, total: self._show(self._swept + self.single_cuts * done // total)
@@ -71,12 +77,22 @@ class MeasuredCuts:
                 self._show(self._swept + self.single_cuts + self.whole * next(tried) // TRIED)
                 return error
 
-            found = quota_cuts(errors, whole, tokens, self.depth, self.keep, compute, config)
+            found = quota_cuts(errors, whole, tokens, self.depth, self.keep, compute, config, cut=charge)
         finally:
             # The pipeline attaches its own, once the recipe is there.
             cache.detach()
         self._show(self._swept + self.single_cuts + self.whole)
         return found
+
+    def _typical(self, tokens: int) -> Any:
+        """The model's arguments for a sample whose visual tokens are as near to `tokens` as any."""
+        masks = family(self.model)
+
+        def distance(sample: Sample) -> int:
+            return abs(int(masks.visual_mask(build_inputs(self.processor, [sample])["input_ids"]).sum()) - tokens)
+
+        nearest = min(self.samples, key=distance)
+        return build_inputs(self.processor, [nearest]).to(self.model.device)
 
     def _show(self, done: int) -> None:
         if self._progress is not None:

@@ -18,7 +18,7 @@ from quota.allocation import candidate_layers, keep_count, keep_ratios
 from quota.budget import Errors, Schedule, best_schedules
 from quota.calibration import Curves
 from quota.drop_errors import SCORER
-from quota.evaluation.footprint import prefill_flops_ratio
+from quota.evaluation.footprint import layer_ratio, prefill_flops_ratio
 
 Method = Literal["paper", "quota"]
 
@@ -64,19 +64,20 @@ def quota_cuts(
     compute: float,
     text_config: Any,
     tried: int = TRIED,
+    cut: float = 0.0,
 ) -> Cuts:
     """The schedule of least error that ends at `keep` and takes at most `compute` of the unpruned prefill arithmetic.
 
     `errors` are those of single cuts, with an entry for `keep` of `tokens` at every layer; None leaves the end open.
-    `whole` measures a schedule, and is asked for `tried` of them at most. Raises QuotaError if the budget is too small.
+    `whole` measures a schedule, and is asked for `tried` of them at most. A cut itself is charged as so much of a layer
+    with all tokens (quota/prefill_clock.py). Raises QuotaError if the budget is too small.
     """
 
     def work(count: int) -> float:
-        # The ratio of two layers, the first with all tokens, holds the work of the second.
-        return 2 * prefill_flops_ratio([tokens, count], text_config) - 1
+        return layer_ratio(count, tokens, text_config)
 
     final = None if keep is None else keep_count(keep, tokens)
-    best = best_schedules(errors, tokens, depth, work, compute * depth + 1e-9, final, tried)
+    best = best_schedules(errors, tokens, depth, work, compute * depth + 1e-9, final, tried, cut)
     # Sorted, so that those that begin at one layer are measured one behind the other.
     schedule = min(sorted(best), key=whole)
     # A recipe that drops nothing still has a layer.

@@ -58,6 +58,7 @@ def compress_folder(
     visual_share: float | None = None,
     method: Method = "quota",
     compute: float | None = None,
+    milliseconds: float | None = None,
 ) -> CompressionResult:
     """Compress the checkpoint in the folder `source` to the folder `out`, which appears complete or not at all.
 
@@ -91,6 +92,7 @@ def compress_folder(
                 visual_share=visual_share,
                 method=method,
                 compute=compute,
+                milliseconds=milliseconds,
                 residence=blocks,
             )
         except BaseException:

@@ -56,6 +56,13 @@ def compress(
             "published schedule would spend."
         ),
     ] = None,
+    milliseconds: Annotated[
+        float | None,
+        typer.Option(
+            help="Instead of --compute: the longest that the prefill of a typical prompt may take on this machine, "
+            "which should be idle."
+        ),
+    ] = None,
     seed: Seed = 0,
     json_file: JsonFile = None,
     backend: Backend = None,
@@ -105,6 +112,7 @@ def compress(
                 visual_share=visual_share,
                 method=method,  # pyright: ignore[reportArgumentType] (compress says what is wrong)
                 compute=compute,
+                milliseconds=milliseconds,
             )
         else:
             # Several sweeps, each from the original weights, which are held in memory meanwhile.
@@ -117,6 +125,7 @@ def compress(
                 scheme=scheme,
                 method=method,  # pyright: ignore[reportArgumentType] (compress says what is wrong)
                 compute=compute,
+                milliseconds=milliseconds,
                 seed=seed,
                 progress=progress,
                 graph=calibrated_in,

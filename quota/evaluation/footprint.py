@@ -77,6 +77,12 @@ def prefill_flops_ratio(tokens_per_layer: Sequence[int], text_config: Any) -> fl
     return sum(work(tokens) for tokens in tokens_per_layer) / (len(tokens_per_layer) * work(tokens_per_layer[0]))
 
 
+def layer_ratio(count: int, tokens: int, text_config: Any) -> float:
+    """Arithmetic of one layer with `count` visual tokens, relative to all `tokens`."""
+    # The ratio of two layers, the first with all tokens, holds the work of the second.
+    return 2 * prefill_flops_ratio([tokens, count], text_config) - 1
+
+
 def disk_bytes(folder: Path) -> int:
     """Bytes of a checkpoint's weights and recipe; tokenizer and configuration are the same for all variants."""
     return sum(file.stat().st_size for file in [*folder.glob("*.safetensors"), *folder.glob(RECIPE_FILE)])

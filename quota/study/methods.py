@@ -17,15 +17,17 @@ token stays, as a recipe may not be empty.
 
 from __future__ import annotations
 
+from typing import Any
+
 from quota.study.variants import Pruning
 
 VTW = "VTW"
 
 
-def methods(compute: float) -> dict[str, Pruning]:
-    """Name -> the method at this share of the unpruned prefill arithmetic."""
+def methods(compute: float | None = None, prefill: float | None = None) -> dict[str, Pruning]:
+    """Name -> the method at this share of the unpruned prefill arithmetic, or of the unpruned prefill time."""
     second, input_of_decoder = (1,), (-1,)
-    cost = {"keep": None, "compute": compute}
+    cost: dict[str, Any] = {"keep": None, "compute": compute, "prefill": prefill}
     return {
         "random": Pruning(scorer="random", schedule="one-shot", **cost),
         "uniform": Pruning(scorer="uniform", schedule="one-shot", **cost),

@@ -11,6 +11,7 @@ from quota.budget import Errors, Schedule
 from quota.calibration import Curves
 from quota.errors import QuotaError
 from quota.method import TRIED, quota_cuts
+from quota.prefill_clock import Clock
 from quota.recipe import PruningRecipe
 from quota.scheme import QuantizationScheme
 from quota.scorers import scorer
@@ -31,6 +32,10 @@ class Measured:
     """What single cuts do to the answer (quota/drop_errors.py), for the schedule "measured"."""
     whole: Callable[[Schedule], float] | None = None
     """What a schedule does to it."""
+    clock: Callable[[], Clock] | None = None
+    """How long a prefill takes by its schedule, for budgets of time."""
+    taken: Callable[[PruningRecipe], float] | None = None
+    """How many milliseconds more than without a recipe."""
 
     @property
     def depth(self) -> int:
@@ -54,7 +59,16 @@ class Measured:
 
 def recipe(pruning: Pruning, measured: Measured, scheme: QuantizationScheme | None) -> PruningRecipe:
     """The recipe that `pruning` comes to under `scheme`. QuotaError if it states neither keep ratio nor cost."""
-    layers, given = resolve(pruning, measured)
+    return _recipe(pruning, measured, scheme, *resolve(pruning, measured, scheme))
+
+
+def _recipe(
+    pruning: Pruning,
+    measured: Measured,
+    scheme: QuantizationScheme | None,
+    layers: tuple[int, ...],
+    given: list[float],
+) -> PruningRecipe:
     weights = dict(scorer(pruning.scorer).WEIGHTS if pruning.weights is None else pruning.weights)
     if scheme is None and "risk" in weights:
         # Full precision has no risk: the other weights grow in proportion to fill its place.
@@ -74,8 +88,12 @@ def recipe(pruning: Pruning, measured: Measured, scheme: QuantizationScheme | No
     )
 
 
-def resolve(pruning: Pruning, measured: Measured) -> tuple[tuple[int, ...], list[float]]:
+def resolve(
+    pruning: Pruning, measured: Measured, scheme: QuantizationScheme | None = None
+) -> tuple[tuple[int, ...], list[float]]:
     """Candidate layers and their keep ratios."""
+    if pruning.prefill is not None:
+        return _in_time(pruning, pruning.prefill, measured, scheme)
     target = pruning.compute
     if pruning.as_costly_as is not None:
         target = reference_cost(pruning.as_costly_as, measured)
@@ -103,7 +121,34 @@ def reference_cost(keep: float, measured: Measured) -> float:
     return measured.cost(layers, ratios("paper", [measured.curves.sensitivity[layer] for layer in layers], keep))
 
 
-def _measured(pruning: Pruning, target: float | None, measured: Measured) -> tuple[tuple[int, ...], list[float]]:
+def _in_time(
+    pruning: Pruning, share: float, measured: Measured, scheme: QuantizationScheme | None
+) -> tuple[tuple[int, ...], list[float]]:
+    """As `pruning` would choose within so much arithmetic as its own cuts leave of the time."""
+    if measured.clock is None or measured.taken is None:
+        raise QuotaError("a share of the prefill time needs a clock")
+    clock = measured.clock()
+    compute = clock.compute(share * clock.full)
+    if pruning.schedule in MEASURED:
+        return _measured(pruning, compute, measured, clock.charge)
+    charge = clock.charge
+
+    def within(cuts: int) -> tuple[tuple[int, ...], list[float]]:
+        # No less than nothing: the smallest that the method can do is then what it gets.
+        left = max(1e-6, compute - cuts * charge / measured.depth)
+        return resolve(pruning.model_copy(update={"prefill": None, "compute": left}), measured, scheme)
+
+    layers, given = within(1)
+    # Its cuts take another time than ours: once they are timed, the budget is shared out anew.
+    arithmetic = clock.layer * measured.depth * (1 - measured.cost(layers, given))
+    own = measured.taken(_recipe(pruning, measured, scheme, layers, given)) + arithmetic
+    charge = max(0.0, own / len(layers)) / clock.layer
+    return within(len(layers))
+
+
+def _measured(
+    pruning: Pruning, target: float | None, measured: Measured, cut: float = 0.0
+) -> tuple[tuple[int, ...], list[float]]:
     if measured.errors is None or measured.whole is None or (target is None and pruning.keep is None):
         raise QuotaError("the schedule 'measured' needs the errors of drops, and a final keep ratio or a cost")
     if target is None:
@@ -117,6 +162,7 @@ def _measured(pruning: Pruning, target: float | None, measured: Measured) -> tup
         target,
         measured.text_config,
         1 if pruning.schedule == "added up" else TRIED,
+        cut,
     )
     return cuts.layers, list(cuts.keep_ratios)
 

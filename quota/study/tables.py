@@ -24,6 +24,8 @@ _SCHEME = QuantizationScheme()
 _KEEPS = (0.5, 0.4, 0.3, 0.2, 0.1, 0.05)
 _BUDGETS = (0.5, 0.25)
 """Prefill arithmetic of the visual tokens at which methods are compared."""
+_TIMES = (0.9, 0.85)
+"""Prefill time, relative to keeping all tokens, at which they are."""
 
 
 @dataclass(frozen=True)
@@ -49,9 +51,9 @@ def table(name: str) -> Table:
     return Table(title, {FULL: Variant(scheme=None), QUANTIZED: Variant()} | rows(), against)
 
 
-def joint(keep: float | None = 0.30, compute: float | None = None) -> Pruning:
-    """QUOTA's own method; without `compute` it may cost what the published schedule costs."""
-    return Pruning(scorer=SCORER, schedule="measured", keep=keep, compute=compute)
+def joint(keep: float | None = 0.30, compute: float | None = None, prefill: float | None = None) -> Pruning:
+    """QUOTA's own method; without `compute` or `prefill` it may cost what the published schedule costs."""
+    return Pruning(scorer=SCORER, schedule="measured", keep=keep, compute=compute, prefill=prefill)
 
 
 def _stage_wise() -> dict[str, Variant]:
@@ -176,6 +178,15 @@ def _nearest() -> dict[str, Variant]:
     return rows
 
 
+def _time() -> dict[str, Variant]:
+    rows = {}
+    for prefill in _TIMES:
+        rows[f"{JOINT}, {prefill:.0%}"] = Variant(pruning=joint(None, prefill=prefill))
+        for name, pruning in methods(prefill=prefill).items():
+            rows[f"{name}, {prefill:.0%}"] = Variant(pruning=pruning)
+    return rows
+
+
 def _without(name: str) -> dict[str, float]:
     """The default weights less one; the others grow in proportion to fill its place."""
     left = {other: weight for other, weight in WEIGHTS.items() if other != name}
@@ -203,4 +214,5 @@ TABLES: dict[str, tuple[str, str, Rows]] = {
     "layers": ("Candidate layers", "by the rule", _layers),
     "nearest": ("QUOTA beside the nearest of the other methods", JOINT, _nearest),
     "methods": ("Other methods at the same compute", JOINT, _methods),
+    "time": ("Other methods in the same prefill time", JOINT, _time),
 }

@@ -16,7 +16,7 @@ MEASURED: tuple[Schedule, ...] = ("measured", "added up", "first word")
 
 
 class Pruning(BaseModel):
-    """Which visual tokens are dropped, and where. `keep`, `as_costly_as` and `compute` say how many."""
+    """Which visual tokens are dropped, and where. `keep`, `as_costly_as`, `compute` and `prefill` say how many."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -34,6 +34,8 @@ class Pruning(BaseModel):
     """As much prefill arithmetic as the published schedule at this final keep ratio, on the same calibration."""
     compute: float | None = None
     """Prefill arithmetic of the visual tokens, relative to keeping all; of the schedule "measured" also a limit."""
+    prefill: float | None = None
+    """Prefill time relative to keeping all tokens, as the machine measures it."""
     temperature: float = 1.25
     scoring: Literal["deployed", "full precision"] = "deployed"
     """Whose forward pass the scores come from."""

@@ -12,7 +12,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -28,15 +28,16 @@ from quota.evaluation import evaluate
 from quota.files import write_atomically
 from quota.loading import load_model
 from quota.models import family, fingerprint
+from quota.prefill_clock import Clock, prefill_clock, prefill_milliseconds
 from quota.pruning import Pruner
 from quota.quantization.kv_cache import attach_cache
+from quota.recipe import PruningRecipe
 from quota.samples import Sample, build_inputs
 from quota.samples import fingerprint as samples_fingerprint
 from quota.scheme import QuantizationScheme
 from quota.study.guided import GuidedPruner
 from quota.study.plan import Measured, recipe
 from quota.study.pruned_graph import PrunedSweep
-from quota.study.timing import prefill_seconds
 from quota.study.variants import MEASURED, Variant
 
 Progress = Callable[[str, int, int], None]
@@ -95,7 +96,7 @@ class Workshop:
     def prefill(self, variant: Variant, turns: int) -> float:
         """Seconds of one prefill of the first question, the median of `turns`; measured anew every time."""
         with self._ready(variant.canonical()) as (model, processor):
-            return prefill_seconds(model, processor, self.questions[0], turns)
+            return prefill_milliseconds(model, self._timed_inputs(processor), [None], None, turns)[0] / 1000
 
     def measured(self, variant: Variant) -> Measured:
         """What recipes for this variant's calibration are made from."""
@@ -103,9 +104,16 @@ class Workshop:
         model, _ = self._quantized(calibrated)
         curves = json.loads((self._folder(calibrated) / "curves.json").read_text(encoding="utf-8"))
         tokens = curves.pop("reference_tokens")
-        facts = Curves(**curves), tokens, model.config.get_text_config(), fingerprint(model)
+        facts = Measured(
+            Curves(**curves),
+            tokens,
+            model.config.get_text_config(),
+            fingerprint(model),
+            clock=lambda: self._clock(calibrated, tokens),
+            taken=lambda recipe: self._taken(calibrated, recipe),
+        )
         if variant.pruning is None or variant.pruning.schedule not in MEASURED:
-            return Measured(*facts)
+            return facts
         words = 1 if variant.pruning.schedule == "first word" else WORDS
 
         def stored(name: str, measure: Callable[[Drops], Any]) -> Any:
@@ -121,7 +129,31 @@ class Workshop:
 
         errors = stored("drop_errors", lambda drops: drops.table(len(curves["sensitivity"]), progress=step))
         table = {int(layer): {int(count): error for count, error in row.items()} for layer, row in errors.items()}
-        return Measured(*facts, table, whole)
+        return replace(facts, errors=table, whole=whole)
+
+    def _clock(self, variant: Variant, tokens: int) -> Clock:
+        """The clock of the quantised model of `variant`."""
+
+        def measure() -> dict[str, float]:
+            model, processor = self._quantized(variant)
+            return asdict(prefill_clock(model, self._timed_inputs(processor), tokens, variant.scheme))
+
+        return Clock(**self._stored(variant, "clock", measure))
+
+    def _taken(self, variant: Variant, recipe: PruningRecipe) -> float:
+        """How many milliseconds a recipe adds to a prefill of the quantised model of `variant`; mostly below 0."""
+
+        def measure() -> float:
+            model, processor = self._quantized(variant)
+            inputs = self._timed_inputs(processor)
+            without, found = prefill_milliseconds(model, inputs, [None, recipe], variant.scheme)
+            return found - without
+
+        name = hashlib.sha256(recipe.model_dump_json().encode()).hexdigest()[:16]
+        return self._stored(variant, f"taken_{name}", measure)
+
+    def _timed_inputs(self, processor: Any) -> Any:
+        return build_inputs(processor, [self.questions[0]])
 
     def _drops(self, variant: Variant, tokens: int, words: int) -> Drops:
         """What measures drops on the quantised model of `variant`; held for as long as the model is."""

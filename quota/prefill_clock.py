@@ -1,0 +1,137 @@
+"""How long a prefill takes by its schedule, measured on the machine: what a budget in milliseconds is kept by.
+
+    t(s) = rest + layer * sum_l f(n_l) + cut * (number of cuts)
+
+f(n) is the arithmetic of a decoder layer that n visual tokens enter, relative to all of them; `rest` is what no
+schedule changes (vision tower, text, everything of a layer but its visual tokens). The three are least squares over a
+few schedules: no cut, one before the decoder to three sizes, and one after every candidate layer. They are timed in
+turns, so that a machine that slows down slows all of them.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from quota.allocation import keep_count
+from quota.budget import Schedule, cost
+from quota.drop_errors import candidates, schedule_recipe
+from quota.errors import QuotaError
+from quota.evaluation.footprint import layer_ratio
+from quota.models import family
+from quota.pruning import Pruner
+from quota.recipe import PruningRecipe
+from quota.scheme import QuantizationScheme
+
+TURNS = 15
+_SIZES = (0.6, 0.3, 0.1)
+
+
+@dataclass(frozen=True)
+class Clock:
+    """What a prefill is made of, in milliseconds."""
+
+    rest: float
+    layer: float
+    """All visual tokens in one decoder layer."""
+    cut: float
+    depth: int
+    """Decoder layers."""
+
+    @property
+    def full(self) -> float:
+        """A prefill that drops nothing."""
+        return self.rest + self.layer * self.depth
+
+    @property
+    def charge(self) -> float:
+        """A cut, in layers with all visual tokens."""
+        return self.cut / self.layer
+
+    def compute(self, milliseconds: float) -> float:
+        """What a prefill of so long may spend on visual tokens and cuts, relative to all tokens in all layers.
+
+        Raises QuotaError if there is nothing to spend.
+        """
+        if milliseconds <= self.rest:
+            raise QuotaError(
+                f"a prefill in {milliseconds:.1f} ms is out of reach: here it takes {self.rest:.1f} ms without any "
+                f"visual token in the decoder, and {self.full:.1f} ms with all of them"
+            )
+        return min(1.0, (milliseconds - self.rest) / (self.layer * self.depth))
+
+
+def prefill_clock(
+    model: PreTrainedModel, inputs: Any, tokens: int, scheme: QuantizationScheme | None, turns: int = TURNS
+) -> Clock:
+    """Time a model, deployed under `scheme` and not pruned, on the `inputs` of one prompt; V0 is `tokens`.
+
+    Raises QuotaError if what visual tokens cost cannot be told, on a machine that does other things meanwhile.
+    """
+    depth, config = len(family(model).decoder_layers), model.config.get_text_config()
+    sizes = [keep_count(ratio, tokens) for ratio in _SIZES]
+    falling = tuple((layer, max(1, sizes[0] - place)) for place, layer in enumerate(candidates(depth)))
+    schedules: list[Schedule] = [(), *(((-1, size),) for size in sizes), falling]
+    recipes = [schedule_recipe(model, schedule, tokens, scheme) if schedule else None for schedule in schedules]
+    milliseconds = prefill_milliseconds(model, inputs, recipes, scheme, turns)
+
+    def work(count: int) -> float:
+        return layer_ratio(count, tokens, config)
+
+    return fit([(cost(one, tokens, depth, work), len(one)) for one in schedules], milliseconds, depth)
+
+
+def fit(schedules: Sequence[tuple[float, int]], milliseconds: Sequence[float], depth: int) -> Clock:
+    """Least squares over schedules, each given as (layers with all tokens that it is worth, cuts)."""
+    rows = torch.tensor([[1.0, work, cuts] for work, cuts in schedules], dtype=torch.float64)
+    solution = torch.linalg.lstsq(rows, torch.tensor(milliseconds, dtype=torch.float64)[:, None]).solution
+    rest, layer, cut = solution.flatten().tolist()
+    if min(rest, layer) <= 0:
+        raise QuotaError("prefills took no less time with fewer visual tokens; time on a machine that is idle")
+    return Clock(rest, layer, max(0.0, cut), depth)
+
+
+def prefill_milliseconds(
+    model: PreTrainedModel,
+    inputs: Any,
+    recipes: Sequence[PruningRecipe | None],
+    scheme: QuantizationScheme | None,
+    turns: int = TURNS,
+) -> list[float]:
+    """A prefill of `inputs` under each of the recipes (None: the model as it is), in turns: medians of `turns`."""
+    pruners = [None if recipe is None else Pruner(model, recipe, scheme) for recipe in recipes]
+    taken: list[list[float]] = [[] for _ in recipes]
+    for _ in range(turns):
+        for pruner, own in zip(pruners, taken, strict=True):
+            with _attached(pruner):
+                # The first of two warms up: what ran before had other sizes.
+                _prefill(model, inputs)
+                own.append(_prefill(model, inputs))
+    return [statistics.median(own) for own in taken]
+
+
+def _prefill(model: Any, inputs: Any) -> float:
+    began = time.perf_counter()
+    with torch.inference_mode():
+        # Reading a number waits for a GPU to finish.
+        float(model(**inputs, use_cache=True, logits_to_keep=1).logits.flatten()[0])
+    return 1000 * (time.perf_counter() - began)
+
+
+@contextmanager
+def _attached(pruner: Pruner | None) -> Iterator[None]:
+    if pruner is None:
+        yield
+        return
+    pruner.attach()
+    try:
+        yield
+    finally:
+        pruner.detach()
