@@ -59,10 +59,10 @@ class Presence:
         self._look()
 
     @cached_property
-    def sizes(self) -> Tensor:
-        """[B, images]: tokens of every image of every sample before anything was dropped."""
+    def sizes(self) -> list[list[int]]:
+        """Of every sample, the tokens of its images (0: it has fewer) before anything was dropped."""
         images = torch.arange(int(self.all_images.max()) + 1, device=self.all_images.device)
-        return (self.all_images[:, None] == images[:, None]).sum(dim=2)
+        return (self.all_images[:, None] == images[:, None]).sum(dim=2).tolist()
 
     @property
     def whole(self) -> bool:
@@ -129,7 +129,7 @@ class Presence:
             mask = as_attention_mask(mask, config, hidden.dtype)
         if self.whole:
             return kwargs | {"attention_mask": mask}
-        slots.expect(positions, self.length)
+        slots.expect(positions, self.length, self.ragged)
         # Position ids with gaps would be taken for packed sequences; the rotary tables say it all.
         return kwargs | {
             "attention_mask": mask,

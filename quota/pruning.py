@@ -21,7 +21,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -132,7 +132,8 @@ class Pruner:
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         # A pass that was interrupted may not have come to its end.
         self._close()
-        given = inspect.signature(module.forward).bind(*args, **kwargs).arguments
+        given = _signature(type(module)).bind(module, *args, **kwargs).arguments
+        del given["self"]
         given.update(given.pop("kwargs", {}))
         if given.get("input_ids") is None:
             raise QuotaError("token pruning needs input_ids to know which tokens are visual; pass them, not embeddings")
@@ -214,7 +215,7 @@ class Pruner:
         for trace in self.traces:
             trace.add(index, presence, choice)
         # keep = 1.0 changes nothing, not even where padding stands.
-        if bool((choice.kept | (presence.images < 0)).all()):
+        if choice.all_kept:
             return output
         return presence.cut(index, choice.kept, output, slots)
 
@@ -242,6 +243,11 @@ class Pruner:
     def _close(self) -> None:
         self._stop_observing()
         self._given = self._images = self._presence = self._deepstack = None
+
+
+@lru_cache
+def _signature(model: type[nn.Module]) -> inspect.Signature:
+    return inspect.signature(model.forward)
 
 
 def is_pruned(model: Any) -> bool:

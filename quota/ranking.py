@@ -14,7 +14,8 @@ from torch import Tensor
 from quota import ops
 from quota.allocation import keep_count
 from quota.attention import Observation
-from quota.presence import Presence, rows_at
+from quota.image_rows import ImageRows, image_rows
+from quota.presence import Presence
 from quota.recipe import PruningRecipe
 from quota.scheme import QuantizationScheme
 from quota.scorers import Signals, scorer
@@ -26,6 +27,8 @@ class Choice:
 
     kept: Tensor
     """[B, T] bool: which go on, all text and no padding among them."""
+    all_kept: bool
+    """Whether nothing is dropped."""
     places: Tensor
     """[R, V]: the visual tokens of each of R images, as places in the flattened batch."""
     valid: Tensor
@@ -55,37 +58,37 @@ def rank(
     places, if the scorer asks.
     """
     images = presence.images
-    sample, image, places, valid = image_rows(images, presence.sizes.shape[1])
-    rows = sample[:, None]
+    rows = image_rows(images, presence.sizes)
     ratio = recipe.keep_ratios[recipe.layers.index(layer)]
-    sizes = presence.sizes[sample, image].tolist()
-    budget = torch.tensor([keep_count(ratio, size) for size in sizes], device=images.device).minimum(valid.sum(dim=1))
+    counts = [min(keep_count(ratio, size), there) for size, there in zip(rows.sizes, rows.counts, strict=True)]
+    budget = torch.tensor(counts, device=images.device)
 
     method = scorer(recipe.scorer)
-    tokens = rows_at(hidden.detach(), places) if len(hidden) == len(places) == 1 else hidden.detach()[rows, places]
-    measured = _attention_signals(observation, rows, places)
+    tokens = rows.of(hidden.detach())
+    measured = _attention_signals(observation, rows)
     if "risk" in method.SIGNALS and scheme is not None:
         measured["risk"] = risk(tokens, scheme)
     if tower is not None:
-        measured["tower"] = tower.gather(1, presence.index)[rows, places]
+        measured["tower"] = rows.of(tower.gather(1, presence.index))
     if "text" in method.SIGNALS:
         text, text_valid = _text(presence, hidden.detach())
-        measured |= {"text": text[sample], "text_valid": text_valid[sample]}
-    signals = Signals(hidden=tokens, valid=valid, budget=budget, **measured)
+        measured |= {"text": text[rows.sample], "text_valid": text_valid[rows.sample]}
+    signals = Signals(hidden=tokens, valid=rows.valid, budget=budget, **measured)
     weights = {name: weight for name, weight in recipe.weights.items() if weight}
     score = method.score(signals, weights, recipe.percentiles)
 
-    flat = rows * images.shape[1] + places
+    chosen = ops.for_attention(images.device).best(score, budget, rows.valid)
     kept = presence.valid & (images < 0)
-    kept.view(-1)[flat[ops.for_attention(images.device).best(score, budget, valid)]] = True
-    return Choice(kept, flat, valid, score)
+    flat = rows.flat(images.shape[1])
+    kept.view(-1)[flat[chosen]] = True
+    return Choice(kept, counts == rows.counts, flat, rows.valid, score)
 
 
-def _attention_signals(observation: Observation | None, rows: Tensor, places: Tensor) -> dict[str, Tensor]:
-    """What was measured while the layer ran, at `places` [R, V] of the samples `rows` [R, 1]."""
+def _attention_signals(observation: Observation | None, rows: ImageRows) -> dict[str, Tensor]:
+    """What was measured while the layer ran, at the tokens of each row."""
     fields = {"inter": "inter", "intra": "intra", "last": "last", "keys": "states"}
     measured = {name: getattr(observation, field, None) for name, field in fields.items()}
-    return {name: signal[rows, places] for name, signal in measured.items() if signal is not None}
+    return {name: rows.of(signal) for name, signal in measured.items() if signal is not None}
 
 
 def _text(presence: Presence, hidden: Tensor) -> tuple[Tensor, Tensor]:
@@ -93,27 +96,6 @@ def _text(presence: Presence, hidden: Tensor) -> tuple[Tensor, Tensor]:
     text = presence.valid & (presence.images < 0)
     order = text.int().argsort(dim=1, descending=True, stable=True)[:, : int(text.sum(dim=1).max())]
     return hidden.gather(1, order[..., None].expand(-1, -1, hidden.shape[-1])), text.gather(1, order)
-
-
-def image_rows(images: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """One row for each image of a batch: `images` [B, T] (image of its sample, -1 none) -> R rows of at most V tokens.
-
-    No sample has more than `count` images.
-
-    Returns sample [R], image [R], places [R, V] (the row's tokens, ascending) and valid [R, V].
-    """
-    if len(images) == count == 1:
-        # The common case has nothing to tell apart.
-        places = (images >= 0).nonzero()[None, :, 1]
-        zero = places.new_zeros(1)
-        return zero, zero, places, torch.ones_like(places, dtype=torch.bool)
-    member = images[:, None] == torch.arange(count, device=images.device)[:, None]
-    sizes = member.sum(dim=2)
-    sample, image = sizes.nonzero(as_tuple=True)
-    size = sizes[sample, image]
-    most = int(size.max())
-    places = member[sample, image].int().argsort(dim=1, descending=True, stable=True)[:, :most]
-    return sample, image, places, torch.arange(most, device=images.device) < size[:, None]
 
 
 def risk(tokens: Tensor, scheme: QuantizationScheme) -> Tensor:

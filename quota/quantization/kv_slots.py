@@ -55,13 +55,13 @@ class SlotLayer(CacheLayerMixin):
         self.positions = torch.empty(key_states.shape[0], 0, dtype=torch.int32, device=self.device)
         self.is_initialized = True
 
-    def expect(self, positions: Tensor, advance: int) -> None:
+    def expect(self, positions: Tensor, advance: int, ragged: bool) -> None:
         """Say what the next `update` brings, if not simply the next tokens.
 
-        `positions` [B, T] is the position of each new slot, -1 if empty; `advance` is how far the sequence moves on,
-        counting tokens that get no slot.
+        `positions` [B, T] is the position of each new slot, -1 if empty, as some are if `ragged`; `advance` is how far
+        the sequence moves on, counting tokens that get no slot.
         """
-        self._expected = positions, advance
+        self._expected = positions, advance, ragged
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Append keys and values, [B, H, T, D] each, and return all that are stored, in the same type."""
@@ -70,10 +70,10 @@ class SlotLayer(CacheLayerMixin):
         batch, new = key_states.shape[0], key_states.shape[2]
         positions, advance = torch.arange(self.seen, self.seen + new, device=self.device), new
         if self._expected is not None:
-            positions, advance = self._expected
+            positions, advance, ragged = self._expected
             self._expected = None
             self.in_order = False
-            self.ragged |= bool((positions < 0).any())
+            self.ragged |= ragged
         self.seen += advance
         stored = self._encode(key_states, value_states)
         stored["positions"] = positions.to(torch.int32).expand(batch, -1)
@@ -200,7 +200,7 @@ class SlotLayer(CacheLayerMixin):
         self.is_initialized = False
         self.seen = self._skipped = 0
         self.in_order, self.ragged = True, False
-        self._expected: tuple[Tensor, int] | None = None
+        self._expected: tuple[Tensor, int, bool] | None = None
 
     def _show(self, held: int) -> None:
         for name, memory in self._memory.items():

@@ -140,8 +140,8 @@ def _in_time(
 
     layers, given = within(1)
     # Its cuts take another time than ours: once they are timed, the budget is shared out anew.
-    arithmetic = clock.layer * measured.depth * (1 - measured.cost(layers, given))
-    own = measured.taken(_recipe(pruning, measured, scheme, layers, given)) + arithmetic
+    taken = clock.full + measured.taken(_recipe(pruning, measured, scheme, layers, given))
+    own = taken - clock.rest - clock.layer * measured.depth * measured.cost(layers, given)
     charge = max(0.0, own / len(layers)) / clock.layer
     return within(len(layers))
 

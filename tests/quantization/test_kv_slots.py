@@ -59,7 +59,7 @@ def test_any_sequence_of_operations(data: st.DataObject) -> None:
             mask = torch.tensor([data.draw(st.lists(st.booleans(), min_size=4, max_size=4)) for _ in range(size)])
             places, filled = right_align(mask)
             new = (places + model.seen).masked_fill(~filled, -1)
-            layer.expect(new, 4)
+            layer.expect(new, 4, bool((new < 0).any()))
             layer.update(states(new), states(new))
             model.rows = [row + new[i][filled[i]].tolist() for i, row in enumerate(model.rows)]
             model.seen += 4
@@ -96,7 +96,7 @@ def test_right_align_keeps_order(rows: list[list[bool]]) -> None:
 
 def test_a_mask_hides_the_tokens_it_masks() -> None:
     layer = SlotLayer()
-    layer.expect(torch.tensor([[-1, 1, 3], [0, 2, 3]]), 4)
+    layer.expect(torch.tensor([[-1, 1, 3], [0, 2, 3]]), 4, True)
     layer.update(torch.zeros(2, 1, 3, 1), torch.zeros(2, 1, 3, 1))
     mask = torch.tensor([[1, 1, 1, 0, 1], [0, 1, 1, 1, 1]])
     assert layer.valid(mask).tolist() == [[False, True, False], [False, True, True]]
@@ -104,7 +104,7 @@ def test_a_mask_hides_the_tokens_it_masks() -> None:
 
 def test_reset_forgets_everything() -> None:
     layer = SlotLayer()
-    layer.expect(torch.tensor([[-1, 1]]), 3)
+    layer.expect(torch.tensor([[-1, 1]]), 3, True)
     layer.update(torch.zeros(1, 1, 2, 4), torch.zeros(1, 1, 2, 4))
     layer.reset()
     assert (layer.get_seq_length(), layer.held, layer.nbytes()) == (0, 0, 0)
