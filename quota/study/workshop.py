@@ -96,7 +96,8 @@ class Workshop:
     def prefill(self, variant: Variant, turns: int) -> float:
         """Seconds of one prefill of the first question, the median of `turns`; measured anew every time."""
         with self._ready(variant.canonical()) as (model, processor):
-            return prefill_milliseconds(model, self._timed_inputs(processor), [None], None, turns)[0] / 1000
+            inputs = build_inputs(processor, self.questions[:1])
+            return prefill_milliseconds(model, inputs, [None], None, turns)[0] / 1000
 
     def measured(self, variant: Variant) -> Measured:
         """What recipes for this variant's calibration are made from."""
@@ -136,7 +137,7 @@ class Workshop:
 
         def measure() -> dict[str, float]:
             model, processor = self._quantized(variant)
-            return asdict(prefill_clock(model, self._timed_inputs(processor), tokens, variant.scheme))
+            return asdict(prefill_clock(model, self._calibration_inputs(variant, processor), tokens, variant.scheme))
 
         return Clock(**self._stored(variant, "clock", measure))
 
@@ -145,15 +146,15 @@ class Workshop:
 
         def measure() -> float:
             model, processor = self._quantized(variant)
-            inputs = self._timed_inputs(processor)
+            inputs = self._calibration_inputs(variant, processor)
             without, found = prefill_milliseconds(model, inputs, [None, recipe], variant.scheme)
             return found - without
 
         name = hashlib.sha256(recipe.model_dump_json().encode()).hexdigest()[:16]
         return self._stored(variant, f"taken_{name}", measure)
 
-    def _timed_inputs(self, processor: Any) -> Any:
-        return build_inputs(processor, [self.questions[0]])
+    def _calibration_inputs(self, variant: Variant, processor: Any) -> Any:
+        return build_inputs(processor, self.calibration(variant.samples, variant.seed)[:1])
 
     def _drops(self, variant: Variant, tokens: int, words: int) -> Drops:
         """What measures drops on the quantised model of `variant`; held for as long as the model is."""
