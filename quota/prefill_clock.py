@@ -31,7 +31,7 @@ from quota.pruning import Pruner
 from quota.recipe import PruningRecipe
 from quota.scheme import QuantizationScheme
 
-TURNS = 15
+TURNS = 25
 _SIZES = (0.6, 0.4, 0.25, 0.1)
 
 

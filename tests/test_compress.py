@@ -13,7 +13,9 @@ from quota import QuantizationScheme, QuotaError
 from quota.allocation import candidate_layers
 from quota.compress import CompressionResult, prune_only, quantize_only
 from quota.evaluation import prefill_flops_ratio
+from quota.evaluation.footprint import layer_ratio
 from quota.models import fingerprint
+from quota.prefill_clock import Clock
 from quota.samples import fingerprint as samples_fingerprint
 
 SAMPLES = make_samples(5)
@@ -59,6 +61,25 @@ def test_the_default_spends_no_more_than_the_published_schedule() -> None:
     assert set(totals) == {done[-1]}
     _, less = compressed(method="quota", compute=0.5)
     assert prefill_flops_ratio([VISUAL_TOKENS, *less.recipe.tokens_per_layer(VISUAL_TOKENS, depth)], config) < spent
+
+
+def test_milliseconds_are_spent_on_tokens_and_cuts(monkeypatch: pytest.MonkeyPatch) -> None:
+    # A tiny model's prefill does not tell what its visual tokens cost, so the clock is given.
+    asked: list[int] = []
+
+    def clock(model: Any, inputs: Any, tokens: int, scheme: Any) -> Clock:
+        asked.append(int((inputs["input_ids"] == model.config.image_token_id).sum()))
+        return Clock(rest=10.0, layer=1.0, cut=0.5, depth=LAYERS, full=10.0 + LAYERS)
+
+    monkeypatch.setattr("quota.measured_cuts.prefill_clock", clock)
+    _, result = compressed(method="quota", milliseconds=14.0)
+    recipe, config = result.recipe, make_model().config.get_text_config()
+    entering = recipe.tokens_per_layer(VISUAL_TOKENS, LAYERS)
+    spent = sum(layer_ratio(tokens, VISUAL_TOKENS, config) for tokens in entering)
+    assert asked == [VISUAL_TOKENS]
+    assert spent + 0.5 * len(recipe.layers) <= 4.0
+    with pytest.raises(QuotaError, match="out of reach"):
+        compressed(method="quota", milliseconds=9.0)
 
 
 def test_compressed_model_drops_tokens_in_generate() -> None:
@@ -116,6 +137,9 @@ def test_pruning_only_leaves_the_weights_and_the_risk_out() -> None:
         pytest.param({"method": "luck"}, "unknown method 'luck'", id="unknown method"),
         pytest.param({"compute": 1.5}, "compute must be", id="compute above 1"),
         pytest.param({"compute": 0.5, "method": "paper"}, "compute must be", id="compute of the other method"),
+        pytest.param({"milliseconds": 0.0}, "milliseconds must be", id="no milliseconds"),
+        pytest.param({"milliseconds": 9.0, "compute": 0.5}, "milliseconds must be", id="two budgets"),
+        pytest.param({"milliseconds": 9.0, "method": "paper"}, "milliseconds must be", id="time of the other method"),
         pytest.param({"samples": []}, "at least one sample", id="no samples"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,9 @@ from quota.scheme import QuantizationScheme
 from quota.scorers import scorer
 from quota.study.schedules import cost, keep_for_cost, ratios
 from quota.study.variants import MEASURED, Pruning
+
+_TIMED = (0.6, 0.4, 0.25)
+"""Prefill arithmetic at which a method is timed."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +38,8 @@ class Measured:
     """What a schedule does to it."""
     clock: Callable[[], Clock] | None = None
     """How long a prefill takes by its schedule, for budgets of time."""
-    taken: Callable[[PruningRecipe], float] | None = None
-    """How many milliseconds more than without a recipe."""
+    times: Callable[[list[PruningRecipe | None]], list[float]] | None = None
+    """Milliseconds of a prefill under each recipe, and of one without."""
 
     @property
     def depth(self) -> int:
@@ -124,26 +128,22 @@ def reference_cost(keep: float, measured: Measured) -> float:
 def _in_time(
     pruning: Pruning, share: float, measured: Measured, scheme: QuantizationScheme | None
 ) -> tuple[tuple[int, ...], list[float]]:
-    """As `pruning` would choose within so much arithmetic as its own cuts leave of the time."""
-    if measured.clock is None or measured.taken is None:
+    """What `pruning` can do in this share of the time that a prefill takes with all tokens."""
+    if measured.clock is None or measured.times is None:
         raise QuotaError("a share of the prefill time needs a clock")
-    clock = measured.clock()
-    compute = clock.compute(share * clock.full)
     if pruning.schedule in MEASURED:
-        return _measured(pruning, compute, measured, clock.charge)
-    charge = clock.charge
+        clock = measured.clock()
+        return _measured(pruning, clock.compute(share * clock.full), measured, clock.charge)
 
-    def within(cuts: int) -> tuple[tuple[int, ...], list[float]]:
-        # No less than nothing: the smallest that the method can do is then what it gets.
-        left = max(1e-6, compute - cuts * charge / measured.depth)
-        return resolve(pruning.model_copy(update={"prefill": None, "compute": left}), measured, scheme)
+    def within(share: float) -> tuple[tuple[int, ...], list[float]]:
+        return resolve(pruning.model_copy(update={"prefill": None, "compute": share}), measured, scheme)
 
-    layers, given = within(1)
-    # Its cuts take another time than ours: once they are timed, the budget is shared out anew.
-    taken = clock.full + measured.taken(_recipe(pruning, measured, scheme, layers, given))
-    own = taken - clock.rest - clock.layer * measured.depth * measured.cost(layers, given)
-    charge = max(0.0, own / len(layers)) / clock.layer
-    return within(len(layers))
+    # Its cuts take another time than ours, so it has a line of its own.
+    tried = [within(share) for share in _TIMED]
+    full, *taken = measured.times([None, *(_recipe(pruning, measured, scheme, *one) for one in tried)])
+    slope, rest = statistics.linear_regression([measured.cost(*one) for one in tried], taken)
+    # No less than nothing: the least that the method can do is then what it gets.
+    return within(max(1e-6, (share * full - rest) / slope))
 
 
 def _measured(

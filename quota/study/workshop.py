@@ -111,7 +111,7 @@ class Workshop:
             model.config.get_text_config(),
             fingerprint(model),
             clock=lambda: self._clock(calibrated, tokens),
-            taken=lambda recipe: self._taken(calibrated, recipe),
+            times=lambda recipes: self._times(calibrated, recipes),
         )
         if variant.pruning is None or variant.pruning.schedule not in MEASURED:
             return facts
@@ -141,17 +141,15 @@ class Workshop:
 
         return Clock(**self._stored(variant, "clock", measure))
 
-    def _taken(self, variant: Variant, recipe: PruningRecipe) -> float:
-        """How many milliseconds a recipe adds to a prefill of the quantised model of `variant`; mostly below 0."""
+    def _times(self, variant: Variant, recipes: list[PruningRecipe | None]) -> list[float]:
+        """Milliseconds of a prefill of the quantised model of `variant` under each recipe."""
 
-        def measure() -> float:
+        def measure() -> list[float]:
             model, processor = self._quantized(variant)
-            inputs = self._calibration_inputs(variant, processor)
-            without, found = prefill_milliseconds(model, inputs, [None, recipe], variant.scheme)
-            return found - without
+            return prefill_milliseconds(model, self._calibration_inputs(variant, processor), recipes, variant.scheme)
 
-        name = hashlib.sha256(recipe.model_dump_json().encode()).hexdigest()[:16]
-        return self._stored(variant, f"taken_{name}", measure)
+        shown = [None if recipe is None else recipe.model_dump(mode="json") for recipe in recipes]
+        return self._stored(variant, f"times_{hashlib.sha256(json.dumps(shown).encode()).hexdigest()[:16]}", measure)
 
     def _calibration_inputs(self, variant: Variant, processor: Any) -> Any:
         return build_inputs(processor, self.calibration(variant.samples, variant.seed)[:1])

@@ -9,6 +9,8 @@ from tiny_llava import LAYERS, VISUAL_TOKENS, make_model
 
 from quota.calibration import Curves
 from quota.errors import QuotaError
+from quota.prefill_clock import Clock
+from quota.recipe import PruningRecipe
 from quota.scheme import QuantizationScheme
 from quota.study.methods import methods
 from quota.study.plan import Measured, recipe, reference_cost, resolve
@@ -66,6 +68,45 @@ def test_the_measured_schedule_ends_where_it_should_and_costs_no_more(measured: 
     assert alone[-1] == 5 / VISUAL_TOKENS
     with pytest.raises(QuotaError, match="needs the errors"):
         resolve(Pruning(schedule="measured"), measured)
+
+
+class TestPrefillTime:
+    """Budgets of time, by a clock on which 16 tokens in a layer take 1 ms, and a prefill without any 10."""
+
+    @staticmethod
+    def timed(measured: Measured, cut: float) -> Measured:
+        """With a clock, on a machine where each cut of any method takes `cut` ms."""
+        clock = Clock(rest=10.0, layer=1.0, cut=0.25, depth=LAYERS, full=10.0 + LAYERS)
+
+        def times(recipes: list[PruningRecipe | None]) -> list[float]:
+            return [
+                10 + LAYERS
+                if made is None
+                else 10 + LAYERS * measured.cost(made.layers, list(made.keep_ratios)) + cut * len(made.layers)
+                for made in recipes
+            ]
+
+        return replace(measured, clock=lambda: clock, times=times)
+
+    @pytest.mark.parametrize("name", methods(0.7))
+    @pytest.mark.parametrize("cut", [0.1, 0.5])
+    def test_a_method_gets_what_its_own_cuts_leave(self, name: str, cut: float, measured: Measured) -> None:
+        given = self.timed(measured, cut)
+        layers, ratios = resolve(methods(prefill=0.9)[name], given)
+        spent = LAYERS * measured.cost(layers, ratios) + cut * len(layers)
+        assert 10 + spent <= 0.9 * (10 + LAYERS) + 1e-9
+        compute = (0.9 * (10 + LAYERS) - 10 - cut * len(layers)) / LAYERS
+        assert (layers, ratios) == resolve(methods(compute)[name], measured)
+
+    def test_ours_is_charged_for_its_cuts(self, measured: Measured) -> None:
+        errors = {layer: {11: 0.1 / (layer + 2), 5: 1.0 / (layer + 2)} for layer in (-1, 1, 3)}
+        given = replace(self.timed(measured, 0.25), errors=errors, whole=len)
+        layers, ratios = resolve(Pruning(scorer="peaks", schedule="measured", keep=None, prefill=0.9), given)
+        assert LAYERS * measured.cost(layers, ratios) + 0.25 * len(layers) <= 0.9 * (10 + LAYERS) - 10
+
+    def test_it_takes_a_clock(self, measured: Measured) -> None:
+        with pytest.raises(QuotaError, match="needs a clock"):
+            resolve(Pruning(keep=None, prefill=0.9), measured)
 
 
 def test_shares_of_the_depth_are_layers(measured: Measured) -> None:

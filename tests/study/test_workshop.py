@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
-from tiny_llava import VISUAL_TOKENS, make_samples
+from tiny_llava import LAYERS, VISUAL_TOKENS, make_samples
 
 from quota.cli import main
 from quota.cli.study import _command
 from quota.errors import QuotaError
+from quota.prefill_clock import Clock
 from quota.samples import read_samples
 from quota.scheme import QuantizationScheme
 from quota.study import workshop as module
@@ -58,6 +60,32 @@ def test_every_kind_of_variant(name: str, workshop: Workshop) -> None:
     assert not ours or found.cost <= 0.5
     if variant == VARIANTS["full precision"]:
         assert all(found.right["easy"])
+
+
+def test_a_budget_of_time_is_kept_by_a_clock_that_is_read_once(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A tiny model's prefill does not tell what its visual tokens cost, so the clock is given.
+    asked: list[str] = []
+
+    def clock(*_: Any) -> Clock:
+        asked.append("clock")
+        return Clock(rest=10.0, layer=1.0, cut=0.1, depth=LAYERS, full=10.0 + LAYERS)
+
+    def taken(model: Any, inputs: Any, recipes: list[Any], scheme: Any) -> list[float]:
+        asked.append(recipes[1].scorer)
+        return [10.0 + LAYERS, *(10.5 + LAYERS * recipe.keep for recipe in recipes[1:])]
+
+    monkeypatch.setattr(module, "prefill_clock", clock)
+    monkeypatch.setattr(module, "prefill_milliseconds", taken)
+    ours = Pruning(scorer="peaks", schedule="measured", keep=None, prefill=0.8)
+    other = Pruning(scorer="divprune", layers=(-1,), schedule="one-shot", keep=None, prefill=0.8)
+    for _ in range(2):
+        for pruning in (ours, other):
+            found = workshop.outcome(Variant(pruning=pruning, samples=4))
+            assert found.cost <= (0.8 * (10 + LAYERS) - 10) / LAYERS
+            workshop.measured(Variant(pruning=pruning, samples=4)).clock()
+    assert asked == ["clock", "divprune"]
 
 
 def test_an_outcome_is_read_from_the_cache(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
