@@ -32,6 +32,9 @@ int quota_softmax_sums(int, int, void*, int, int64_t, int64_t, int64_t, int64_t,
 int quota_attention_amx(int, const void*, const void*, const void*, void*, const int64_t*, int64_t, int64_t, int64_t,
                         int64_t, int64_t, const uint8_t*, const uint8_t*, int64_t, float, float*, void*);
 void quota_activation_error(int, int, const void*, int, int64_t, int64_t, int64_t, int64_t, int64_t, int, float*);
+int quota_peaks(int, int, const float*, const float*, const float*, const uint8_t*, int64_t, int64_t, int64_t, int64_t,
+                float*);
+int quota_best(const float*, const uint8_t*, const int64_t*, int64_t, int64_t, uint8_t*);
 }
 
 namespace {
@@ -253,12 +256,40 @@ void attention() {
     require(std::isfinite(total) && total <= 1.01 * double(heads * queries * sets), "attention gives more than it has");
 }
 
+void ranking() {
+    const int64_t batch = draw(1, 3), tokens = draw(1, 80), first = draw(0, tokens - 1), rows = draw(1, tokens - first);
+    Numbers products(FLOAT32, batch * rows * tokens, true), weights(FLOAT32, batch * tokens, true);
+    for (float& weight : weights.wide) weight = std::fabs(weight);
+    const std::vector<float> lengths(batch * tokens, 100.0f);
+    const auto valid = flags(batch * tokens);
+    std::vector<float> expected;
+    for (int isa = 0; isa <= quota_best_isa(); isa++) {
+        std::vector<float> scores(batch * rows);
+        quota_peaks(isa, threads(), static_cast<const float*>(products.data()), lengths.data(),
+                    static_cast<const float*>(weights.data()), valid.data(), batch, rows, tokens, first, scores.data());
+        if (!isa) expected = scores;
+        for (size_t i = 0; i < scores.size(); i++)
+            require(std::fabs(scores[i] - expected[i]) <= 1e-3f * (1 + expected[i]), "scores differ");
+    }
+    std::vector<int64_t> counts(batch);
+    for (auto& count : counts) count = draw(0, tokens + 3);
+    std::vector<uint8_t> chosen(batch * tokens);
+    require(!quota_best(static_cast<const float*>(weights.data()), valid.data(), counts.data(), batch, tokens,
+                        chosen.data()),
+            "numbers are refused");
+    for (int64_t row = 0; row < batch; row++) {
+        int64_t there = 0, found = 0;
+        for (int64_t i = row * tokens; i < (row + 1) * tokens; i++) there += valid[i], found += chosen[i];
+        require(found == std::min(there, counts[row]), "not as many as asked for are chosen");
+    }
+}
+
 }  // namespace
 
 int main(int count, char** arguments) {
     if (count != 3) return std::fprintf(stderr, "usage: %s SEED CALLS\n", arguments[0]), 2;
     const uint64_t start = std::strtoull(arguments[1], nullptr, 10), calls = std::strtoull(arguments[2], nullptr, 10);
-    void (*const jobs[])() = {linear, group_sums, quantize, cache, softmax, attention};
+    void (*const jobs[])() = {linear, group_sums, quantize, cache, softmax, attention, ranking};
     for (seed = start; seed < start + calls; seed++) {
         random_bits.seed(seed);
         jobs[seed % 6]();
