@@ -18,7 +18,7 @@ from quota.allocation import candidate_layers, keep_count, keep_ratios
 from quota.budget import Errors, Schedule, best_schedules
 from quota.calibration import Curves
 from quota.drop_errors import SCORER
-from quota.evaluation.footprint import layer_ratio, prefill_flops_ratio
+from quota.evaluation.footprint import prefill_flops_ratio
 
 Method = Literal["paper", "quota"]
 
@@ -52,7 +52,7 @@ def published_compute(curves: Curves, tokens: int, keep: float, text_config: Any
     entering = [tokens]
     for layer in range(depth - 1):
         entering.append(after.get(layer, entering[-1]))
-    return prefill_flops_ratio(entering, text_config)
+    return prefill_flops_ratio(entering, tokens, text_config)
 
 
 def quota_cuts(
@@ -74,7 +74,7 @@ def quota_cuts(
     """
 
     def work(count: int) -> float:
-        return layer_ratio(count, tokens, text_config)
+        return prefill_flops_ratio([count], tokens, text_config)
 
     final = None if keep is None else keep_count(keep, tokens)
     best = best_schedules(errors, tokens, depth, work, compute * depth + 1e-9, final, tried, cut)

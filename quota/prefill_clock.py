@@ -25,7 +25,7 @@ from quota.allocation import keep_count
 from quota.budget import Schedule, cost
 from quota.drop_errors import candidates, schedule_recipe
 from quota.errors import QuotaError
-from quota.evaluation.footprint import layer_ratio
+from quota.evaluation.footprint import prefill_flops_ratio
 from quota.models import family
 from quota.pruning import Pruner
 from quota.recipe import PruningRecipe
@@ -81,7 +81,7 @@ def prefill_clock(
     milliseconds = prefill_milliseconds(model, inputs, recipes, scheme, turns)
 
     def work(count: int) -> float:
-        return layer_ratio(count, tokens, config)
+        return prefill_flops_ratio([count], tokens, config)
 
     pruned = [(cost(one, tokens, depth, work), len(one)) for one in schedules[1:]]
     return Clock(*fit(pruned, milliseconds[1:]), depth, milliseconds[0])

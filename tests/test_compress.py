@@ -13,7 +13,6 @@ from quota import QuantizationScheme, QuotaError
 from quota.allocation import candidate_layers
 from quota.compress import CompressionResult, prune_only, quantize_only
 from quota.evaluation import prefill_flops_ratio
-from quota.evaluation.footprint import layer_ratio
 from quota.models import fingerprint
 from quota.prefill_clock import Clock
 from quota.samples import fingerprint as samples_fingerprint
@@ -48,7 +47,7 @@ def test_the_default_spends_no_more_than_the_published_schedule() -> None:
     _, paper = compressed()
     depth, config = LAYERS, model.config.get_text_config()
     spent, published = (
-        prefill_flops_ratio([VISUAL_TOKENS, *one.recipe.tokens_per_layer(VISUAL_TOKENS, depth)], config)
+        prefill_flops_ratio(one.recipe.tokens_per_layer(VISUAL_TOKENS, depth), VISUAL_TOKENS, config)
         for one in (result, paper)
     )
     recipe = result.recipe
@@ -60,7 +59,7 @@ def test_the_default_spends_no_more_than_the_published_schedule() -> None:
     assert list(done) == sorted(set(done))
     assert set(totals) == {done[-1]}
     _, less = compressed(method="quota", compute=0.5)
-    assert prefill_flops_ratio([VISUAL_TOKENS, *less.recipe.tokens_per_layer(VISUAL_TOKENS, depth)], config) < spent
+    assert prefill_flops_ratio(less.recipe.tokens_per_layer(VISUAL_TOKENS, depth), VISUAL_TOKENS, config) < spent
 
 
 def test_milliseconds_are_spent_on_tokens_and_cuts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,7 +74,7 @@ def test_milliseconds_are_spent_on_tokens_and_cuts(monkeypatch: pytest.MonkeyPat
     _, result = compressed(method="quota", milliseconds=14.0)
     recipe, config = result.recipe, make_model().config.get_text_config()
     entering = recipe.tokens_per_layer(VISUAL_TOKENS, LAYERS)
-    spent = sum(layer_ratio(tokens, VISUAL_TOKENS, config) for tokens in entering)
+    spent = LAYERS * prefill_flops_ratio(entering, VISUAL_TOKENS, config)
     assert asked == [VISUAL_TOKENS]
     assert spent + 0.5 * len(recipe.layers) <= 4.0
     with pytest.raises(QuotaError, match="out of reach"):

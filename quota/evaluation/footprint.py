@@ -59,11 +59,11 @@ def _layer_bytes(layer: Any) -> int:
     return _BYTES_OF_FLOAT * numbers + (layer.positions.nbytes if isinstance(layer, SlotLayer) else 0)
 
 
-def prefill_flops_ratio(tokens_per_layer: Sequence[int], text_config: Any) -> float:
-    """Arithmetic of the visual tokens in the decoder's prefill, relative to all of them in all layers.
+def prefill_flops_ratio(tokens_per_layer: Sequence[int], tokens: int, text_config: Any) -> float:
+    """Arithmetic of the visual tokens in some decoder layers' prefill, relative to all `tokens` of them in each.
 
     Per layer with n tokens: the projections of attention and of the gated MLP, linear in n, and the two attention
-    products, quadratic in n (causality not discounted). `tokens_per_layer[0]` is the number without pruning.
+    products, quadratic in n (causality not discounted).
     """
     width, inner = text_config.hidden_size, text_config.intermediate_size
     heads = text_config.num_attention_heads
@@ -71,16 +71,10 @@ def prefill_flops_ratio(tokens_per_layer: Sequence[int], text_config: Any) -> fl
     kv_heads = getattr(text_config, "num_key_value_heads", None) or heads
     per_token = 2 * width * head * (heads + kv_heads) + 3 * width * inner
 
-    def work(tokens: int) -> int:
-        return tokens * per_token + 2 * tokens**2 * heads * head
+    def work(count: int) -> int:
+        return count * per_token + 2 * count**2 * heads * head
 
-    return sum(work(tokens) for tokens in tokens_per_layer) / (len(tokens_per_layer) * work(tokens_per_layer[0]))
-
-
-def layer_ratio(count: int, tokens: int, text_config: Any) -> float:
-    """Arithmetic of one layer with `count` visual tokens, relative to all `tokens`."""
-    # The ratio of two layers, the first with all tokens, holds the work of the second.
-    return 2 * prefill_flops_ratio([tokens, count], text_config) - 1
+    return sum(work(count) for count in tokens_per_layer) / (len(tokens_per_layer) * work(tokens))
 
 
 def disk_bytes(folder: Path) -> int:

@@ -48,10 +48,10 @@ class Inspection:
     @property
     def layer_average_keep(self) -> float | None:
         """Mean keep ratio over all decoder layers: higher than the final one that "keep 30%" names."""
-        if self.visual_tokens_per_layer is None:
+        if self.visual_tokens_per_layer is None or self.recipe is None:
             return None
         tokens = self.visual_tokens_per_layer
-        return sum(tokens) / (len(tokens) * tokens[0])
+        return sum(tokens) / (len(tokens) * self.recipe.reference_tokens)
 
     def figures(self) -> dict[str, Any]:
         """What `quota inspect --json` writes."""
@@ -87,7 +87,7 @@ def inspect_path(path: Path) -> Inspection:
     recipe = PruningRecipe.load(path / RECIPE_FILE)
     text = config.get_text_config()
     tokens = recipe.tokens_per_layer(recipe.reference_tokens, text.num_hidden_layers)
-    flops = prefill_flops_ratio(tokens, text)
+    flops = prefill_flops_ratio(tokens, recipe.reference_tokens, text)
     return Inspection(recipe, found.scheme, packed, disk_bytes(path), tokens, flops)
 
 

@@ -11,12 +11,13 @@ from quota.allocation import candidate_layers, keep_count
 from quota.budget import Errors, Schedule
 from quota.calibration import Curves
 from quota.errors import QuotaError
+from quota.evaluation.footprint import prefill_flops_ratio
 from quota.method import TRIED, quota_cuts
 from quota.prefill_clock import Clock
 from quota.recipe import PruningRecipe
 from quota.scheme import QuantizationScheme
 from quota.scorers import scorer
-from quota.study.schedules import cost, keep_for_cost, ratios
+from quota.study.schedules import keep_for_cost, ratios
 from quota.study.variants import MEASURED, Pruning
 
 _TIMED = (0.6, 0.4, 0.25)
@@ -58,7 +59,7 @@ class Measured:
         entering = [after.get(-1, self.tokens)]
         for layer in range(self.depth - 1):
             entering.append(after.get(layer, entering[-1]))
-        return cost(entering, self.tokens, self.text_config)
+        return prefill_flops_ratio(entering, self.tokens, self.text_config)
 
 
 def recipe(pruning: Pruning, measured: Measured, scheme: QuantizationScheme | None) -> PruningRecipe:

@@ -16,10 +16,8 @@ costs what another one does.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from quota.allocation import check_keep, normalize_sensitivities, schedule
-from quota.evaluation.footprint import prefill_flops_ratio
 from quota.study.variants import Schedule
 
 
@@ -39,12 +37,6 @@ def ratios(rule: Schedule, sensitivities: Sequence[float], keep: float, temperat
         given = [keep] * count
     # Exact by definition, not by luck of rounding.
     return [*given[:-1], keep]
-
-
-def cost(tokens_per_layer: Sequence[int], tokens: int, text_config: Any) -> float:
-    """Prefill arithmetic of the visual tokens in the decoder, relative to all `tokens` in all layers."""
-    full = prefill_flops_ratio([tokens, *tokens_per_layer], text_config) * (len(tokens_per_layer) + 1)
-    return (full - 1) / len(tokens_per_layer)
 
 
 def keep_for_cost(target: float, tokens: int, cost_at: Callable[[float], float]) -> float:

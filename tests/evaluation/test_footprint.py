@@ -52,8 +52,8 @@ def test_prefill_flops_of_a_published_schedule() -> None:
     """LLaVA-1.5-7B with layers 2 to 6 and the keep counts of METHOD section 3; the paper states 40.89%."""
     llama = LlamaConfig(hidden_size=4096, intermediate_size=11008, num_attention_heads=32, num_hidden_layers=32)
     tokens = [576, 576, 576, 524, 441, 359, 274] + [173] * 25
-    assert prefill_flops_ratio(tokens, llama) == pytest.approx(0.4089, abs=0.005)
-    assert prefill_flops_ratio([576] * 32, llama) == 1.0
+    assert prefill_flops_ratio(tokens, 576, llama) == pytest.approx(0.4089, abs=0.005)
+    assert prefill_flops_ratio([576] * 32, 576, llama) == 1.0
 
 
 def test_grouped_queries_cost_less_than_full_heads() -> None:
@@ -64,7 +64,9 @@ def test_grouped_queries_cost_less_than_full_heads() -> None:
     def work(tokens: int) -> int:
         return tokens * per_token + 2 * tokens * tokens * 32
 
-    assert prefill_flops_ratio([10, 5], config) == pytest.approx((work(10) + work(5)) / (2 * work(10)))
+    assert prefill_flops_ratio([10, 5], 10, config) == pytest.approx((work(10) + work(5)) / (2 * work(10)))
+    # Tokens may be dropped before the first layer.
+    assert prefill_flops_ratio([5, 5, 5], 10, config) == pytest.approx(work(5) / work(10))
 
 
 def test_disk_bytes_are_weights_and_recipe(tmp_path: Path) -> None:

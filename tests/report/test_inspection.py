@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,17 @@ def test_a_checkpoint(quota_folder: Path) -> None:
     assert found.packed.weights == sum(tensors[name].numel() * 8 for name in packed)
     assert 0.5 + 2 / 64 <= found.packed.bytes_per_weight < 0.56
     assert found.figures()["bytes_per_weight"] == found.packed.bytes_per_weight
+
+
+def test_tokens_dropped_before_the_first_layer_count(quota_folder: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(quota_folder, tmp_path / "copy"))
+    recipe = PruningRecipe.load(folder / "recipe.json")
+    changed = recipe.model_dump() | {"layers": (-1,), "keep_ratios": (0.25,), "keep": 0.25, "sensitivities": ()}
+    PruningRecipe(**changed).save(folder / "recipe.json")
+    found = inspect_path(folder)
+    assert found.visual_tokens_per_layer == [4] * 6
+    assert found.layer_average_keep == 0.25
+    assert found.prefill_flops_ratio is not None and found.prefill_flops_ratio < 0.25
 
 
 def test_a_lone_recipe(quota_folder: Path) -> None:
