@@ -89,10 +89,21 @@ def _parse(line: str, folder: Path, place: str) -> Sample:
     for key, value in entry.items():
         if not isinstance(value, str):
             raise QuotaError(f"{place}: {key!r} must be a string, not {type(value).__name__}")
+        if not _is_text(value):
+            raise QuotaError(f"{place}: {key!r} holds half a character (a lone surrogate); write it as UTF-8")
     image = folder / entry["image"]
     if not image.is_file():
         raise QuotaError(f"{place}: the image {image} does not exist")
     return Sample(image, entry["question"], entry.get("answer"), entry.get("task"))
+
+
+def _is_text(value: str) -> bool:
+    """Whether UTF-8 can hold it: bytes of another encoding on a command line, or half of a JSON escape, it cannot."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def first_of_each_task(samples: Sequence[Sample], count: int) -> list[Sample]:
@@ -128,12 +139,14 @@ def build_inputs(processor: Any, samples: Sequence[Sample], with_answer: bool = 
     The processor's own chat template writes the prompt, and shorter prompts are padded on the left, as generation
     needs. With `with_answer` the answer stands behind the question as the assistant's turn (calibration text).
 
-    Raises QuotaError for a processor without a chat template and, with `with_answer`, a sample without an answer.
+    Raises QuotaError for a processor without a chat template, a question that is no text and, with `with_answer`, a sample without an answer.
     """
     if getattr(processor, "chat_template", None) is None:
         raise QuotaError("the model's processor has no chat template; add chat_template.jinja to its folder")
     prompts = []
     for sample in samples:
+        if not _is_text(sample.question):
+            raise QuotaError(f"the question {sample.question!r} holds half a character; write it as UTF-8")
         content = [{"type": "image"}, {"type": "text", "text": sample.question}]
         turns: list[dict[str, Any]] = [{"role": "user", "content": content}]
         if with_answer:

@@ -43,6 +43,7 @@ def test_a_folder_and_its_file_read_the_same(tmp_path: Path) -> None:
         pytest.param('{"image": "red.png"}', "'question' is missing", id="no question"),
         pytest.param(line(colour="red"), "unknown key 'colour'", id="unknown key"),
         pytest.param(line(answer=3), "'answer' must be a string, not int", id="number for an answer"),
+        pytest.param(line(question="half \ud800"), "'question' holds half a character", id="half a character"),
         pytest.param(line(image="blue.png"), "blue.png does not exist", id="missing image"),
     ],
 )
@@ -121,6 +122,11 @@ def test_the_answer_follows_the_question_only_when_asked_for(tiny_processor) -> 
     assert "two" in words
     with pytest.raises(QuotaError, match="no answer"):
         build_inputs(tiny_processor, [Sample(sample.image, "how many cats")], with_answer=True)
+
+
+def test_a_question_that_is_no_text_is_refused(tiny_processor) -> None:
+    with pytest.raises(QuotaError, match="holds half a character"):
+        build_inputs(tiny_processor, [Sample(Image.new("RGB", (32, 32)), "half \udcff")])
 
 
 def test_a_processor_without_a_chat_template_is_refused(tiny_processor) -> None:
