@@ -139,7 +139,8 @@ def build_inputs(processor: Any, samples: Sequence[Sample], with_answer: bool = 
     The processor's own chat template writes the prompt, and shorter prompts are padded on the left, as generation
     needs. With `with_answer` the answer stands behind the question as the assistant's turn (calibration text).
 
-    Raises QuotaError for a processor without a chat template, a question that is no text and, with `with_answer`, a sample without an answer.
+    Raises QuotaError for a processor without a chat template, a question that is no text and, with `with_answer`, a
+    sample without an answer.
     """
     if getattr(processor, "chat_template", None) is None:
         raise QuotaError("the model's processor has no chat template; add chat_template.jinja to its folder")
