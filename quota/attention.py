@@ -149,8 +149,10 @@ def _attention(
         valid = None if attention_mask is None else _visible(attention_mask, key)
         return layer.attend(query, valid, scaling).transpose(1, 2), None
     sets = {} if observation is None else observation.sets()
-    none = query.new_zeros(len(query), 0, query.shape[2], dtype=torch.bool)
-    rows = torch.stack(list(sets.values()), dim=1) if sets else none
+    if sets:
+        rows = torch.stack(list(sets.values()), dim=1)
+    else:
+        rows = query.new_zeros(len(query), 0, query.shape[2], dtype=torch.bool)
     visible = _visible(attention_mask, key) if observation is None else observation.keys
     pairs = None if _causal.get() else attention_mask
     if pairs is not None:

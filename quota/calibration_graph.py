@@ -75,11 +75,11 @@ class PrunedGraph:
         presence = self._presences[sample]
         if index not in self.recipe.layers:
             return None
-        kept = rank(presence, hidden, observation, None, self.recipe, index, self.scheme).kept
-        if bool(kept.all()):
+        choice = rank(presence, hidden, observation, None, self.recipe, index, self.scheme)
+        if choice.all_kept:
             return None
-        presence.cut(index, kept, hidden, None)
-        return kept[0]
+        presence.cut(index, choice.kept, hidden, None)
+        return choice.kept[0]
 
     def _presence(self, given: Mapping[str, Any], beside: Beside) -> Presence:
         arguments = dict(given)

@@ -43,6 +43,7 @@ int quota_peaks(int isa, int threads, const float* products, const float* length
     }
     return 0;
 }
+
 // scores and valid contiguous [rows, tokens] -> chosen [rows, tokens]: the counts[row] highest of the valid, ties by
 // index. Returns 0, 1 if a valid score is NaN, or 2 if memory runs out.
 int quota_best(const float* scores, const uint8_t* valid, const int64_t* counts, int64_t rows, int64_t tokens,
