@@ -34,7 +34,8 @@ int quota_attention_amx(int, const void*, const void*, const void*, void*, const
 void quota_activation_error(int, int, const void*, int, int64_t, int64_t, int64_t, int64_t, int64_t, int, float*);
 int quota_peaks(int, int, const float*, const float*, const float*, const uint8_t*, int64_t, int64_t, int64_t, int64_t,
                 float*);
-int quota_best(const float*, const uint8_t*, const int64_t*, int64_t, int64_t, uint8_t*);
+int quota_cut(const float*, const uint8_t*, const int64_t*, const int64_t*, int64_t, int64_t, uint8_t*, int64_t, int64_t,
+              int64_t*, uint8_t*, int64_t*);
 }
 
 namespace {
@@ -271,17 +272,38 @@ void ranking() {
         for (size_t i = 0; i < scores.size(); i++)
             require(std::fabs(scores[i] - expected[i]) <= 1e-3f * (1 + expected[i]), "scores differ");
     }
-    std::vector<int64_t> counts(batch);
-    for (auto& count : counts) count = draw(0, tokens + 3);
-    std::vector<uint8_t> chosen(batch * tokens);
-    require(!quota_best(static_cast<const float*>(weights.data()), valid.data(), counts.data(), batch, tokens,
-                        chosen.data()),
+    // One image a sample, behind as many places of text.
+    const int64_t length = tokens + draw(0, 20);
+    std::vector<int64_t> counts(batch), places(batch * tokens), slots(batch * length);
+    auto kept = flags(batch * length);
+    std::vector<uint8_t> filled(batch * length);
+    for (int64_t row = 0; row < batch; row++) {
+        counts[row] = draw(0, tokens + 3);
+        for (int64_t i = 0; i < tokens; i++) {
+            places[row * tokens + i] = (row + 1) * length - tokens + i;
+            kept[places[row * tokens + i]] = 0;
+        }
+    }
+    const auto text = kept;
+    int64_t most = -1, largest = 0;
+    require(!quota_cut(static_cast<const float*>(weights.data()), valid.data(), places.data(), counts.data(), batch,
+                       tokens, kept.data(), batch, length, slots.data(), filled.data(), &most),
             "numbers are refused");
     for (int64_t row = 0; row < batch; row++) {
-        int64_t there = 0, found = 0;
-        for (int64_t i = row * tokens; i < (row + 1) * tokens; i++) there += valid[i], found += chosen[i];
-        require(found == std::min(there, counts[row]), "not as many as asked for are chosen");
+        const auto begin = kept.begin() + row * length;
+        const int64_t there = std::count(valid.begin() + row * tokens, valid.begin() + (row + 1) * tokens, 1);
+        const int64_t before = std::count(text.begin() + row * length, text.begin() + (row + 1) * length, 1);
+        const int64_t found = std::count(begin, begin + length, 1);
+        require(found == before + std::min(there, counts[row]), "not as many as asked for are chosen");
+        largest = std::max(largest, found);
+        for (int64_t i = 0; i < most; i++) {
+            const int64_t slot = slots[row * most + i];
+            require(filled[row * most + i] == (i >= most - found), "a wrong place is filled");
+            require(slot >= 0 && slot < length && kept[row * length + slot] == filled[row * most + i], "a wrong slot");
+            require(i <= most - found || slot > slots[row * most + i - 1], "slots are not in order");
+        }
     }
+    require(most == largest, "not as wide as the longest");
 }
 
 }  // namespace
@@ -292,7 +314,7 @@ int main(int count, char** arguments) {
     void (*const jobs[])() = {linear, group_sums, quantize, cache, softmax, attention, ranking};
     for (seed = start; seed < start + calls; seed++) {
         random_bits.seed(seed);
-        jobs[seed % 6]();
+        jobs[seed % std::size(jobs)]();
     }
     std::printf("%llu calls, instruction sets up to %d\n", static_cast<unsigned long long>(calls), quota_best_isa());
 }

@@ -78,8 +78,8 @@ class PrunedGraph:
         choice = rank(presence, hidden, observation, None, self.recipe, index, self.scheme)
         if choice.all_kept:
             return None
-        presence.cut(index, choice.kept, hidden, None)
-        return choice.kept[0]
+        presence.cut(index, choice.cut, hidden, None)
+        return choice.cut.kept[0]
 
     def _presence(self, given: Mapping[str, Any], beside: Beside) -> Presence:
         arguments = dict(given)

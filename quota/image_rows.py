@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from quota.presence import rows_at
+from quota.cut import rows_at
 
 
 @dataclass(frozen=True)

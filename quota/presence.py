@@ -18,9 +18,10 @@ from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache
 from transformers.masking_utils import create_causal_mask
 
+from quota.cut import Cut, rows_at
 from quota.errors import QuotaError
 from quota.masks import allowed_pairs, as_attention_mask
-from quota.quantization.kv_slots import SlotLayer, right_align
+from quota.quantization.kv_slots import SlotLayer
 
 
 class Presence:
@@ -69,8 +70,20 @@ class Presence:
         """Whether nothing has been dropped so far."""
         return not self.cuts
 
+    @cached_property
+    def visual(self) -> Tensor:
+        """[B, T] bool: places with a visual token."""
+        return self.images >= 0
+
+    @cached_property
+    def text(self) -> Tensor:
+        """[B, T] bool: places with any other token."""
+        return self.valid & ~self.visual
+
     def _look(self) -> None:
         """What follows from which tokens are present, until the next cut."""
+        for name in ("visual", "text"):
+            self.__dict__.pop(name, None)
         self.valid = self.filled
         """[B, T] bool: places with a token that is not padding."""
         if self.attention_mask is not None:
@@ -90,18 +103,18 @@ class Presence:
         valid = self.valid
         return torch.cat([slots.valid(self.attention_mask), valid], dim=1) if slots.held else valid
 
-    def cut(self, layer: int, kept: Tensor, hidden: Tensor, slots: SlotLayer | None) -> Tensor:
-        """Go on from `layer` with the places in `kept` [B, T] bool: its output [B, T, D] -> [B, T', D].
+    def cut(self, layer: int, cut: Cut, hidden: Tensor, slots: SlotLayer | None) -> Tensor:
+        """Go on from `layer` with what is left of T places: its output [B, T, D] -> [B, K, D].
 
         Its cache has taken up all T and is cut down too; before the first layer there is none.
         """
-        places, self.filled = right_align(kept)
-        if slots is not None and slots.held > kept.shape[1]:
-            cached = slots.positions[:, : slots.held - kept.shape[1]] >= 0
-            slots.keep(torch.cat([cached, kept], dim=1))
+        places, self.filled = cut.slots, cut.filled
+        self.ragged = len(places) > 1 and not bool(self.filled.all())
+        if slots is not None and slots.held > cut.kept.shape[1]:
+            cached = slots.positions[:, : slots.held - cut.kept.shape[1]] >= 0
+            slots.keep(torch.cat([cached, cut.kept], dim=1))
         elif slots is not None:
-            slots.take(places, self.filled)
-        self.ragged = len(kept) > 1 and not bool(self.filled.all())
+            slots.take(places, self.filled if self.ragged else None)
         self.index = self.index.gather(1, places)
         self.cuts.append((layer, self.index, self.filled))
         self._look()
@@ -173,11 +186,3 @@ class Presence:
         gathered = tuple(rows_at(table.expand(len(self.index), -1, -1), self.index) for table in tables)
         self._rotary.append((tables, gathered))
         return gathered
-
-
-def rows_at(x: Tensor, index: Tensor) -> Tensor:
-    """x [B, L, D] at index [B, T] -> [B, T, D]."""
-    # Whole rows: `gather` would look every number up.
-    if len(x) == 1:
-        return x.index_select(1, index[0])
-    return x[torch.arange(len(x), device=x.device)[:, None], index]

@@ -179,10 +179,8 @@ class Pruner:
             args = (self._cut(-1, presence, args[0], None, args[0], None), *args[1:])
         given = presence.arguments(index, args[0], kwargs, config, self.family.window(index))
         if index in self.recipe.layers and presence.has_images:
-            visual = presence.images >= 0
             keys = presence.keys(kwargs["past_key_values"].layers[index])
-            wanted = self._signals
-            self._observation = Observation(text=presence.valid & ~visual, visual=visual, keys=keys, wanted=wanted)
+            self._observation = Observation(presence.text, presence.visual, keys, self._signals)
             self._observing.enter_context(observe(config, self._observation, self._causal))
         return args, given
 
@@ -217,7 +215,7 @@ class Pruner:
         # keep = 1.0 changes nothing, not even where padding stands.
         if choice.all_kept:
             return output
-        return presence.cut(index, choice.kept, output, slots)
+        return presence.cut(index, choice.cut, output, slots)
 
     def _rank(self, index: int, presence: Presence, hidden: Tensor, observation: Observation | None) -> Choice:
         """Which places go on from layer `index`."""

@@ -14,6 +14,7 @@ from torch import Tensor
 from quota import ops
 from quota.allocation import keep_count
 from quota.attention import Observation
+from quota.cut import Cut
 from quota.image_rows import ImageRows, image_rows
 from quota.presence import Presence
 from quota.recipe import PruningRecipe
@@ -25,8 +26,8 @@ from quota.scorers import Signals, scorer
 class Choice:
     """What one cut decided, over the T places of B samples."""
 
-    kept: Tensor
-    """[B, T] bool: which go on, all text and no padding among them."""
+    cut: Cut
+    """Which go on, all text and no padding among them."""
     all_kept: bool
     """Whether nothing is dropped."""
     places: Tensor
@@ -38,7 +39,7 @@ class Choice:
 
     def scores(self) -> Tensor:
         """The score at every place, [B, T] float32, NaN where there is no visual token."""
-        scores = torch.full(self.kept.shape, torch.nan, device=self.kept.device)
+        scores = torch.full(self.cut.kept.shape, torch.nan, device=self.score.device)
         scores.view(-1)[self.places[self.valid]] = self.score[self.valid].float()
         return scores
 
@@ -61,27 +62,26 @@ def rank(
     rows = image_rows(images, presence.sizes)
     ratio = recipe.keep_ratios[recipe.layers.index(layer)]
     counts = [min(keep_count(ratio, size), there) for size, there in zip(rows.sizes, rows.counts, strict=True)]
-    budget = torch.tensor(counts, device=images.device)
 
     method = scorer(recipe.scorer)
     tokens = rows.of(hidden.detach())
     measured = _attention_signals(observation, rows)
     if "risk" in method.SIGNALS and scheme is not None:
         measured["risk"] = risk(tokens, scheme)
+    if "budget" in method.SIGNALS:
+        measured["budget"] = torch.tensor(counts, device=images.device)
     if tower is not None:
         measured["tower"] = rows.of(tower.gather(1, presence.index))
     if "text" in method.SIGNALS:
         text, text_valid = _text(presence, hidden.detach())
         measured |= {"text": text[rows.sample], "text_valid": text_valid[rows.sample]}
-    signals = Signals(hidden=tokens, valid=rows.valid, budget=budget, **measured)
+    signals = Signals(hidden=tokens, valid=rows.valid, **measured)
     weights = {name: weight for name, weight in recipe.weights.items() if weight}
     score = method.score(signals, weights, recipe.percentiles)
 
-    chosen = ops.for_attention(images.device).best(score, budget, rows.valid)
-    kept = presence.valid & (images < 0)
-    flat = rows.flat(images.shape[1])
-    kept.view(-1)[flat[chosen]] = True
-    return Choice(kept, counts == rows.counts, flat, rows.valid, score)
+    places = rows.flat(images.shape[1])
+    cut = ops.for_attention(images.device).cut(score, counts, rows.valid, places, presence.text)
+    return Choice(cut, counts == rows.counts, places, rows.valid, score)
 
 
 def _attention_signals(observation: Observation | None, rows: ImageRows) -> dict[str, Tensor]:
@@ -93,7 +93,7 @@ def _attention_signals(observation: Observation | None, rows: ImageRows) -> dict
 
 def _text(presence: Presence, hidden: Tensor) -> tuple[Tensor, Tensor]:
     """`hidden` [B, T, D] at the text tokens [B, N, D], in order, and which of them are no padding [B, N]."""
-    text = presence.valid & (presence.images < 0)
+    text = presence.text
     order = text.int().argsort(dim=1, descending=True, stable=True)[:, : int(text.sum(dim=1).max())]
     return hidden.gather(1, order[..., None].expand(-1, -1, hidden.shape[-1])), text.gather(1, order)
 

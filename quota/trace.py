@@ -35,9 +35,9 @@ class Trace:
         """The choice at a candidate layer, among the places present there."""
         every = presence.all_images >= 0
         number = (every.cumsum(dim=1) - 1).gather(1, presence.index)
-        visual = presence.images >= 0
+        visual = presence.visual
 
-        chosen, scores = choice.kept & visual, choice.scores()
+        chosen, scores = choice.cut.kept & visual, choice.scores()
         beyond = presence.length
         ordered = number.masked_fill(~chosen, beyond).sort(dim=1).values[:, : int(chosen.sum(dim=1).max())]
         self.kept[layer] = ordered.masked_fill(ordered == beyond, -1)

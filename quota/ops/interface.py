@@ -8,15 +8,18 @@ to the integer sums and to rounding behind them:
     decode_attention  one query a sequence over the packed cache
     attention         prefill attention that also adds up what each token receives (the scores' cues)
     peaks             QUOTA's own score of visual tokens, from their products
-    best              the choice of so many tokens by any score (equation 5, quota/selection.py)
+    cut               the choice of so many tokens by any score, and where they stand then (equation 5, quota/cut.py)
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from torch import Tensor
+
+from quota.cut import Cut
 
 
 @dataclass(frozen=True)
@@ -146,9 +149,10 @@ class Backend(Protocol):
         """
         ...
 
-    def best(self, score: Tensor, counts: Tensor, valid: Tensor) -> Tensor:
-        """Whether a token is among the `counts` [R] highest scores [R, V] of its row: bool, ties by index.
+    def cut(self, score: Tensor, counts: Sequence[int], valid: Tensor, places: Tensor, others: Tensor) -> Cut:
+        """Keep of each row the `counts` [R] highest scores [R, V], ties by index, and all `others` bool [B, T].
 
-        valid bool [R, V]: others are never chosen. QuotaError for a NaN score.
+        valid bool [R, V]: the rest is never chosen. places int64 [R, V]: in the flattened batch. QuotaError for a NaN
+        score.
         """
         ...

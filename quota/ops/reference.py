@@ -17,7 +17,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from quota import selection
+from quota.cut import cut
 from quota.ops import reference_attention, reference_peaks
 from quota.ops.interface import CacheSpec, LinearSpec, LinearWeight
 from quota.quantization.hadamard import block_hadamard
@@ -35,7 +35,7 @@ class ReferenceBackend:
     attention = staticmethod(reference_attention.attention)
     activation_error = staticmethod(reference_attention.activation_error)
     peaks = staticmethod(reference_peaks.peaks)
-    best = staticmethod(selection.best)
+    cut = staticmethod(cut)
 
     def why_not(self) -> str | None:
         return None

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from quota import selection
+from quota.cut import cut
 from quota.ops import reference_attention, reference_peaks
 from quota.ops.interface import CacheSpec, LinearSpec, LinearWeight
 from quota.quantization.hadamard import block_hadamard
@@ -50,7 +50,7 @@ class TorchBackend:
     attention = staticmethod(reference_attention.attention)
     activation_error = staticmethod(reference_attention.activation_error)
     peaks = staticmethod(reference_peaks.peaks)
-    best = staticmethod(selection.best)
+    cut = staticmethod(cut)
 
     def why_not(self) -> str | None:
         return None

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin
 
+from quota.cut import right_align
 from quota.errors import QuotaError
 
 
@@ -89,19 +90,24 @@ class SlotLayer(CacheLayerMixin):
 
     def keep(self, kept: Tensor) -> None:
         """Drop the slots not in `kept` [B, T] bool and right-align the others."""
-        self.take(*right_align(kept))
+        slots, filled = right_align(kept)
+        self.take(slots, None if bool(filled.all()) else filled)
 
-    def take(self, slots: Tensor, filled: Tensor) -> None:
-        """Go on with `slots` [B, K], in this order, of which those not `filled` [B, K] are empty: see `right_align`."""
+    def take(self, slots: Tensor, filled: Tensor | None) -> None:
+        """Go on with `slots` [B, K], in this order; those not `filled` [B, K], None if all are, become empty."""
         self.in_order = False
-        self.ragged = len(slots) > 1 and not bool(filled.all())
+        self.ragged = filled is not None
+        # Sample by sample: whole slots are copied, where `gather` would look every number up.
+        samples = slots.unbind()
         for name in self.tensors:
-            tensor = getattr(self, name)
-            # Sample by sample: whole slots are copied, where `gather` would look every number up.
-            rows = [tensor[sample : sample + 1].index_select(2, row) for sample, row in enumerate(slots)]
-            self._memory[name] = torch.cat(rows) if len(rows) > 1 else rows[0]
+            stored = getattr(self, name)
+            if len(samples) == 1:
+                self._memory[name] = stored.index_select(2, samples[0])
+            else:
+                rows = zip(stored.split(1), samples, strict=True)
+                self._memory[name] = torch.cat([own.index_select(2, row) for own, row in rows])
         positions = self.positions.gather(1, slots)
-        self._memory["positions"] = positions.masked_fill(~filled, -1) if self.ragged else positions
+        self._memory["positions"] = positions if filled is None else positions.masked_fill(~filled, -1)
         self._show(slots.shape[1])
 
     def forget(self) -> None:
@@ -242,17 +248,3 @@ def append(memory: Tensor | None, used: int, new: Tensor, dim: int) -> Tensor:
 
 def _slot_dim(name: str) -> int:
     return 1 if name == "positions" else 2
-
-
-def right_align(kept: Tensor) -> tuple[Tensor, Tensor]:
-    """How to move the kept slots of each row to its right end, in order: [B, T] bool -> two of [B, K].
-
-    K is the most kept in any row. Returns the slot that goes to each place (int64; some dropped slot where a row has
-    none left to give) and which places are really filled (bool).
-    """
-    if len(kept) == 1:
-        slots = kept.nonzero()[None, :, 1]
-        return slots, torch.ones_like(slots, dtype=torch.bool)
-    most = int(kept.sum(dim=1).max())
-    slots = kept.int().argsort(dim=1, stable=True)[:, kept.shape[1] - most :]
-    return slots, kept.gather(1, slots)

@@ -2,7 +2,7 @@
 
 A scorer is a module with
 
-    SIGNALS                                      the fields of Signals that it reads, besides hidden, valid and budget
+    SIGNALS                                      the fields of Signals that it reads, besides hidden and valid
     WEIGHTS                                      its metrics and their default weights ({} if it has none)
     score(signals, weights, percentiles)         Signals -> [batch, visual tokens], high means keep
 

@@ -21,7 +21,7 @@ from torch.nn.functional import normalize
 from quota.errors import QuotaError
 from quota.scorers.signals import Signals
 
-SIGNALS: tuple[str, ...] = ("text",)
+SIGNALS: tuple[str, ...] = ("text", "budget")
 WEIGHTS: Mapping[str, float] = {}
 
 # A kernel of V tokens in D < V channels has no determinant beyond D of them: this keeps the order defined.

@@ -18,7 +18,7 @@ from torch.nn.functional import normalize
 
 from quota.scorers.signals import Signals
 
-SIGNALS: tuple[str, ...] = ()
+SIGNALS: tuple[str, ...] = ("budget",)
 WEIGHTS: Mapping[str, float] = {}
 
 

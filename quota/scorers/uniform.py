@@ -12,7 +12,7 @@ from torch import Tensor
 from quota.errors import QuotaError
 from quota.scorers.signals import Signals
 
-SIGNALS: tuple[str, ...] = ()
+SIGNALS: tuple[str, ...] = ("budget",)
 WEIGHTS: Mapping[str, float] = {}
 
 

@@ -20,7 +20,7 @@ from quota.scorers.signals import Signals
 from quota.scorers.uniform import evenly_spaced
 from quota.selection import top_k
 
-SIGNALS: tuple[str, ...] = ("tower",)
+SIGNALS: tuple[str, ...] = ("tower", "budget")
 WEIGHTS: Mapping[str, float] = {}
 
 DOMINANT = 54 / 64

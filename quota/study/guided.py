@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from quota.attention import Observation
+from quota.cut import Cut
 from quota.presence import Presence
 from quota.pruning import Pruner, record
 from quota.ranking import Choice
@@ -54,6 +55,5 @@ class GuidedPruner(Pruner):
         choice = super()._rank(index, presence, hidden, observation)
         every = presence.all_images >= 0
         number = (every.cumsum(dim=1) - 1).gather(1, presence.index)
-        visual = presence.images >= 0
         chosen = (number[:, :, None] == self._kept[index][:, None]).any(dim=2)
-        return replace(choice, kept=presence.valid & (~visual | chosen))
+        return replace(choice, cut=Cut.of(presence.text | (presence.visual & chosen)))

@@ -18,6 +18,7 @@ from quota.attention import Observation
 from quota.blocks import Beside
 from quota.calibration import Progress, Sweep
 from quota.calibration_graph import PrunedGraph
+from quota.cut import Cut
 from quota.models.family import Family
 from quota.pruning import Pruner, record
 from quota.recipe import PruningRecipe
@@ -80,5 +81,5 @@ class GivenGraph(PrunedGraph):
         presence = self._presences[sample]
         number = ((presence.all_images >= 0).cumsum(dim=1) - 1).gather(1, presence.index)
         stays = (presence.images < 0) | torch.isin(number, self._kept[sample][index])
-        presence.cut(index, stays, hidden, None)
+        presence.cut(index, Cut.of(stays), hidden, None)
         return stays[0]

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from quota import selection
+from quota.cut import Cut, cut
 from quota.errors import QuotaError
 from quota.ops import reference_peaks
 from quota.ops.cpu import ranking
@@ -63,33 +63,35 @@ def test_the_kernel_equals_the_reference(tokens: int, ties: bool, isa: str) -> N
         assert not found[~valid[:, rows]].any()
 
 
-@needs_library
-@given(
-    st.lists(
-        st.tuples(
-            st.lists(
-                st.tuples(st.sampled_from([-math.inf, -1.0, 0.0, -0.0, 1.0, 2.0, math.inf]), st.booleans()),
-                min_size=6,
-                max_size=6,
-            ),
-            st.integers(0, 9),
-        ),
-        max_size=3,
-    )
-)
-def test_the_best_are_those_of_the_reference(rows: list[tuple[list[tuple[float, bool]], int]]) -> None:
-    score = torch.tensor([[one for one, _ in row] for row, _ in rows]).view(-1, 6)
-    valid = torch.tensor([[there for _, there in row] for row, _ in rows], dtype=torch.bool).view(-1, 6)
-    counts = torch.tensor([count for _, count in rows], dtype=torch.long)
-    score[~valid] = torch.nan
-    assert torch.equal(ranking.best(score, counts, valid), selection.best(score, counts, valid))
+@st.composite
+def batches(draw: st.DrawFn) -> tuple[Tensor, list[int], Tensor, Tensor, Tensor]:
+    """Two samples of 12 places, some of them of up to 3 images, with ties, infinities and padding."""
+    images = draw(st.integers(0, 3))
+    places = torch.tensor(draw(st.permutations(range(24))))[: images * 6].view(images, 6).sort(dim=1).values
+    number = st.sampled_from([-math.inf, -1.0, 0.0, -0.0, 1.0, 2.0, math.inf])
+    score = torch.tensor(draw(st.lists(number, min_size=6 * images, max_size=6 * images))).view(images, 6)
+    valid = torch.tensor(draw(st.lists(st.booleans(), min_size=6 * images, max_size=6 * images)))
+    valid = valid.bool().view(images, 6)
+    others = torch.tensor(draw(st.lists(st.booleans(), min_size=24, max_size=24)))
+    others[places.flatten()] = False
+    counts = draw(st.lists(st.integers(0, 9), min_size=images, max_size=images))
+    return score.masked_fill(~valid, torch.nan), counts, valid, places, others.view(2, 12)
 
 
 @needs_library
-@pytest.mark.parametrize("best", [ranking.best, selection.best], ids=["cpu", "reference"])
-def test_a_score_that_is_not_a_number_is_refused(best: Callable[..., Tensor]) -> None:
+@given(batches())
+def test_a_cut_is_that_of_the_reference(given: tuple[Tensor, list[int], Tensor, Tensor, Tensor]) -> None:
+    found, expected = ranking.cut(*given), cut(*given)
+    assert torch.equal(found.kept, expected.kept)
+    assert torch.equal(found.slots, expected.slots)
+    assert torch.equal(found.filled, expected.filled)
+
+
+@needs_library
+@pytest.mark.parametrize("cut", [ranking.cut, cut], ids=["cpu", "reference"])
+def test_a_score_that_is_not_a_number_is_refused(cut: Callable[..., Cut]) -> None:
     with pytest.raises(QuotaError, match="score is NaN"):
-        best(torch.tensor([[1.0, torch.nan]]), torch.tensor([1]), torch.ones(1, 2, dtype=torch.bool))
+        cut(torch.tensor([[1.0, torch.nan]]), [1], torch.ones(1, 2) > 0, torch.tensor([[0, 1]]), torch.zeros(1, 2) > 0)
 
 
 @every_isa

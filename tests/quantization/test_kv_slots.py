@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from quota.cut import right_align
 from quota.errors import QuotaError
-from quota.quantization.kv_slots import SlotLayer, append, right_align
+from quota.quantization.kv_slots import SlotLayer, append
 
 
 def states(positions: Tensor) -> Tensor:
@@ -82,16 +83,6 @@ def test_any_sequence_of_operations(data: st.DataObject) -> None:
         model.check(layer)
         length, offset = layer.get_mask_sizes(3)
         assert length == layer.held + 3 and offset + length == model.seen + 3
-
-
-@given(st.lists(st.lists(st.booleans(), min_size=6, max_size=6), min_size=1, max_size=4))
-def test_right_align_keeps_order(rows: list[list[bool]]) -> None:
-    places, filled = right_align(torch.tensor(rows))
-    for row, place, full in zip(rows, places, filled, strict=True):
-        kept = [index for index, keep in enumerate(row) if keep]
-        assert place[full].tolist() == kept
-        assert full.tolist() == [False] * (len(full) - len(kept)) + [True] * len(kept)
-    assert places.shape[1] == max(sum(row) for row in rows)
 
 
 def test_a_mask_hides_the_tokens_it_masks() -> None:

@@ -24,7 +24,7 @@ class CpuBackend:
     attention = staticmethod(prefill.attention)
     activation_error = staticmethod(prefill.activation_error)
     peaks = staticmethod(ranking.peaks)
-    best = staticmethod(ranking.best)
+    cut = staticmethod(ranking.cut)
 
     def why_not(self) -> str | None:
         """Why it cannot run on this machine. QuotaError if QUOTA_CPU_ISA asks for what the machine lacks."""

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from ctypes import byref, c_int64
+
 import torch
 from torch import Tensor
 
+from quota.cut import Cut
 from quota.errors import QuotaError
 from quota.ops.cpu.library import library
 from quota.ops.cpu.pointers import integers, machine, pointers
@@ -21,13 +25,19 @@ def peaks(products: Tensor, lengths: Tensor, weight: Tensor, valid: Tensor, firs
     return scores
 
 
-def best(score: Tensor, counts: Tensor, valid: Tensor) -> Tensor:
-    """[R, V] bool, as `quota.selection.best`."""
-    chosen = torch.empty(score.shape, dtype=torch.bool)
-    given = score.float().contiguous(), valid.contiguous(), counts.long()
-    failed = library().quota_best(*pointers(*given), *integers(*score.shape), *pointers(chosen))
+def cut(score: Tensor, counts: Sequence[int], valid: Tensor, places: Tensor, others: Tensor) -> Cut:
+    """As `quota.cut.cut`."""
+    score, valid, places, kept = score.float().contiguous(), valid.contiguous(), places.contiguous(), others.clone()
+    slots, filled = torch.empty(kept.numel(), dtype=torch.int64), torch.empty(kept.numel(), dtype=torch.bool)
+    most = c_int64()
+    failed = library().quota_cut(
+        *(*pointers(score, valid, places), (c_int64 * len(counts))(*counts), *integers(*score.shape)),
+        *(*pointers(kept), *integers(*kept.shape), *pointers(slots, filled), byref(most)),
+    )
     if failed == 1:
         raise QuotaError(NOT_A_NUMBER)
     if failed:
         raise MemoryError(f"no memory to choose among {score.shape[1]} tokens")
-    return chosen
+    shape = len(kept), most.value
+    first = slice(0, len(kept) * most.value)
+    return Cut(kept, slots[first].view(shape), filled[first].view(shape))

@@ -12,12 +12,13 @@ the rows concerned come out as NaN, and the error is raised by the first call th
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from importlib.util import find_spec
 
 import torch
 from torch import Tensor
 
-from quota import selection
+from quota.cut import Cut, cut
 from quota.ops import reference_attention, reference_peaks
 from quota.ops.interface import CacheSpec, LinearSpec, LinearWeight, PackedTensor
 
@@ -104,9 +105,9 @@ class TritonBackend:
         """Scores [B, R] float32 of visual tokens; torch's own operations do."""
         return reference_peaks.peaks(products, lengths, weight, valid, first)
 
-    def best(self, score: Tensor, counts: Tensor, valid: Tensor) -> Tensor:
-        """Whether a token [R, V] is among the best of its row; torch's own operations do."""
-        return selection.best(score, counts, valid)
+    def cut(self, score: Tensor, counts: Sequence[int], valid: Tensor, places: Tensor, others: Tensor) -> Cut:
+        """The best of each row of visual tokens [R, V], and all others [B, T]; torch's own operations do."""
+        return cut(score, counts, valid, places, others)
 
 
 def _lacks_rotation(block: int) -> str | None:

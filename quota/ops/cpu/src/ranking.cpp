@@ -27,7 +27,7 @@ int quota_peaks(int isa, int threads, const float* products, const float* length
         }
     }
     // Few numbers are done before other threads have started.
-#pragma omp parallel for collapse(2) schedule(static) num_threads(threads) if (batch * rows * tokens > 1 << 16)
+#pragma omp parallel for collapse(2) schedule(static) num_threads(threads) if (batch * rows * tokens > 1 << 12)
     for (int64_t sample = 0; sample < batch; ++sample) {
         for (int64_t row = 0; row < rows; ++row) {
             const float* own = memory.get() + 3 * sample * padded;
@@ -44,17 +44,19 @@ int quota_peaks(int isa, int threads, const float* products, const float* length
     return 0;
 }
 
-// scores and valid contiguous [rows, tokens] -> chosen [rows, tokens]: the counts[row] highest of the valid, ties by
-// index. Returns 0, 1 if a valid score is NaN, or 2 if memory runs out.
-int quota_best(const float* scores, const uint8_t* valid, const int64_t* counts, int64_t rows, int64_t tokens,
-               uint8_t* chosen) {
-    const std::unique_ptr<int64_t[]> memory(new (std::nothrow) int64_t[tokens + 1]);
+// Which of `length` places of each sample go on: those of text [batch, length], copied to kept, and of the visual tokens
+// at places [rows, tokens] of the flattened batch the counts[row] highest scores among the valid, ties by index. Then
+// slots and filled, contiguous [batch, most]: what stands at the right end of a sample is kept, in order; before it, the
+// last that it drops. Their memory is for batch * length. Returns 0, 1 if a valid score is NaN, or 2 if memory runs out.
+int quota_cut(const float* scores, const uint8_t* valid, const int64_t* places, const int64_t* counts, int64_t rows,
+              int64_t tokens, uint8_t* kept, int64_t batch, int64_t length, int64_t* slots, uint8_t* filled,
+              int64_t* most) {
+    const std::unique_ptr<int64_t[]> memory(new (std::nothrow) int64_t[std::max(tokens, batch) + 1]);
     if (!memory) return 2;
     for (int64_t row = 0; row < rows; ++row) {
         const float* score = scores + row * tokens;
         int64_t there = 0;
         for (int64_t j = 0; j < tokens; ++j) {
-            chosen[row * tokens + j] = 0;
             if (!valid[row * tokens + j]) continue;
             if (std::isnan(score[j])) return 1;
             memory[there++] = j;
@@ -62,7 +64,27 @@ int quota_best(const float* scores, const uint8_t* valid, const int64_t* counts,
         const int64_t count = std::clamp<int64_t>(counts[row], 0, there);
         const auto ahead = [score](int64_t a, int64_t b) { return score[a] != score[b] ? score[a] > score[b] : a < b; };
         std::nth_element(memory.get(), memory.get() + count, memory.get() + there, ahead);
-        for (int64_t i = 0; i < count; ++i) chosen[row * tokens + memory[i]] = 1;
+        for (int64_t i = 0; i < count; ++i) kept[places[row * tokens + memory[i]]] = 1;
+    }
+    *most = 0;
+    for (int64_t sample = 0; sample < batch; ++sample) {
+        const uint8_t* own = kept + sample * length;
+        memory[sample] = std::count(own, own + length, uint8_t{1});
+        *most = std::max(*most, memory[sample]);
+    }
+    for (int64_t sample = 0; sample < batch; ++sample) {
+        const uint8_t* own = kept + sample * length;
+        int64_t *slot = slots + sample * *most, empty = *most - memory[sample], skip = length - *most, at = empty;
+        std::fill_n(filled + sample * *most, empty, uint8_t{0});
+        std::fill_n(filled + sample * *most + empty, memory[sample], uint8_t{1});
+        // Of the dropped the last ones fill what is empty.
+        for (int64_t j = 0, dropped = 0; j < length; ++j) {
+            if (own[j]) {
+                slot[at++] = j;
+            } else if (dropped++ >= skip) {
+                slot[dropped - 1 - skip] = j;
+            }
+        }
     }
     return 0;
 }
