@@ -6,6 +6,7 @@
 // numbers: ordinary ones, zeros, outliers of 1e4, denormals, and now and then infinity or NaN, which must be refused or
 // pass through, never crash. Each call is made with every instruction set that the machine has; integers must be the same
 // in all of them, floats close. The first difference ends the program with the seed of its call.
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -32,8 +33,7 @@ int quota_softmax_sums(int, int, void*, int, int64_t, int64_t, int64_t, int64_t,
 int quota_attention_amx(int, const void*, const void*, const void*, void*, const int64_t*, int64_t, int64_t, int64_t,
                         int64_t, int64_t, const uint8_t*, const uint8_t*, int64_t, float, float*, void*);
 void quota_activation_error(int, int, const void*, int, int64_t, int64_t, int64_t, int64_t, int64_t, int, float*);
-int quota_peaks(int, int, const float*, const float*, const float*, const uint8_t*, int64_t, int64_t, int64_t, int64_t,
-                float*);
+int quota_peaks(int, int, const float*, const float*, const uint8_t*, int64_t, int64_t, int64_t, float*);
 int quota_cut(const float*, const uint8_t*, const int64_t*, const int64_t*, int64_t, int64_t, uint8_t*, int64_t, int64_t,
               int64_t*, uint8_t*, int64_t*);
 }
@@ -258,16 +258,17 @@ void attention() {
 }
 
 void ranking() {
-    const int64_t batch = draw(1, 3), tokens = draw(1, 80), first = draw(0, tokens - 1), rows = draw(1, tokens - first);
-    Numbers products(FLOAT32, batch * rows * tokens, true), weights(FLOAT32, batch * tokens, true);
+    const int64_t batch = draw(1, 3), tokens = draw(1, 80), width = draw(1, 70);
+    Numbers hidden(FLOAT32, batch * tokens * width, true), weights(FLOAT32, batch * tokens, true);
     for (float& weight : weights.wide) weight = std::fabs(weight);
-    const std::vector<float> lengths(batch * tokens, 100.0f);
     const auto valid = flags(batch * tokens);
     std::vector<float> expected;
     for (int isa = 0; isa <= quota_best_isa(); isa++) {
-        std::vector<float> scores(batch * rows);
-        quota_peaks(isa, threads(), static_cast<const float*>(products.data()), lengths.data(),
-                    static_cast<const float*>(weights.data()), valid.data(), batch, rows, tokens, first, scores.data());
+        std::vector<float> scores(batch * tokens);
+        require(!quota_peaks(isa, threads(), static_cast<const float*>(hidden.data()),
+                             static_cast<const float*>(weights.data()), valid.data(), batch, tokens, width,
+                             scores.data()),
+                "no memory");
         if (!isa) expected = scores;
         for (size_t i = 0; i < scores.size(); i++)
             require(std::fabs(scores[i] - expected[i]) <= 1e-3f * (1 + expected[i]), "scores differ");

@@ -49,7 +49,8 @@ class Presence:
         self.past = past
         self.length = length
         self.all_images = images
-        self.has_images = bool((images >= 0).any())
+        self._most = int(images.max()) + 1
+        """Images of the sample with most of them."""
         # A mask that masks nothing would only make every layer build one of its own.
         self.attention_mask = None if attention_mask is None or bool(attention_mask.all()) else attention_mask
         self.index = torch.arange(length, device=images.device).expand(batch, -1)
@@ -62,8 +63,13 @@ class Presence:
     @cached_property
     def sizes(self) -> list[list[int]]:
         """Of every sample, the tokens of its images (0: it has fewer) before anything was dropped."""
-        images = torch.arange(int(self.all_images.max()) + 1, device=self.all_images.device)
+        images = torch.arange(self._most, device=self.all_images.device)
         return (self.all_images[:, None] == images[:, None]).sum(dim=2).tolist()
+
+    @property
+    def has_images(self) -> bool:
+        """Whether any sample has."""
+        return self._most > 0
 
     @property
     def whole(self) -> bool:
@@ -88,7 +94,7 @@ class Presence:
         """[B, T] bool: places with a token that is not padding."""
         if self.attention_mask is not None:
             self.valid = self.filled & self.attention_mask[:, self.past :].bool().gather(1, self.index)
-        self.images = self.all_images.gather(1, self.index)
+        self.images = self.all_images if self.whole else self.all_images.gather(1, self.index)
         """[B, T]: the image that the token at each place belongs to, -1 for text and for what is not valid."""
         self._positions = self.index + self.past
         if self.ragged:
@@ -160,6 +166,8 @@ class Presence:
             return hidden
         index, filled = layouts[-1]
         full = hidden.new_zeros(hidden.shape[0], self.length, hidden.shape[2])
+        if len(index) == 1:
+            return full.index_copy_(1, index[0], hidden)
         sample, place = filled.nonzero(as_tuple=True)
         full[sample, index[sample, place]] = hidden[sample, place]
         return full

@@ -132,9 +132,11 @@ class Pruner:
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         # A pass that was interrupted may not have come to its end.
         self._close()
-        given = _signature(type(module)).bind(module, *args, **kwargs).arguments
-        del given["self"]
-        given.update(given.pop("kwargs", {}))
+        given = dict(kwargs)
+        if args:
+            given = _signature(type(module)).bind(module, *args, **kwargs).arguments
+            del given["self"]
+            given.update(given.pop("kwargs", {}))
         if given.get("input_ids") is None:
             raise QuotaError("token pruning needs input_ids to know which tokens are visual; pass them, not embeddings")
         if self.family.encodes_first and given.get("mm_encoder_outputs") is None:

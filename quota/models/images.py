@@ -25,12 +25,15 @@ MODALITIES = ("image", "video")
 
 def visual_mask(input_ids: Tensor, tokens: Sequence[int]) -> Tensor:
     """Which positions hold a visual token, one of the ids `tokens`: [B, L] int64 -> [B, L] bool."""
-    return torch.isin(input_ids, torch.tensor(tokens, dtype=torch.long, device=input_ids.device))
+    visual = torch.zeros_like(input_ids, dtype=torch.bool)
+    for token in tokens:
+        visual |= input_ids == token
+    return visual
 
 
 def by_count(visual: Tensor, per_image: int) -> Tensor:
     """Images of `per_image` tokens each, in order. QuotaError for a sample with a part of one."""
-    if bool((visual.sum(dim=-1) % per_image).any()):
+    if any(count % per_image for count in visual.sum(dim=-1).tolist()):
         raise QuotaError(
             f"the input holds a part of an image ({per_image} visual tokens each); pass whole prompts, "
             "without prefill_chunk_size"

@@ -7,7 +7,7 @@ to the integer sums and to rounding behind them:
     quantize_kv       keys or values -> packed integers, and back by dequantize_kv
     decode_attention  one query a sequence over the packed cache
     attention         prefill attention that also adds up what each token receives (the scores' cues)
-    peaks             QUOTA's own score of visual tokens, from their products
+    peaks             QUOTA's own score of visual tokens (quota/scorers/peaks.py)
     cut               the choice of so many tokens by any score, and where they stand then (equation 5, quota/cut.py)
 """
 
@@ -141,11 +141,10 @@ class Backend(Protocol):
         """||Q(x H) - x H||_2 of each row of x [M, K] -> [M] float32, Q the activation quantiser (the scores' risk)."""
         ...
 
-    def peaks(self, products: Tensor, lengths: Tensor, weight: Tensor, valid: Tensor, first: int) -> Tensor:
-        """Score of R visual tokens, from `first` on, beside all V of their image: [B, R] float32, 0 at padding.
+    def peaks(self, hidden: Tensor, weight: Tensor, valid: Tensor) -> Tensor:
+        """Score of the V visual tokens of each image, hidden [B, V, D] -> [B, V] float32, 0 at padding.
 
-        products float32 [B, R, V] of those tokens with all (they may be used up), lengths [B, V] of all tokens, none
-        zero, weight [B, V] the attention each receives, valid bool [B, V].
+        weight [B, V] the attention each receives, valid bool [B, V].
         """
         ...
 

@@ -1,4 +1,4 @@
-"""The score `peaks` of visual tokens from their products, in plain torch: what every backend's must equal.
+"""The score `peaks` of visual tokens, in plain torch: what every backend's must equal.
 
     c_ij    = v_i . v_j / (|v_i| |v_j|)
     mass_i  = sum_j w_j max(0, c_ij)^16
@@ -10,26 +10,51 @@ j is ahead of i if w_j > w_i, or w_j = w_i and j < i. quota/scorers/peaks.py say
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
 from quota.selection import places
 
 _LARGEST = 2.0
+_SMALLEST = 1e-12
 _SQUARINGS = 4
+_ENTRIES = 2**24
+"""Products at a time: the square of 4,096 tokens."""
 
 
-def peaks(products: Tensor, lengths: Tensor, weight: Tensor, valid: Tensor, first: int) -> Tensor:
-    """Score of tokens `first` .. first + R - 1 of each row of V, float32 [B, R], 0 at padding.
+def peaks(hidden: Tensor, weight: Tensor, valid: Tensor) -> Tensor:
+    """Score of visual tokens [B, V, D], float32 [B, V], 0 at padding.
 
-    products [B, R, V] float32 of those tokens with all, used up; lengths [B, V] of all, none zero; weight [B, V] float;
-    valid [B, V] bool. What stands at padding is never read.
+    weight [B, V] float; valid [B, V] bool. What stands at padding is never read.
     """
-    rows = slice(first, first + products.shape[1])
-    similarity = cosines(products, lengths, rows)
-    mass = attention_mass(similarity, weight, valid)
-    new = novelty(similarity, places(weight, valid), rows)
-    return (mass.sqrt() * new).masked_fill(~valid[:, rows], 0)
+    hidden = hidden.float()
+    length, place = lengths(hidden), places(weight, valid)
+    scores = []
+    for rows, part in products(hidden):
+        similarity = cosines(part, length, rows)
+        mass = attention_mass(similarity, weight, valid)
+        scores.append(mass.sqrt() * novelty(similarity, place, rows))
+    return torch.cat(scores, dim=1).masked_fill(~valid, 0)
+
+
+def lengths(hidden: Tensor) -> Tensor:
+    """|v_i| of tokens [B, V, D], none zero: [B, V]."""
+    return torch.linalg.vector_norm(hidden, dim=-1).clamp(min=_SMALLEST)
+
+
+def products(hidden: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """v_i . v_j of tokens [B, V, D], some rows of them at a time: which they are, and [B, R, V].
+
+    All at once, unless a picture has very many. Lengths are divided by later: V numbers for each token, not all of its
+    channels.
+    """
+    batch, tokens, _ = hidden.shape
+    step = max(1, _ENTRIES // max(1, batch * tokens))
+    for start in range(0, max(tokens, 1), step):
+        rows = slice(start, min(start + step, tokens))
+        yield rows, hidden[:, rows] @ hidden.transpose(1, 2)
 
 
 def cosines(products: Tensor, lengths: Tensor, rows: slice) -> Tensor:

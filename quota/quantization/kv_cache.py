@@ -46,6 +46,7 @@ class QuantizedLayer(SlotLayer):
     """
 
     tensors = ("keys", "key_scale", "key_zero", "values", "value_scale", "value_zero")
+    encodes = True
     key_scale: Tensor
 
     def __init__(

@@ -32,6 +32,8 @@ class SlotLayer(CacheLayerMixin):
 
     is_croppable = True
     tensors: tuple[str, ...] = ("keys", "values")
+    encodes = False
+    """What is stored is made here, so the first of it can be the memory; what the model gives is copied."""
 
     seen: int
     """Tokens seen, those without a slot included."""
@@ -69,18 +71,25 @@ class SlotLayer(CacheLayerMixin):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         batch, new = key_states.shape[0], key_states.shape[2]
-        positions, advance = torch.arange(self.seen, self.seen + new, device=self.device), new
-        if self._expected is not None:
-            positions, advance, ragged = self._expected
+        if self._expected is None:
+            positions = torch.arange(self.seen, self.seen + new, dtype=torch.int32, device=self.device)
+            advance = new
+        else:
+            given, advance, ragged = self._expected
+            positions = given.to(torch.int32, copy=True)
             self._expected = None
             self.in_order = False
             self.ragged |= ragged
         self.seen += advance
-        stored = self._encode(key_states, value_states)
-        stored["positions"] = positions.to(torch.int32).expand(batch, -1)
+        stored, held = self._encode(key_states, value_states), self.held
+        stored["positions"] = positions.expand(batch, -1)
         for name, tensor in stored.items():
-            self._memory[name] = append(self._memory.get(name), self.held, tensor, _slot_dim(name))
-        self._show(self.held + new)
+            memory = self._memory.get(name)
+            if memory is None and tensor.is_contiguous() and (self.encodes or name == "positions"):
+                self._memory[name] = tensor
+            else:
+                self._memory[name] = append(memory, held, tensor, _slot_dim(name))
+        self._show(held + new)
         return self._decode(new)
 
     def skip(self, tokens: int) -> None:
@@ -210,7 +219,8 @@ class SlotLayer(CacheLayerMixin):
 
     def _show(self, held: int) -> None:
         for name, memory in self._memory.items():
-            setattr(self, name, memory.narrow(_slot_dim(name), 0, held))
+            dim = _slot_dim(name)
+            setattr(self, name, memory if memory.shape[dim] == held else memory.narrow(dim, 0, held))
 
     def _each_sample(self, change: Callable[[Tensor], Tensor]) -> None:
         """Change the samples of all that is stored."""

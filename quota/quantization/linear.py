@@ -151,11 +151,11 @@ class W4A4Linear(nn.Module):
                 seen = self.fake_quantize_input(x).to(self.weight.dtype)
                 return functional.linear(seen, self.weight, self.bias).to(x.dtype)
         rows = x if self.transform is None else self.transform(x)
-        rows = rows.reshape(-1, self.in_features).contiguous()
+        rows = rows.reshape(-1, self.in_features)
         if rows.dtype == torch.float64:
             rows = rows.float()
         y = ops.for_linear(self.spec, x.device).linear(rows, self._operand())
-        return y.reshape(*x.shape[:-1], self.out_features).to(x.dtype)
+        return y.view(*x.shape[:-1], self.out_features).to(x.dtype)
 
     def fake_quantize_input(self, x: Tensor) -> Tensor:
         """`fake_quantize` by this layer's scheme and transform."""
@@ -177,14 +177,17 @@ class W4A4Linear(nn.Module):
 
     def _operand(self) -> LinearWeight:
         """The buffers as backends take them; made anew when a buffer was replaced, moved or written to."""
-        buffers = self.weight_packed, self.weight_scale, self.bias
-        state = tuple(_state(tensor) for tensor in buffers)
-        if self._made is None or self._made.state != state:
-            bias = None if self.bias is None else self.bias.float()
-            scale = self.weight_scale.to(torch.bfloat16).contiguous()
-            weight = LinearWeight(self.spec, self.weight_packed.contiguous(), scale, bias)
-            self._made = _Made(weight, state, buffers)
-        return self._made.weight
+        buffers = packed, scale, bias = self.weight_packed, self.weight_scale, self.bias
+        state, made = (_state(packed), _state(scale), _state(bias)), self._made
+        if made is None or made.state != state:
+            weight = LinearWeight(
+                self.spec,
+                packed.contiguous(),
+                scale.to(torch.bfloat16).contiguous(),
+                None if bias is None else bias.float(),
+            )
+            self._made = made = _Made(weight, state, buffers)
+        return made.weight
 
     def __getstate__(self) -> dict[str, Any]:
         # What backends prepared is theirs, and may not be copied or pickled.

@@ -15,21 +15,17 @@ The magnitude of a token and its quantisation risk are left out on purpose: docs
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from quota.ops.reference_peaks import cosines, novelty
+from quota.ops.reference_peaks import cosines, lengths, novelty, products
 from quota.scorers.signals import Signals
 from quota.selection import places
 
 SIGNALS: tuple[str, ...] = ("inter",)
 WEIGHTS: Mapping[str, float] = {}
-
-_SMALLEST = 1e-12
-_ENTRIES = 2**24
-"""Products at a time: the square of 4,096 tokens."""
 
 
 def score(signals: Signals, weights: Mapping[str, float], percentiles: tuple[float, float] = (1.0, 99.0)) -> Tensor:
@@ -43,21 +39,3 @@ def score(signals: Signals, weights: Mapping[str, float], percentiles: tuple[flo
 def text_attention(signals: Signals) -> Tensor:
     """w of every token, [B, V]."""
     return torch.ones(signals.valid.shape, device=signals.hidden.device) if signals.inter is None else signals.inter
-
-
-def lengths(hidden: Tensor) -> Tensor:
-    """|v_i| of tokens [B, V, D], none zero: [B, V]."""
-    return torch.linalg.vector_norm(hidden, dim=-1).clamp(min=_SMALLEST)
-
-
-def products(hidden: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """v_i . v_j of tokens [B, V, D], some rows of them at a time: which they are, and [B, R, V].
-
-    All at once, unless a picture has very many. Lengths are divided by later: V numbers for each token, not all of its
-    channels.
-    """
-    batch, tokens, _ = hidden.shape
-    step = max(1, _ENTRIES // (batch * tokens))
-    for start in range(0, tokens, step):
-        rows = slice(start, min(start + step, tokens))
-        yield rows, hidden[:, rows] @ hidden.transpose(1, 2)

@@ -12,7 +12,7 @@ mass is what the group has together: before the decoder its size, so surfaces co
 one patch of each group first. These are the peaks of Rodriguez and Laio's clustering (Science 344, 2014), with
 attention for density. The order stays that of the single token's attention: by mass it is worse (docs/study/README.md).
 
-No loop over tokens: a matrix product, and one pass over it, which is an operator of the backend
+No loop over tokens: a matrix product and one pass over it, together one operator of the backend
 (quota/ops/reference_peaks.py). A cosine of 0.96 counts half.
 """
 
@@ -20,11 +20,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
 from quota import ops
-from quota.scorers.novelty import lengths, products, text_attention
+from quota.scorers.novelty import text_attention
 from quota.scorers.signals import Signals
 
 SIGNALS: tuple[str, ...] = ("inter",)
@@ -33,7 +32,5 @@ WEIGHTS: Mapping[str, float] = {}
 
 def score(signals: Signals, weights: Mapping[str, float], percentiles: tuple[float, float] = (1.0, 99.0)) -> Tensor:
     """Signals of B rows with V visual tokens -> score [B, V] float32, 0 at padding."""
-    weight, hidden = text_attention(signals), signals.hidden.float()
-    peaks, length = ops.for_attention(hidden.device).peaks, lengths(hidden)
-    scores = [peaks(part, length, weight, signals.valid, rows.start) for rows, part in products(hidden)]
-    return scores[0] if len(scores) == 1 else torch.cat(scores, dim=1)
+    peaks = ops.for_attention(signals.hidden.device).peaks
+    return peaks(signals.hidden, text_attention(signals), signals.valid)

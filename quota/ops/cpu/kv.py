@@ -60,7 +60,7 @@ def quantize_kv(x: Tensor, bits: int, hadamard: int) -> PackedTensor:
         raise QuotaError(f"a head of {width} channels cannot be packed: not a multiple of 8; use kv_bits=16")
     x = rows_of(x.detach())
     packed = torch.empty(batch, heads, tokens, width // 2, dtype=torch.uint8)
-    scale, zero = torch.empty(2, batch, heads, tokens, 1, dtype=torch.float16)
+    scale, zero = (torch.empty(batch, heads, tokens, 1, dtype=torch.float16) for _ in range(2))
     failed = library().quota_kv4_quantize(
         *(*machine(), *typed(x)),
         *integers(*x.shape, *x.stride()[:3], hadamard),

@@ -37,10 +37,9 @@ def attention(
     sums = torch.zeros(batch, rows.shape[1], key.shape[2])
     for sample in range(batch):
         # Padding stands in front. Cut off, it cannot change a bit of what the others do.
-        seen = visible[sample].nonzero()
-        first = int(seen[0]) if len(seen) else key.shape[2]
+        first = visible[sample].numpy().tobytes().find(1)
         own = max(0, first - (key.shape[2] - queries))
-        if own == queries:
+        if first < 0 or own == queries:
             continue
         part = _Sample(
             query[sample, :, own:],

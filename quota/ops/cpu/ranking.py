@@ -15,11 +15,12 @@ from quota.ops.cpu.pointers import integers, machine, pointers
 from quota.selection import NOT_A_NUMBER
 
 
-def peaks(products: Tensor, lengths: Tensor, weight: Tensor, valid: Tensor, first: int) -> Tensor:
-    """[B, R, V] -> [B, R] float32, as `quota.ops.reference_peaks.peaks`."""
-    scores = torch.empty(products.shape[:2])
-    given = (tensor.contiguous() for tensor in (products, lengths, weight.float(), valid))
-    failed = library().quota_peaks(*machine(), *pointers(*given), *integers(*products.shape, first), *pointers(scores))
+def peaks(hidden: Tensor, weight: Tensor, valid: Tensor) -> Tensor:
+    """[B, V, D] -> [B, V] float32, as `quota.ops.reference_peaks.peaks`."""
+    hidden, weight, valid = hidden.float().contiguous(), weight.float().contiguous(), valid.contiguous()
+    scores = torch.empty(valid.shape)
+    given = pointers(hidden, weight, valid), integers(*hidden.shape), pointers(scores)
+    failed = library().quota_peaks(*machine(), *(argument for group in given for argument in group))
     if failed:
         raise MemoryError(f"no memory for the scores of {valid.shape[1]} tokens")
     return scores

@@ -101,9 +101,9 @@ class TritonBackend:
         """||Q(x H) - x H||_2 of each row of x [M, K] -> [M] float32; torch's own operations do."""
         return reference_attention.activation_error(x, bits, group, hadamard)
 
-    def peaks(self, products: Tensor, lengths: Tensor, weight: Tensor, valid: Tensor, first: int) -> Tensor:
-        """Scores [B, R] float32 of visual tokens; torch's own operations do."""
-        return reference_peaks.peaks(products, lengths, weight, valid, first)
+    def peaks(self, hidden: Tensor, weight: Tensor, valid: Tensor) -> Tensor:
+        """Scores [B, V] float32 of visual tokens; torch's own operations do."""
+        return reference_peaks.peaks(hidden, weight, valid)
 
     def cut(self, score: Tensor, counts: Sequence[int], valid: Tensor, places: Tensor, others: Tensor) -> Cut:
         """The best of each row of visual tokens [R, V], and all others [B, T]; torch's own operations do."""

@@ -45,13 +45,24 @@ struct SoftmaxRows {
     float* sums;  // [set_count, columns], added to.
 };
 
+// The visual tokens of one image [tokens, width], and memory for the products of `rows` of them, from `first` on, with
+// all: [rows, tokens].
+struct TokenProducts {
+    const float* hidden;
+    int64_t tokens, width, first, rows;
+    float* products;
+
+    // Rows that are done at a time; `first` is a multiple of it.
+    static constexpr int64_t BLOCK = 16;
+};
+
 // One visual token beside all `tokens` of its image: what its score is made of. Arrays are in whole vectors but products.
 struct PeakRow {
     const float* products;  // v_i . v_j
-    const float* lengths;   // |v_j|, not zero
+    const float* inverses;  // 1 / |v_j|
     const float* weights;   // w_j, 0 at padding
     const float* order;     // w_j, -infinity at padding
-    float length;           // |v_i|
+    float inverse;          // 1 / |v_i|
     int64_t index, tokens;
 };
 
@@ -72,6 +83,9 @@ struct KvKernels {
     void (*softmax)(void* logits, int type, const SoftmaxRows& rows, float* scratch);
     // How far the activation quantiser moves a token [columns].
     float (*activation_error)(const void* x, int type, int64_t columns, int64_t hadamard, int64_t group, int bits);
+    float (*length)(const float* x, int64_t width);
+    // Of the block at `row` with all columns. What lies on both sides of the diagonal is made above it, for both.
+    void (*products)(const TokenProducts& job, int64_t row);
     float (*peak)(const PeakRow& row);
 };
 

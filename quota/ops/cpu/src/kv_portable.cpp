@@ -6,6 +6,7 @@
 namespace quota {
 
 extern const KvKernels kv_kernels_portable;
-const KvKernels kv_kernels_portable = {quantize, dequantize, rotate_in, rotate_out, decode, softmax, activation_error, peak};
+const KvKernels kv_kernels_portable = {quantize, dequantize,       rotate_in, rotate_out, decode,
+                                       softmax,  activation_error, length,    products,   peak};
 
 }  // namespace quota

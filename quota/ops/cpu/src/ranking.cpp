@@ -1,4 +1,4 @@
-// Entry points of the scores of visual tokens, a row of products each, and of the choice of the best.
+// Entry points of the scores of visual tokens, and of the choice of those that go on.
 #include <algorithm>
 #include <cmath>
 #include <memory>
@@ -6,39 +6,56 @@
 
 #include "kv.h"
 
+namespace {
+
+// Products at a time: the square of 4,096 tokens.
+constexpr int64_t LARGEST = 1 << 24;
+constexpr float SMALLEST = 1e-12f;
+
+}  // namespace
+
 extern "C" {
 
-// products contiguous [batch, rows, tokens], of tokens `first` .. first + rows - 1 with all; lengths, weights and valid
-// [batch, tokens] -> scores [batch, rows], 0 at padding. Returns 0, or 2 if memory runs out.
-int quota_peaks(int isa, int threads, const float* products, const float* lengths, const float* weights,
-                const uint8_t* valid, int64_t batch, int64_t rows, int64_t tokens, int64_t first, float* scores) {
+// hidden contiguous [batch, tokens, width], weights and valid [batch, tokens] -> scores [batch, tokens], 0 at padding.
+// Returns 0, or 2 if memory runs out.
+int quota_peaks(int isa, int threads, const float* hidden, const float* weights, const uint8_t* valid, int64_t batch,
+                int64_t tokens, int64_t width, float* scores) {
+    using quota::TokenProducts;
     const quota::KvKernels& kernels = quota::kv_kernels(isa);
-    // Whole vectors of the widest kind: lengths, weights, and the weights by which tokens are ordered.
+    // Whole vectors of the widest kind: inverse lengths, weights, and the weights by which tokens are ordered.
     const int64_t padded = (tokens + 15) / 16 * 16;
-    const std::unique_ptr<float[]> memory(new (std::nothrow) float[3 * batch * padded]);
+    // All products at once, unless an image has very many tokens.
+    const int64_t panel = std::min(tokens, std::max<int64_t>(LARGEST / std::max<int64_t>(tokens, 1), 1));
+    const int64_t rows = (panel + TokenProducts::BLOCK - 1) / TokenProducts::BLOCK * TokenProducts::BLOCK;
+    const std::unique_ptr<float[]> memory(new (std::nothrow) float[3 * padded + rows * tokens]);
     if (!memory) return 2;
+    float *inverses = memory.get(), *weight = inverses + padded, *order = weight + padded, *products = order + padded;
     for (int64_t sample = 0; sample < batch; ++sample) {
-        float* own = memory.get() + 3 * sample * padded;
+        const float* own = hidden + sample * tokens * width;
+        const uint8_t* there = valid + sample * tokens;
         for (int64_t j = 0; j < padded; ++j) {
-            const bool there = j < tokens && valid[sample * tokens + j];
-            own[j] = there ? lengths[sample * tokens + j] : 1.0f;
-            own[padded + j] = there ? weights[sample * tokens + j] : 0.0f;
-            own[2 * padded + j] = there ? weights[sample * tokens + j] : -INFINITY;
+            const bool counts = j < tokens && there[j];
+            inverses[j] = counts ? 1.0f / std::max(kernels.length(own + j * width, width), SMALLEST) : 1.0f;
+            weight[j] = counts ? weights[sample * tokens + j] : 0.0f;
+            order[j] = counts ? weights[sample * tokens + j] : -INFINITY;
         }
-    }
-    // Few numbers are done before other threads have started.
-#pragma omp parallel for collapse(2) schedule(static) num_threads(threads) if (batch * rows * tokens > 1 << 12)
-    for (int64_t sample = 0; sample < batch; ++sample) {
-        for (int64_t row = 0; row < rows; ++row) {
-            const float* own = memory.get() + 3 * sample * padded;
-            const quota::PeakRow peak = {products + (sample * rows + row) * tokens,
-                                         own,
-                                         own + padded,
-                                         own + 2 * padded,
-                                         own[first + row],
-                                         first + row,
-                                         tokens};
-            scores[sample * rows + row] = valid[sample * tokens + first + row] ? kernels.peak(peak) : 0.0f;
+        for (int64_t first = 0; first < tokens; first += rows) {
+            const TokenProducts job = {own, tokens, width, first, std::min(rows, tokens - first), products};
+            // Little is done before other threads have started.
+#pragma omp parallel num_threads(threads) if (job.rows * tokens * width > 1 << 16)
+            {
+                // The first rows have the most to do, as they do it for others.
+#pragma omp for schedule(dynamic)
+                for (int64_t row = first; row < first + job.rows; row += TokenProducts::BLOCK) {
+                    kernels.products(job, row);
+                }
+#pragma omp for schedule(static)
+                for (int64_t row = first; row < first + job.rows; ++row) {
+                    const quota::PeakRow peak = {
+                        products + (row - first) * tokens, inverses, weight, order, inverses[row], row, tokens};
+                    scores[sample * tokens + row] = there[row] ? kernels.peak(peak) : 0.0f;
+                }
+            }
         }
     }
     return 0;
