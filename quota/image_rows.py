@@ -43,10 +43,9 @@ def image_rows(images: Tensor, sizes: list[list[int]]) -> ImageRows:
     """Rows of `images` [B, T] (image of its sample, -1 none); of each sample, `sizes` of all images it once had."""
     if len(sizes) == len(sizes[0]) == 1:
         # The common case has nothing to tell apart.
-        places = (images >= 0).nonzero()[None, :, 1]
-        return ImageRows(
-            places.new_zeros(1), places, torch.ones_like(places, dtype=torch.bool), [places.shape[1]], sizes[0], True
-        )
+        places = (images[0] >= 0).nonzero().T
+        valid = torch.ones(places.shape, dtype=torch.bool, device=places.device)
+        return ImageRows(places.new_zeros(1), places, valid, [places.shape[1]], sizes[0], True)
     member = images[:, None] == torch.arange(len(sizes[0]), device=images.device)[:, None]
     present = member.sum(dim=2)
     sample, image = present.nonzero(as_tuple=True)

@@ -47,6 +47,10 @@ Progress = Callable[[str, int, int], None]
 _OUTSIDE = frozenset({"ablation", "bench", "cli", "report", "reference", "testbeds"})
 
 
+CLOCK_TURNS = 60
+"""Prefills of each schedule by which a budget of time is kept: more than elsewhere, as models are compared by it."""
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What one variant did."""
@@ -137,7 +141,8 @@ class Workshop:
 
         def measure() -> dict[str, float]:
             model, processor = self._quantized(variant)
-            return asdict(prefill_clock(model, self._calibration_inputs(variant, processor), tokens, variant.scheme))
+            inputs = self._calibration_inputs(variant, processor)
+            return asdict(prefill_clock(model, inputs, tokens, variant.scheme, CLOCK_TURNS))
 
         return Clock(**self._stored(variant, "clock", measure))
 
@@ -146,7 +151,8 @@ class Workshop:
 
         def measure() -> list[float]:
             model, processor = self._quantized(variant)
-            return prefill_milliseconds(model, self._calibration_inputs(variant, processor), recipes, variant.scheme)
+            inputs = self._calibration_inputs(variant, processor)
+            return prefill_milliseconds(model, inputs, recipes, variant.scheme, CLOCK_TURNS)
 
         shown = [None if recipe is None else recipe.model_dump(mode="json") for recipe in recipes]
         return self._stored(variant, f"times_{hashlib.sha256(json.dumps(shown).encode()).hexdigest()[:16]}", measure)

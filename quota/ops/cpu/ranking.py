@@ -39,6 +39,5 @@ def cut(score: Tensor, counts: Sequence[int], valid: Tensor, places: Tensor, oth
         raise QuotaError(NOT_A_NUMBER)
     if failed:
         raise MemoryError(f"no memory to choose among {score.shape[1]} tokens")
-    shape = len(kept), most.value
-    first = slice(0, len(kept) * most.value)
-    return Cut(kept, slots[first].view(shape), filled[first].view(shape))
+    layout = (len(kept), most.value), (most.value, 1)
+    return Cut(kept, slots.as_strided(*layout), filled.as_strided(*layout))
