@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -113,6 +113,17 @@ def keep_count(ratio: float, tokens: int) -> int:
     if tokens < 0:
         raise QuotaError(f"a number of visual tokens cannot be negative, got {tokens}")
     return min(tokens, math.ceil(ratio * tokens * (1 - _ROUND_OFF)))
+
+
+def tokens_entering(schedule: Mapping[int, int], tokens: int, depth: int) -> list[int]:
+    """Visual tokens that enter each of `depth` decoder layers.
+
+    `schedule` says how many of the `tokens` go on from a layer; -1 stands for the place before the first one.
+    """
+    entering = [schedule.get(-1, tokens)]
+    for layer in range(depth - 1):
+        entering.append(schedule.get(layer, entering[-1]))
+    return entering
 
 
 def check_keep(keep: float) -> None:

@@ -22,6 +22,7 @@ from bisect import bisect_right, insort
 from collections.abc import Callable, Iterator, Mapping
 from itertools import accumulate
 
+from quota.allocation import tokens_entering
 from quota.errors import QuotaError
 
 Errors = Mapping[int, Mapping[int, float]]
@@ -94,12 +95,7 @@ def _least(
 
 def cost(schedule: Schedule, tokens: int, depth: int, work: Work, cut: float = 0.0) -> float:
     """What a schedule costs over `depth` decoder layers, of `tokens` at first."""
-    after = dict(schedule)
-    entering, total = after.get(-1, tokens), cut * len(schedule)
-    for layer in range(depth):
-        total += work(entering)
-        entering = after.get(layer, entering)
-    return total
+    return sum(map(work, tokens_entering(dict(schedule), tokens, depth))) + cut * len(schedule)
 
 
 def _just_above(schedule: Schedule, rising: Errors, final: int | None) -> Iterator[Schedule]:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from quota.allocation import candidate_layers, keep_count, keep_ratios
+from quota.allocation import candidate_layers, keep_count, keep_ratios, tokens_entering
 from quota.budget import Errors, Schedule, best_schedules
 from quota.calibration import Curves
 from quota.drop_errors import SCORER
@@ -49,10 +49,7 @@ def published_compute(curves: Curves, tokens: int, keep: float, text_config: Any
     cuts = paper_cuts(curves, keep)
     depth = len(curves.sensitivity)
     after = {layer: keep_count(ratio, tokens) for layer, ratio in zip(cuts.layers, cuts.keep_ratios, strict=True)}
-    entering = [tokens]
-    for layer in range(depth - 1):
-        entering.append(after.get(layer, entering[-1]))
-    return prefill_flops_ratio(entering, tokens, text_config)
+    return prefill_flops_ratio(tokens_entering(after, tokens, depth), tokens, text_config)
 
 
 def quota_cuts(

@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from quota.allocation import check_keep, keep_count
+from quota.allocation import check_keep, keep_count, tokens_entering
 from quota.errors import QuotaError, first_problem
 from quota.files import write_atomically
 from quota.scheme import QuantizationScheme
@@ -115,11 +115,7 @@ class PruningRecipe(BaseModel):
         """
         if self.layers[-1] >= total_layers:
             raise QuotaError(f"the recipe prunes layer {self.layers[-1]}, the decoder has {total_layers} (from 0)")
-        after = dict(zip(self.layers, self.counts(tokens), strict=True))
-        entering = [after.get(-1, tokens)]
-        for layer in range(total_layers - 1):
-            entering.append(after.get(layer, entering[-1]))
-        return entering
+        return tokens_entering(dict(zip(self.layers, self.counts(tokens), strict=True)), tokens, total_layers)
 
     def verify(self, *, model_fingerprint: str, scheme: QuantizationScheme | None) -> None:
         """Raise QuotaError unless the recipe is for this model under this scheme (None: full precision)."""

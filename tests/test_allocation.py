@@ -19,6 +19,7 @@ from quota.allocation import (
     relative_error,
     schedule,
     sensitivity,
+    tokens_entering,
 )
 from quota.errors import QuotaError
 
@@ -305,3 +306,8 @@ class TestCandidateLayers:
     def test_bad_points(self, bad: float) -> None:
         with pytest.raises(QuotaError, match="concentration_iqr"):
             candidate_layers([0.5] * 10, [0.1] * 9 + [bad], [0.5] * 10, 10)
+
+
+def test_a_cut_is_felt_by_the_layers_behind_it() -> None:
+    assert tokens_entering({-1: 90, 1: 40, 3: 7}, 100, 6) == [90, 90, 40, 40, 7, 7]
+    assert tokens_entering({5: 1}, 100, 6) == [100] * 6

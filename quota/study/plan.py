@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from quota.allocation import candidate_layers, keep_count
+from quota.allocation import candidate_layers, keep_count, tokens_entering
 from quota.budget import Errors, Schedule
 from quota.calibration import Curves
 from quota.errors import QuotaError
@@ -56,10 +56,7 @@ class Measured:
     def cost(self, layers: tuple[int, ...], given: list[float]) -> float:
         """Prefill arithmetic of the visual tokens under these keep ratios, relative to keeping all."""
         after = {layer: keep_count(ratio, self.tokens) for layer, ratio in zip(layers, given, strict=True)}
-        entering = [after.get(-1, self.tokens)]
-        for layer in range(self.depth - 1):
-            entering.append(after.get(layer, entering[-1]))
-        return prefill_flops_ratio(entering, self.tokens, self.text_config)
+        return prefill_flops_ratio(tokens_entering(after, self.tokens, self.depth), self.tokens, self.text_config)
 
 
 def recipe(pruning: Pruning, measured: Measured, scheme: QuantizationScheme | None) -> PruningRecipe:

@@ -72,7 +72,7 @@ def test_a_budget_of_time_is_kept_by_a_clock_that_is_read_once(
         asked.append("clock")
         return Clock(rest=10.0, layer=1.0, cut=0.1, depth=LAYERS, full=10.0 + LAYERS)
 
-    def taken(model: Any, inputs: Any, recipes: list[Any], scheme: Any) -> list[float]:
+    def taken(model: Any, inputs: Any, recipes: list[Any], scheme: Any, turns: int) -> list[float]:
         asked.append(recipes[1].scorer)
         return [10.0 + LAYERS, *(10.5 + LAYERS * recipe.keep for recipe in recipes[1:])]
 
