@@ -36,8 +36,7 @@ inline float length(const float* x, int64_t width) {
 // Each half of the lanes goes on with one of two vectors.
 template <int span, int... lane>
 inline Floats halve(Floats a, Floats b, std::integer_sequence<int, lane...>) {
-    const Ints own = {(lane & span ? LANES + lane : lane)...};
-    return __builtin_shuffle(a, b, own) + __builtin_shuffle(a, b, own ^ span);
+    return Floats{(lane & span ? b[lane] : a[lane])...} + Floats{(lane & span ? b[lane ^ span] : a[lane ^ span])...};
 }
 
 // Lane i of the result is the sum of v[i]; v is used up.
