@@ -28,7 +28,6 @@ from quota.errors import QuotaError
 from quota.evaluation.footprint import prefill_flops_ratio
 from quota.models import family
 from quota.pruning import Pruner
-from quota.recipe import PruningRecipe
 from quota.scheme import QuantizationScheme
 
 TURNS = 25
@@ -77,8 +76,8 @@ def prefill_clock(
     sizes = [keep_count(ratio, tokens) for ratio in _SIZES]
     falling = tuple((layer, max(1, sizes[0] - place)) for place, layer in enumerate(candidates(depth)))
     schedules: list[Schedule] = [(), *(((-1, size),) for size in sizes), falling]
-    recipes = [schedule_recipe(model, schedule, tokens, scheme) if schedule else None for schedule in schedules]
-    milliseconds = prefill_milliseconds(model, inputs, recipes, scheme, turns)
+    recipes = [schedule_recipe(model, schedule, tokens, scheme) for schedule in schedules[1:]]
+    milliseconds = prefill_milliseconds(model, inputs, [[], *([Pruner(model, one, scheme)] for one in recipes)], turns)
 
     def work(count: int) -> float:
         return prefill_flops_ratio([count], tokens, config)
@@ -98,18 +97,13 @@ def fit(schedules: Sequence[tuple[float, int]], milliseconds: Sequence[float]) -
 
 
 def prefill_milliseconds(
-    model: PreTrainedModel,
-    inputs: Any,
-    recipes: Sequence[PruningRecipe | None],
-    scheme: QuantizationScheme | None,
-    turns: int = TURNS,
+    model: PreTrainedModel, inputs: Any, pruners: Sequence[Sequence[Pruner]], turns: int = TURNS
 ) -> list[float]:
-    """A prefill of `inputs` under each of the recipes (None: the model as it is), in turns: medians of `turns`."""
-    pruners = [None if recipe is None else Pruner(model, recipe, scheme) for recipe in recipes]
-    taken: list[list[float]] = [[] for _ in recipes]
+    """A prefill of `inputs` with each of these attached (none: the model as it is), in turns: medians of `turns`."""
+    taken: list[list[float]] = [[] for _ in pruners]
     for _ in range(turns):
-        for pruner, own in zip(pruners, taken, strict=True):
-            with _attached(pruner):
+        for together, own in zip(pruners, taken, strict=True):
+            with attached(together):
                 # The first of two warms up: what ran before had other sizes.
                 _prefill(model, inputs)
                 own.append(_prefill(model, inputs))
@@ -125,12 +119,12 @@ def _prefill(model: Any, inputs: Any) -> float:
 
 
 @contextmanager
-def _attached(pruner: Pruner | None) -> Iterator[None]:
-    if pruner is None:
-        yield
-        return
-    pruner.attach()
+def attached(pruners: Sequence[Pruner]) -> Iterator[None]:
+    """Attach them for as long as the block runs."""
     try:
+        for pruner in pruners:
+            pruner.attach()
         yield
     finally:
-        pruner.detach()
+        for pruner in pruners:
+            pruner.detach()

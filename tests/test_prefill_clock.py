@@ -10,7 +10,7 @@ from tiny_llava import LAYERS, VISUAL_TOKENS, batch, make_model
 from quota.drop_errors import schedule_recipe
 from quota.errors import QuotaError
 from quota.prefill_clock import Clock, fit, prefill_milliseconds
-from quota.pruning import is_pruned
+from quota.pruning import Pruner, is_pruned
 from quota.quantization.kv_cache import attach_cache
 
 CLOCK = Clock(rest=16.0, layer=1.0, cut=0.5, depth=10, full=25.0)
@@ -44,7 +44,7 @@ def test_what_a_budget_leaves_for_the_decoder() -> None:
 def test_every_recipe_is_timed_and_the_model_left_as_it_was() -> None:
     model = make_model()
     attach_cache(model, None)
-    recipes = [None, *(schedule_recipe(model, ((layer, 4),), VISUAL_TOKENS, None) for layer in range(-1, LAYERS - 1))]
-    taken = prefill_milliseconds(model, batch(), recipes, None, turns=3)
-    assert len(taken) == len(recipes) and min(taken) > 0
+    recipes = [schedule_recipe(model, ((layer, 4),), VISUAL_TOKENS, None) for layer in range(-1, LAYERS - 1)]
+    taken = prefill_milliseconds(model, batch(), [[], *([Pruner(model, recipe)] for recipe in recipes)], turns=3)
+    assert len(taken) == 1 + len(recipes) and min(taken) > 0
     assert not is_pruned(model)

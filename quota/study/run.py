@@ -64,11 +64,11 @@ def run_table(table: Table, study: Study, cache: Path, timed: bool, progress: Pr
     """Measure all rows of a table; what the cache holds is not measured again (prefill times are)."""
     workshop = Workshop(study.model, study.samples(), study.calibration_samples, cache, progress)
     outcomes = _outcomes(table, study, workshop)
+    prefills = workshop.prefills(list(table.rows.values()), TURNS) if timed else [None] * len(table.rows)
     rows = []
-    for number, (name, variant) in enumerate(table.rows.items()):
+    for number, (name, seconds) in enumerate(zip(table.rows, prefills, strict=True)):
         rival = table.rival(name)
         other = None if rival is None else outcomes[rival]
-        seconds = workshop.prefill(variant, TURNS) if timed else None
         rows.append(Row(name, figure(outcomes[name], outcomes[FULL], other), seconds))
         progress("figures", number + 1, len(table.rows))
     return rows

@@ -1,9 +1,8 @@
 """Make a variant, ask it the questions, remember the outcome.
 
-An outcome is stored in a folder of JSON files, each under the SHA-256 of all that decides it: the variant, the model's
-weights, the questions, the calibration set, the operators' backends, and the code of this package that runs. So a study
-that was interrupted goes on where it stopped, two tables share what they have in common, and nothing stale is reported.
-Calibrated checkpoints are stored beside, as calibration takes longer than loading.
+An outcome is stored in a folder of JSON files, each under the SHA-256 of all that decides it (quota/study/keys.py). So
+a study that was interrupted goes on where it stopped, two tables share what they have in common, and nothing stale is
+reported. Calibrated checkpoints are stored beside, as calibration takes longer than loading.
 """
 
 from __future__ import annotations
@@ -13,38 +12,32 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
-from quota import ops
 from quota.budget import Schedule
 from quota.calibration import Curves, calibrate
 from quota.checkpoint import mark, save_pretrained
-from quota.code import code_digest
 from quota.drop_errors import WORDS, Drops
 from quota.errors import QuotaError
 from quota.evaluation import evaluate
 from quota.files import write_atomically
 from quota.loading import load_model
 from quota.models import family, fingerprint
-from quota.prefill_clock import Clock, prefill_clock, prefill_milliseconds
+from quota.prefill_clock import Clock, attached, prefill_clock, prefill_milliseconds
 from quota.pruning import Pruner
 from quota.quantization.kv_cache import attach_cache
 from quota.recipe import PruningRecipe
 from quota.samples import Sample, build_inputs
-from quota.samples import fingerprint as samples_fingerprint
 from quota.scheme import QuantizationScheme
 from quota.study.guided import GuidedPruner
+from quota.study.keys import Keys
 from quota.study.plan import Measured, recipe
 from quota.study.pruned_graph import PrunedSweep
 from quota.study.variants import MEASURED, Variant
 
 Progress = Callable[[str, int, int], None]
 """Called with the name of the step, how much of it is done, and how much there is."""
-
-# What cannot change an outcome.
-_OUTSIDE = frozenset({"ablation", "bench", "cli", "report", "reference", "testbeds"})
 
 
 CLOCK_TURNS = 60
@@ -84,12 +77,12 @@ class Workshop:
         self.progress = progress
         self._loaded: tuple[str, Any, Any] | None = None
         self._measuring: tuple[int, Drops] | None = None
-        self._digests: dict[tuple[int, int], str] = {}
+        self._keys = Keys(model, questions, calibration)
 
     def outcome(self, variant: Variant) -> Outcome:
         """The variant's outcome, from the cache if it is there."""
         variant = variant.canonical()
-        file = self.cache / "outcomes" / f"{self._key(variant, questions=True)}.json"
+        file = self.cache / "outcomes" / f"{self._keys.outcome(variant)}.json"
         if file.is_file():
             return Outcome(**json.loads(file.read_text(encoding="utf-8"))["outcome"])
         found = self._ask(variant)
@@ -97,11 +90,27 @@ class Workshop:
         write_atomically(file, json.dumps(record, indent=1) + "\n")
         return found
 
-    def prefill(self, variant: Variant, turns: int) -> float:
-        """Seconds of one prefill of the first question, the median of `turns`; measured anew every time."""
-        with self._ready(variant.canonical()) as (model, processor):
+    def prefills(self, variants: Sequence[Variant], turns: int) -> list[float]:
+        """Seconds of a prefill of the first question by each variant, medians of `turns`; measured anew every time.
+
+        Variants of one model are timed in turns, so that a machine that slows down slows all of them.
+        """
+        places: dict[str, list[int]] = {}
+        for place, variant in enumerate(variants):
+            name = "full" if variant.scheme is None else str(self._folder(self._quantizer(variant.canonical())))
+            places.setdefault(name, []).append(place)
+        seconds = [0.0] * len(variants)
+        for done, group in enumerate(places.values()):
+            self.progress("timing", done, len(places))
+            own = [variants[place].canonical() for place in group]
+            # Before the model: what a recipe is made from may be measured on another one.
+            recipes = [self._recipes(variant) for variant in own]
+            model, processor = self._model(own[0])
+            pruners = [self._pruners(model, *each) for each in zip(recipes, (one.scheme for one in own), strict=True)]
             inputs = build_inputs(processor, self.questions[:1])
-            return prefill_milliseconds(model, inputs, [None], None, turns)[0] / 1000
+            for place, taken in zip(group, prefill_milliseconds(model, inputs, pruners, turns), strict=True):
+                seconds[place] = taken / 1000
+        return seconds
 
     def measured(self, variant: Variant) -> Measured:
         """What recipes for this variant's calibration are made from."""
@@ -152,7 +161,8 @@ class Workshop:
         def measure() -> list[float]:
             model, processor = self._quantized(variant)
             inputs = self._calibration_inputs(variant, processor)
-            return prefill_milliseconds(model, inputs, recipes, variant.scheme, CLOCK_TURNS)
+            pruners = [[] if one is None else [Pruner(model, one, variant.scheme)] for one in recipes]
+            return prefill_milliseconds(model, inputs, pruners, CLOCK_TURNS)
 
         shown = [None if recipe is None else recipe.model_dump(mode="json") for recipe in recipes]
         return self._stored(variant, f"times_{hashlib.sha256(json.dumps(shown).encode()).hexdigest()[:16]}", measure)
@@ -196,24 +206,29 @@ class Workshop:
     @contextmanager
     def _ready(self, variant: Variant) -> Iterator[tuple[Any, Any]]:
         """The variant's model and processor, pruned for as long as the block runs."""
-        pruning = variant.pruning
-        chosen = None if pruning is None else recipe(pruning, self.measured(variant), variant.scheme)
-        model, processor = self._full() if variant.scheme is None else self._quantized(variant)
-        pruners: list[Pruner] = []
-        if pruning is not None and chosen is not None:
-            if pruning.scoring == "full precision" and variant.scheme is not None:
-                guide, _, _ = load_model(self.model)
-                pruners.append(Pruner(guide, recipe(pruning, self.measured(variant), None)))
-                pruners.append(GuidedPruner(model, chosen, variant.scheme, guide))
-            else:
-                pruners.append(Pruner(model, chosen, variant.scheme))
-        try:
-            for pruner in pruners:
-                pruner.attach()
+        recipes = self._recipes(variant)
+        model, processor = self._model(variant)
+        with attached(self._pruners(model, recipes, variant.scheme)):
             yield model, processor
-        finally:
-            for pruner in pruners:
-                pruner.detach()
+
+    def _model(self, variant: Variant) -> tuple[Any, Any]:
+        """The variant's model, with every token, and processor."""
+        return self._full() if variant.scheme is None else self._quantized(variant)
+
+    def _recipes(self, variant: Variant) -> list[PruningRecipe]:
+        """What prunes the variant's model, and before it what prunes the model that guides it, if one does."""
+        pruning = variant.pruning
+        if pruning is None:
+            return []
+        guided = pruning.scoring == "full precision" and variant.scheme is not None
+        schemes = [None, variant.scheme] if guided else [variant.scheme]
+        return [recipe(pruning, self.measured(variant), scheme) for scheme in schemes]
+
+    def _pruners(self, model: Any, recipes: list[PruningRecipe], scheme: QuantizationScheme | None) -> list[Pruner]:
+        if len(recipes) < 2:
+            return [Pruner(model, one, scheme) for one in recipes]
+        guide, _, _ = load_model(self.model)
+        return [Pruner(guide, recipes[0]), GuidedPruner(model, recipes[1], scheme, guide)]
 
     def _full(self) -> tuple[Any, Any]:
         if self._loaded is None or self._loaded[0] != "full":
@@ -265,35 +280,4 @@ class Workshop:
         write_atomically(folder / "curves.json", json.dumps(curves) + "\n")
 
     def _folder(self, variant: Variant) -> Path:
-        return self.cache / "checkpoints" / self._key(variant, questions=False)[:32]
-
-    def _key(self, variant: Variant, questions: bool) -> str:
-        facts: dict[str, Any] = {
-            "variant": variant.model_dump(mode="json"),
-            "model": self._model_digest,
-            "code": code_digest(_OUTSIDE),
-            "backend": ops.backend().name,
-        }
-        if variant.calibrated:
-            facts["calibration"] = self._calibration_digest(variant.samples, variant.seed)
-        if questions:
-            facts["questions"] = self._questions_digest
-        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-
-    def _calibration_digest(self, count: int, seed: int) -> str:
-        if (count, seed) not in self._digests:
-            self._digests[count, seed] = samples_fingerprint(self.calibration(count, seed))
-        return self._digests[count, seed]
-
-    @cached_property
-    def _questions_digest(self) -> str:
-        return samples_fingerprint(self.questions)
-
-    @cached_property
-    def _model_digest(self) -> str:
-        model, _, _ = load_model(self.model)
-        digest = hashlib.sha256()
-        for name, tensor in model.state_dict().items():
-            digest.update(name.encode())
-            digest.update(tensor.float().numpy().tobytes())
-        return digest.hexdigest()
+        return self.cache / "checkpoints" / self._keys.model(variant)[:32]

@@ -13,6 +13,7 @@ from quota.cli import main
 from quota.cli.study import _command
 from quota.errors import QuotaError
 from quota.prefill_clock import Clock
+from quota.pruning import Pruner
 from quota.samples import read_samples
 from quota.scheme import QuantizationScheme
 from quota.study import workshop as module
@@ -72,9 +73,10 @@ def test_a_budget_of_time_is_kept_by_a_clock_that_is_read_once(
         asked.append("clock")
         return Clock(rest=10.0, layer=1.0, cut=0.1, depth=LAYERS, full=10.0 + LAYERS)
 
-    def taken(model: Any, inputs: Any, recipes: list[Any], scheme: Any, turns: int) -> list[float]:
-        asked.append(recipes[1].scorer)
-        return [10.0 + LAYERS, *(10.5 + LAYERS * recipe.keep for recipe in recipes[1:])]
+    def taken(model: Any, inputs: Any, pruners: list[list[Pruner]], turns: int) -> list[float]:
+        recipes = [pruner.recipe for together in pruners for pruner in together]
+        asked.append(recipes[0].scorer)
+        return [10.0 + LAYERS, *(10.5 + LAYERS * recipe.keep for recipe in recipes)]
 
     monkeypatch.setattr(module, "prefill_clock", clock)
     monkeypatch.setattr(module, "prefill_milliseconds", taken)
@@ -88,6 +90,21 @@ def test_a_budget_of_time_is_kept_by_a_clock_that_is_read_once(
     assert asked == ["clock", "divprune"]
 
 
+def test_variants_of_one_model_are_timed_in_turns(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    groups: list[list[int]] = []
+
+    def taken(model: Any, inputs: Any, pruners: list[list[Pruner]], turns: int) -> list[float]:
+        groups.append([len(together) for together in pruners])
+        return [1000.0 * len(groups) + len(together) for together in pruners]
+
+    monkeypatch.setattr(module, "prefill_milliseconds", taken)
+    both, guided = VARIANTS["both"], VARIANTS["scored in full precision"]
+    found = workshop.prefills([both, VARIANTS["full precision"], both.model_copy(update={"pruning": None}), guided], 3)
+    # The model that guides another has a Pruner too.
+    assert groups == [[1, 0, 2], [0]]
+    assert found == [1.001, 2.0, 1.0, 1.002]
+
+
 def test_an_outcome_is_read_from_the_cache(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
     first = workshop.outcome(VARIANTS["both"])
     monkeypatch.setattr(module, "evaluate", lambda *_, **__: pytest.fail("asked again"))
@@ -99,7 +116,7 @@ def test_an_outcome_is_read_from_the_cache(workshop: Workshop, monkeypatch: pyte
 def test_what_decides_an_outcome_decides_its_name(workshop: Workshop) -> None:
     variants = [*VARIANTS.values(), Variant(samples=5), Variant(samples=4, seed=1)]
     variants.append(Variant(samples=4, scheme=QuantizationScheme(kv_bits=8)))
-    assert len({workshop._key(variant, questions=True) for variant in variants}) == len(variants)
+    assert len({workshop._keys.outcome(variant) for variant in variants}) == len(variants)
 
 
 def test_full_precision_scores_choose_what_the_full_model_would(workshop: Workshop) -> None:
