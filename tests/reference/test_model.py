@@ -30,7 +30,9 @@ def test_it_loads_without_quota() -> None:
     command = [sys.executable, "-c", STOCK, str(reference.model_path())]
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     model, _, _ = load_model("reference")
-    assert float(printed) == pytest.approx(float(sum(p.detach().double().abs().sum() for p in model.parameters())), rel=1e-9)
+    assert float(printed) == pytest.approx(
+        float(sum(p.detach().double().abs().sum() for p in model.parameters())), rel=1e-9
+    )
 
 
 def test_it_is_the_architecture_that_the_trainer_builds() -> None:
