@@ -86,6 +86,20 @@ def test_output_has_the_dtype_and_the_shape_of_the_input(dtype: torch.dtype, sha
     assert bool(torch.isfinite(y).all())
 
 
+@pytest.mark.parametrize("name", ["cpu", "torch", "reference"])
+@pytest.mark.parametrize(
+    "x",
+    [torch.randn(128, 9).T, torch.randn(9, 256)[:, ::2], torch.randn(2, 128, 5).transpose(1, 2), torch.ones(128)[None]],
+    ids=["transposed", "every other channel", "three dimensions", "one row"],
+)
+def test_an_input_may_lie_in_memory_as_it_likes(name: str, x: Tensor) -> None:
+    if name not in ops.available_backends():
+        pytest.skip("not here")
+    layer = W4A4Linear.from_linear(nn.Linear(128, 64), QuantizationScheme(weight_rounding="rtn"))
+    with ops.use(name):
+        assert torch.equal(layer(x), layer(x.contiguous()))
+
+
 def test_the_result_is_the_same_under_autocast() -> None:
     layer = W4A4Linear.from_linear(random_linear(), RTN)
     x = random_input(4, 128)
