@@ -77,6 +77,12 @@ class TestQuantize:
         x = row.expand(1, 1, 3, 64)
         assert_same(kv.quantize_kv(x, 4, 0), reference.quantize_kv(x, 4, 0))
 
+    @pytest.mark.parametrize("places", [(0, 7), (7, 0)], ids=["0 first", "-0 first"])
+    def test_zero_has_one_sign(self, places: tuple[int, int]) -> None:
+        x = torch.ones(1, 1, 1, 8)
+        x[..., list(places)] = torch.tensor([0.0, -0.0])
+        assert not kv.quantize_kv(x, 4, 0).zero.view(torch.int16).any()
+
     @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf, 1e7], ids=str)
     @pytest.mark.parametrize("hadamard", [0, 64])
     @pytest.mark.parametrize("place", [0, 17, 63])

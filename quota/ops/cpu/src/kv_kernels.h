@@ -94,7 +94,8 @@ inline bool quantize(const void* x, int type, int64_t width, int64_t block, uint
         finite = fma(v, Floats{}, finite);
     }
     const float smallest = min_of(low), range = (max_of(high) - smallest) / 15.0f;
-    const uint16_t scale_half = to_half(range < 0x1p-14f ? 0x1p-14f : range), zero_half = to_half(smallest);
+    // Of 0 and -0 the smallest is that which a lane happens to see first: both are stored as 0.
+    const uint16_t scale_half = to_half(range < 0x1p-14f ? 0x1p-14f : range), zero_half = to_half(smallest + 0.0f);
     const bool stored = sum_of(finite) == 0.0f && (scale_half & 0x7c00u) != 0x7c00u && (zero_half & 0x7c00u) != 0x7c00u;
     if (!stored) return false;
 
