@@ -96,13 +96,14 @@ class Workshop:
         Variants of one model are timed in turns, so that a machine that slows down slows all of them.
         """
         places: dict[str, list[int]] = {}
+        variants = [variant.canonical() for variant in variants]
         for place, variant in enumerate(variants):
-            name = "full" if variant.scheme is None else str(self._folder(self._quantizer(variant.canonical())))
+            name = "full" if variant.scheme is None else str(self._folder(self._quantizer(variant)))
             places.setdefault(name, []).append(place)
         seconds = [0.0] * len(variants)
         for done, group in enumerate(places.values()):
             self.progress("timing", done, len(places))
-            own = [variants[place].canonical() for place in group]
+            own = [variants[place] for place in group]
             # Before the model: what a recipe is made from may be measured on another one.
             recipes = [self._recipes(variant) for variant in own]
             model, processor = self._model(own[0])
