@@ -5,8 +5,8 @@
     prune_only      a recipe on a full-precision model
 
 The last two are the parts of the first one alone, and what it is compared with. Quantisation and calibration are one
-sweep (quota/calibration.py); its curves, and by default the measured errors of drops, become a recipe
-(quota/method.py); a quantised KV cache and a Pruner are then attached to the model.
+sweep (quota/calibration/sweep.py); its curves, and by default the measured errors of drops, become a recipe
+(quota/allocation/search.py); a quantised KV cache and a Pruner are then attached to the model.
 """
 
 from __future__ import annotations
@@ -21,22 +21,23 @@ from typing import Any, get_args
 from transformers import PreTrainedModel
 
 from quota import ops
-from quota.allocation import candidate_layers, keep_ratios
-from quota.calibration import Calibration, Curves, Progress, calibrate
-from quota.checkpoint import mark, settings
+from quota.allocation.paper import Method, candidate_layers, keep_ratios, paper_cuts
+from quota.allocation.search import MeasuredCuts
+from quota.attention.hook import attach_cache
+from quota.calibration.curves import Curves
+from quota.calibration.rounds import Graph, as_graph, calibrate_in
+from quota.calibration.storage import InMemory, Storage
+from quota.calibration.sweep import Calibration, Progress, calibrate
+from quota.calibration.token_weights import check_share
+from quota.checkpoint.save import mark, settings
 from quota.errors import QuotaError
-from quota.measured_cuts import MeasuredCuts
-from quota.method import Method, paper_cuts
 from quota.models import family, fingerprint
-from quota.pruning import Pruner
-from quota.quantization.kv_cache import attach_cache
-from quota.recipe import PruningRecipe
-from quota.residence import InMemory, Residence
-from quota.rounds import Graph, as_graph, calibrate_in
-from quota.samples import Sample, build_inputs
+from quota.prompts import build_inputs
+from quota.pruning.pruner import Pruner
+from quota.pruning.recipe import PruningRecipe
+from quota.samples import Sample
 from quota.samples import fingerprint as samples_fingerprint
 from quota.scheme import QuantizationScheme
-from quota.token_weights import check_share
 from quota.version import __version__
 
 DEFAULT_SCHEME = QuantizationScheme()
@@ -81,7 +82,7 @@ def compress(
     method: Method = "quota",
     compute: float | None = None,
     milliseconds: float | None = None,
-    residence: Residence | None = None,
+    storage: Storage | None = None,
 ) -> CompressionResult:
     """Quantise `model` in place and make it drop visual tokens by a recipe calibrated for it.
 
@@ -92,16 +93,17 @@ def compress(
         layers: of the method "paper", candidate decoder layers, to override the rule of `candidate_layers`.
         temperature: of "paper", tau of equation (3).
         seed: recorded in the recipe as the one that `samples` were drawn with. Nothing here is random.
-        progress: called with the work done and its total, in multiplications (quota/work.py); other graphs start it
+        progress: called with the work done and its total, in multiplications (quota/calibration/work.py); other graphs
+            start it
             anew for every sweep.
-        graph: "unpruned", "pruned" or "joint": the graph that is calibrated in (quota/rounds.py).
-        visual_share: what visual tokens count for when weights are rounded (quota/token_weights.py); None: all alike.
-        method: "quota", by the measured errors of drops, or "paper", the published one.
-        compute: of "quota", the largest share of the unpruned prefill arithmetic of visual tokens to spend; None: what
+        graph: "unpruned", "pruned" or "joint": the graph that is calibrated in (quota/calibration/rounds.py).
+        visual_share: what visual tokens count for when weights are rounded (quota/calibration/token_weights.py); None:
+        all alike. method: "quota", by the measured errors of drops, or "paper", the published one. compute: of
+        "quota", the largest share of the unpruned prefill arithmetic of visual tokens to spend; None: what
             "paper" would spend on the same model.
         milliseconds: of "quota", instead of `compute`: the longest that the prefill of a typical sample may take on
-            this machine (quota/prefill_clock.py), which should do nothing else meanwhile.
-        residence: where the model's blocks are, if not in memory; `compress_folder` gives it, for one sweep.
+            this machine (quota/allocation/clock.py), which should do nothing else meanwhile.
+        storage: where the model's blocks are, if not in memory; `compress_folder` gives it, for one sweep.
 
     Raises QuotaError, before anything is changed, for options out of range, no samples, an unsupported architecture
     or a model that is compressed already. If the sweep itself fails the model is half quantised: load it anew.
@@ -110,7 +112,7 @@ def compress(
     _check_options(model, keep, method, compute, milliseconds, layers, temperature, graph)
     check_share(visual_share)
     inputs = _inputs(model, processor, samples)
-    place = residence or InMemory()
+    place = storage or InMemory()
     drops = MeasuredCuts(model, processor, samples, scheme, keep, progress, place) if method == "quota" else None
 
     def make_recipe(calibration: Calibration) -> PruningRecipe:
@@ -139,7 +141,7 @@ def compress(
 
     with ops.record() as operators:
         report = progress if drops is None else drops.sweeping
-        sweep = partial(calibrate, model, inputs, scheme, report, visual_share=visual_share, residence=place)
+        sweep = partial(calibrate, model, inputs, scheme, report, visual_share=visual_share, storage=place)
         found = calibrate_in(graph, model, sweep, make_recipe)
     attach_cache(model, scheme)
     Pruner(model, found.recipe, scheme).attach()

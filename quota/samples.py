@@ -15,7 +15,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
@@ -89,7 +88,7 @@ def _parse(line: str, folder: Path, place: str) -> Sample:
     for key, value in entry.items():
         if not isinstance(value, str):
             raise QuotaError(f"{place}: {key!r} must be a string, not {type(value).__name__}")
-        if not _is_text(value):
+        if not is_text(value):
             raise QuotaError(f"{place}: {key!r} holds half a character (a lone surrogate); write it as UTF-8")
     image = folder / entry["image"]
     if not image.is_file():
@@ -97,7 +96,7 @@ def _parse(line: str, folder: Path, place: str) -> Sample:
     return Sample(image, entry["question"], entry.get("answer"), entry.get("task"))
 
 
-def _is_text(value: str) -> bool:
+def is_text(value: str) -> bool:
     """Whether UTF-8 can hold it: bytes of another encoding on a command line, or half of a JSON escape, it cannot."""
     try:
         value.encode()
@@ -131,30 +130,3 @@ def fingerprint(samples: Sequence[Sample]) -> str:
         digest.update(text.encode())
         digest.update(picture.tobytes())
     return digest.hexdigest()
-
-
-def build_inputs(processor: Any, samples: Sequence[Sample], with_answer: bool = False) -> Any:
-    """What the model takes for a batch of questions: `input_ids` and `attention_mask` [B, L], `pixel_values`.
-
-    The processor's own chat template writes the prompt, and shorter prompts are padded on the left, as generation
-    needs. With `with_answer` the answer stands behind the question as the assistant's turn (calibration text).
-
-    Raises QuotaError for a processor without a chat template, a question that is no text and, with `with_answer`, a
-    sample without an answer.
-    """
-    if getattr(processor, "chat_template", None) is None:
-        raise QuotaError("the model's processor has no chat template; add chat_template.jinja to its folder")
-    prompts = []
-    for sample in samples:
-        if not _is_text(sample.question):
-            raise QuotaError(f"the question {sample.question!r} holds half a character; write it as UTF-8")
-        content = [{"type": "image"}, {"type": "text", "text": sample.question}]
-        turns: list[dict[str, Any]] = [{"role": "user", "content": content}]
-        if with_answer:
-            if sample.answer is None:
-                raise QuotaError(f"the question {sample.question!r} has no answer to calibrate with")
-            turns.append({"role": "assistant", "content": [{"type": "text", "text": sample.answer}]})
-        prompts.append(processor.apply_chat_template(turns, add_generation_prompt=not with_answer))
-    # Each in a list of its own: some processors take a flat list for the pictures of one prompt.
-    pictures = [[sample.picture()] for sample in samples]
-    return processor(images=pictures, text=prompts, padding=True, padding_side="left", return_tensors="pt")

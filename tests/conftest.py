@@ -6,14 +6,15 @@ import json
 from pathlib import Path
 
 import pytest
-from tiny_llava import make_model, make_samples, processor
+from support.tiny_llava import make_model, make_samples, processor
 from transformers import LlavaForConditionalGeneration, LlavaProcessor
 
 import quota
-from quota import reference
-from quota.evaluation.generation import answer
-from quota.loading import REFERENCE, load_model
+from quota.checkpoint.named import load_model
+from quota.prompts import answer
 from quota.samples import Sample
+from quota_lab import reference
+from quota_lab.reference import NAME as REFERENCE
 
 
 @pytest.fixture

@@ -5,16 +5,16 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_llava import LAYERS, VISUAL_TOKENS, answers, logits, make_model, make_samples, processor
+from support.tiny_llava import LAYERS, VISUAL_TOKENS, answers, logits, make_model, make_samples, processor
 from torch import nn
 
 import quota
 from quota import QuantizationScheme, QuotaError
-from quota.allocation import candidate_layers
+from quota.allocation.clock import Clock
+from quota.allocation.paper import candidate_layers
 from quota.compress import CompressionResult, prune_only, quantize_only
-from quota.evaluation import prefill_flops_ratio
 from quota.models import fingerprint
-from quota.prefill_clock import Clock
+from quota.pruning.schedule import prefill_flops_ratio
 from quota.samples import fingerprint as samples_fingerprint
 
 SAMPLES = make_samples(5)
@@ -70,7 +70,7 @@ def test_milliseconds_are_spent_on_tokens_and_cuts(monkeypatch: pytest.MonkeyPat
         asked.append(int((inputs["input_ids"] == model.config.image_token_id).sum()))
         return Clock(rest=10.0, layer=1.0, cut=0.5, depth=LAYERS, full=10.0 + LAYERS)
 
-    monkeypatch.setattr("quota.measured_cuts.prefill_clock", clock)
+    monkeypatch.setattr("quota.allocation.search.prefill_clock", clock)
     _, result = compressed(method="quota", milliseconds=14.0)
     recipe, config = result.recipe, make_model().config.get_text_config()
     entering = recipe.tokens_per_layer(VISUAL_TOKENS, LAYERS)

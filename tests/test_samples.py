@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from quota.errors import QuotaError
-from quota.samples import Sample, build_inputs, fingerprint, first_of_each_task, read_samples
+from quota.prompts import build_inputs
+from quota.samples import Sample, fingerprint, first_of_each_task, read_samples
 
 
 def write_questions(folder: Path, *lines: str) -> Path:

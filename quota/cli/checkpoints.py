@@ -80,14 +80,14 @@ def compress(
     ```
     """
     import quota
+    from quota.calibration.rounds import as_graph
+    from quota.checkpoint.named import load_model, model_dtype, model_folder
+    from quota.compress_folder import compress_folder, finished_blocks
     from quota.files import refuse_foreign
-    from quota.loading import load_model, model_dtype, model_folder
     from quota.report.inspection import inspect_path
     from quota.report.progress import progress_bar
     from quota.report.tables import inspection_table
-    from quota.rounds import as_graph
     from quota.scheme import QuantizationScheme
-    from quota.streaming import compress_folder, finished_blocks
 
     # Before the minutes of calibration, not after them.
     refuse_foreign(out)
@@ -167,15 +167,14 @@ def inspect(
 
 
 def _calibration_samples(model: str, file: Path | None, count: int, seed: int) -> list[Any]:
-    """`count` samples of the user's file, drawn by the seed; the generator's own for the reference model."""
-    from quota import reference
-    from quota.loading import REFERENCE
+    """`count` samples of the user's file, drawn by the seed; a shipped model draws its own."""
+    from quota.checkpoint.named import shipped
     from quota.samples import read_samples
 
     if file is None:
-        if model != REFERENCE:
+        if (known := shipped(model)) is None:
             raise QuotaError("--calibration is needed for this model: a .jsonl file of questions about pictures")
-        return reference.calibration_samples(count, seed)
+        return known.calibration_samples(count, seed)
     found = read_samples(file)
     if len(found) < count:
         raise QuotaError(f"{file} holds {len(found)} questions; add some, or pass --samples {len(found)}")

@@ -1,4 +1,4 @@
-"""Commands that ask a model about pictures: run, eval, explain, demo."""
+"""Commands that ask a model about pictures: run, eval, explain."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def run(
     quota run small/ --image street.jpg "How many cars are there?"
     """
     from quota import ops
-    from quota.evaluation.generation import answer
-    from quota.loading import load_model
+    from quota.checkpoint.named import load_model
+    from quota.prompts import answer
     from quota.samples import Sample
 
     sample = Sample(image, question)
@@ -74,13 +74,13 @@ def evaluate_suite(
     within tasks. With --baseline there are also retention and retention_interval, the mean over tasks of accuracy
     relative to the baseline's (null if that answers nothing right in some task).
     """
+    from quota.checkpoint.named import load_model, suite_folder
     from quota.evaluation import evaluate
-    from quota.loading import load_model
     from quota.report.progress import progress_bar
     from quota.report.tables import evaluation_table
     from quota.samples import first_of_each_task, read_samples
 
-    questions = read_samples(_suite_path(suite))
+    questions = read_samples(suite_folder(suite))
     if limit is not None:
         questions = first_of_each_task(questions, limit)
     network, processor, label = load_model(model)
@@ -108,10 +108,10 @@ def explain(
 
     quota explain small/ --image street.jpg --question "How many cars are there?" --output kept.png
     """
-    from quota.loading import load_model
+    from quota.checkpoint.named import load_model
     from quota.report.explain import draw_explanation
     from quota.report.explain import explain as explain_sample
-    from quota.report.schedule import require_matplotlib
+    from quota.report.plot import require_matplotlib
     from quota.samples import Sample
 
     require_matplotlib()
@@ -125,45 +125,15 @@ def explain(
     write_json(json_file, explanation.figures())
 
 
-@app.command()
-def demo(
-    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder for the checkpoint and the picture.")] = Path("demo"),
-    json_file: JsonFile = None,
-    questions: Annotated[
-        int | None, typer.Option(min=1, help="Questions of each task; the default lets it end in minutes.")
-    ] = None,
-    backend: Backend = None,
-) -> None:
-    """Compress the shipped model, save it, load it back, and compare it with three other variants.
-
-    Prints one table (full precision, quantised only, pruned only, QUOTA) and draws kept_tokens.png.
-
-    ```text
-    quota demo
-    quota demo --out demo --json demo/demo.json --questions 100
-    ```
-    """
-    from quota.demo import QUESTIONS, run_demo
-    from quota.report.progress import progress_steps
-    from quota.report.tables import demo_tables
-
-    with progress_steps() as progress:
-        result = run_demo(out, questions or QUESTIONS, progress)
-    for table in demo_tables(result):
-        console.print(table)
-    notes.print(f"kept tokens: {result.picture}; checkpoint: {result.checkpoint}; {result.seconds:.0f} s in all")
-    write_json(json_file, result.figures())
-
-
 def _compare(
     evaluation: Evaluation, model: str, baseline: str, suite: str, questions: list[Sample], batch_size: int
 ) -> dict[str, Any]:
     """Answer the same questions with the baseline, say what share of its score is left, and note it in the card."""
+    from quota.checkpoint.card import record_retention
+    from quota.checkpoint.named import load_model
     from quota.evaluation import evaluate
     from quota.evaluation.statistics import retention, retention_interval
     from quota.files import is_checkpoint
-    from quota.loading import load_model
-    from quota.model_card import record_retention
     from quota.report.progress import progress_bar
 
     network, processor, label = load_model(baseline)
@@ -178,11 +148,3 @@ def _compare(
     if is_checkpoint(Path(model)):
         record_retention(Path(model), share, interval, label, suite, len(questions))
     return {"retention": share, "retention_interval": list(interval)}
-
-
-def _suite_path(name: str) -> Path:
-    from quota import reference
-
-    if name == "easy-vqa":
-        return reference.easy_vqa_path()
-    return reference.suite_path() if name == "reference" else Path(name)

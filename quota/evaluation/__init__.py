@@ -2,9 +2,9 @@
 
 from quota.evaluation.answers import matches, normalize_answer
 from quota.evaluation.evaluate import Evaluation, evaluate
-from quota.evaluation.footprint import Footprint, footprint, prefill_flops_ratio
-from quota.evaluation.halves import half
+from quota.evaluation.footprint import Footprint, footprint
 from quota.evaluation.statistics import accuracy_interval, difference_interval, retention, retention_interval
+from quota.pruning.schedule import prefill_flops_ratio
 
 __all__ = [
     "Evaluation",
@@ -13,7 +13,6 @@ __all__ = [
     "difference_interval",
     "evaluate",
     "footprint",
-    "half",
     "matches",
     "normalize_answer",
     "prefill_flops_ratio",

@@ -16,9 +16,9 @@ from typing import Any
 from quota import ops
 from quota.errors import QuotaError
 from quota.evaluation.answers import matches, normalize_answer
-from quota.evaluation.generation import count_tokens, decode, generate
 from quota.evaluation.statistics import accuracy_interval
-from quota.samples import Sample, build_inputs
+from quota.prompts import build_inputs, count_tokens, decode, generate
+from quota.samples import Sample
 
 BATCH_SIZE = 32
 UNNAMED_TASK = "all"

@@ -7,7 +7,6 @@ cache that one would deploy.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +14,13 @@ from typing import Any
 
 import torch
 
-from quota.checkpoint import RECIPE_FILE
+from quota.attention.cache import QuantizedLayer
+from quota.attention.slots import SlotLayer
+from quota.checkpoint.save import RECIPE_FILE
 from quota.models import family
-from quota.pruning import is_pruned, record
-from quota.quantization.kv_cache import QuantizedLayer, SlotLayer
-from quota.samples import Sample, build_inputs
+from quota.prompts import build_inputs
+from quota.pruning.pruner import is_pruned, record
+from quota.samples import Sample
 
 _BYTES_OF_FLOAT = 2
 
@@ -57,24 +58,6 @@ def _layer_bytes(layer: Any) -> int:
         return layer.nbytes()
     numbers = layer.keys.numel() + layer.values.numel()
     return _BYTES_OF_FLOAT * numbers + (layer.positions.nbytes if isinstance(layer, SlotLayer) else 0)
-
-
-def prefill_flops_ratio(tokens_per_layer: Sequence[int], tokens: int, text_config: Any) -> float:
-    """Arithmetic of the visual tokens in some decoder layers' prefill, relative to all `tokens` of them in each.
-
-    Per layer with n tokens: the projections of attention and of the gated MLP, linear in n, and the two attention
-    products, quadratic in n (causality not discounted).
-    """
-    width, inner = text_config.hidden_size, text_config.intermediate_size
-    heads = text_config.num_attention_heads
-    head = getattr(text_config, "head_dim", None) or width // heads
-    kv_heads = getattr(text_config, "num_key_value_heads", None) or heads
-    per_token = 2 * width * head * (heads + kv_heads) + 3 * width * inner
-
-    def work(count: int) -> int:
-        return count * per_token + 2 * count**2 * heads * head
-
-    return sum(work(count) for count in tokens_per_layer) / (len(tokens_per_layer) * work(tokens))
 
 
 def disk_bytes(folder: Path) -> int:

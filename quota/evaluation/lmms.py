@@ -16,8 +16,8 @@ from lmms_eval.models.registry_v2 import ModelManifest  # pyright: ignore[report
 from lmms_eval.protocol import ChatMessages  # pyright: ignore[reportMissingImports]
 from tqdm import tqdm
 
+from quota.checkpoint.named import load_model
 from quota.errors import QuotaError
-from quota.loading import load_model
 
 MANIFEST = ModelManifest(model_id="quota", chat_class_path="quota.evaluation.lmms.QuotaModel")
 

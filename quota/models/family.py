@@ -55,7 +55,7 @@ class Family:
     tokens of one block see one another, -1 is in none. None: this pass is causal.
     """
     deepstack: int = 0
-    """Behind so many of the first decoder layers features of tower blocks are added (quota/deepstack.py)."""
+    """Behind so many of the first decoder layers features of tower blocks are added (quota/pruning/deepstack.py)."""
 
     @property
     def sees(self) -> bool:

@@ -47,7 +47,7 @@ _REGISTRY = {
     "triton": ("quota.ops.triton", "TritonBackend"),
     "cpu": ("quota.ops.cpu", "CpuBackend"),
     "torch": ("quota.ops.torch_int8", "TorchBackend"),
-    "reference": ("quota.ops.reference", "ReferenceBackend"),
+    "reference": ("quota.ops.reference.backend", "ReferenceBackend"),
 }
 NAMES = tuple(_REGISTRY)
 

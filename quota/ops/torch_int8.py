@@ -24,11 +24,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from quota.cut import cut
-from quota.ops import reference_attention, reference_peaks
+from quota.ops.choice import cut
+from quota.ops.hadamard import block_hadamard
+from quota.ops.integer import quantize_activation, unpack_int32
 from quota.ops.interface import CacheSpec, LinearSpec, LinearWeight
-from quota.quantization.hadamard import block_hadamard
-from quota.quantization.integer import quantize_activation, unpack_int32
+from quota.ops.reference import attention as reference_attention
+from quota.ops.reference import tokens as reference_peaks
 
 # What CUDA's `_int_mm` wants: K and N multiples of 8, M above 16. Weights are padded alike on every device.
 _MULTIPLE = 8

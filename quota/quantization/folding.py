@@ -25,8 +25,8 @@ import torch
 from torch import Tensor, nn
 
 from quota.errors import QuotaError
+from quota.ops.hadamard import block_hadamard
 from quota.quantization.balance import balance, balance_diagonal
-from quota.quantization.hadamard import block_hadamard
 
 TOLERANCE = 0.02
 """Relative change of a block's output that rounding to bfloat16 may make; a fold that is wrong makes far more."""

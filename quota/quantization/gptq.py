@@ -10,7 +10,7 @@ and the error of each is made up for by the columns still to come:
 Groups of columns are taken in descending order of their inputs' energy, as errors in the last ones can no longer
 be made up for; within a group the order is kept, and so is the order in which results are stored. The scale of a
 group is chosen when its first column is reached, from the weights as corrected so far, by the clip search of
-`quota.quantization.integer` with every column weighed by 1 / U_jj^2: what H_jj becomes once the later columns have
+`quota.ops.integer` with every column weighed by 1 / U_jj^2: what H_jj becomes once the later columns have
 done what they can.
 """
 
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from quota.errors import QuotaError
-from quota.quantization.integer import round_weight, search_scale
+from quota.ops.integer import round_weight, search_scale
 
 DAMPING = 0.01
 

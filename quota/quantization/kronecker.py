@@ -20,7 +20,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from quota.quantization.hadamard import hadamard_matrix
+from quota.ops.hadamard import hadamard_matrix
 from quota.scheme import QuantizationScheme
 
 

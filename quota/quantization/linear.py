@@ -21,10 +21,8 @@ from torch.nn import functional
 
 from quota import ops
 from quota.errors import QuotaError
-from quota.ops.interface import LinearSpec, LinearWeight
-from quota.quantization.gptq import gptq
-from quota.quantization.hadamard import block_hadamard
-from quota.quantization.integer import (
+from quota.ops.hadamard import block_hadamard
+from quota.ops.integer import (
     dequantize_activation,
     dequantize_weight,
     pack_int32,
@@ -32,6 +30,8 @@ from quota.quantization.integer import (
     quantize_weight,
     unpack_int32,
 )
+from quota.ops.interface import LinearSpec, LinearWeight
+from quota.quantization.gptq import gptq
 from quota.quantization.kronecker import Kronecker
 from quota.scheme import QuantizationScheme
 

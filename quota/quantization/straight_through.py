@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from quota import ops
+from quota.ops.integer import pack_int32
 from quota.ops.interface import LinearSpec, LinearWeight
-from quota.quantization.integer import pack_int32
 from quota.scheme import QuantizationScheme
 
 

@@ -20,8 +20,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from quota.ops.integer import search_scale
 from quota.quantization.balance import balance
-from quota.quantization.integer import search_scale
 from quota.quantization.kronecker import Kronecker, clip_groups, turn
 from quota.quantization.straight_through import deployed_linear
 from quota.scheme import QuantizationScheme

@@ -9,13 +9,13 @@ from typing import Any
 from PIL import Image
 
 from quota import ops
-from quota.evaluation.generation import decode, generate
-from quota.pruning import record
-from quota.recipe import PruningRecipe
+from quota.prompts import build_inputs, decode, generate
+from quota.pruning.pruner import record
+from quota.pruning.recipe import PruningRecipe
 from quota.report.overlay import overlay, seen_picture, token_grid
-from quota.report.schedule import schedule_plot
+from quota.report.plot import schedule_plot
 from quota.report.sheet import Row, draw_sheet, save_picture, stack
-from quota.samples import Sample, build_inputs
+from quota.samples import Sample
 
 
 @dataclass(frozen=True)

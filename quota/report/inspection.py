@@ -10,11 +10,12 @@ from typing import Any
 from safetensors import safe_open
 from transformers import AutoConfig
 
-from quota.checkpoint import RECIPE_FILE, settings
+from quota.checkpoint.save import RECIPE_FILE, settings
 from quota.errors import QuotaError
-from quota.evaluation.footprint import disk_bytes, prefill_flops_ratio
+from quota.evaluation.footprint import disk_bytes
 from quota.files import is_checkpoint
-from quota.recipe import PruningRecipe
+from quota.pruning.recipe import PruningRecipe
+from quota.pruning.schedule import prefill_flops_ratio
 from quota.scheme import QuantizationScheme
 
 _PACKED = ".weight_packed"

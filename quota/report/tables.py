@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from rich import box
 from rich.table import Table
 
-from quota.demo import Demo
 from quota.evaluation.evaluate import Evaluation
 from quota.report.inspection import Inspection
-
-VARIANTS = {
-    "full": "full precision",
-    "quantized": "quantised only",
-    "pruned": "pruned only",
-    "quota": "QUOTA",
-}
 
 
 def percent(fraction: float | None) -> str:
@@ -47,52 +39,6 @@ def evaluation_table(evaluation: Evaluation, title: str) -> Table:
     average = f"{percent(evaluation.average)} ({percent_range(evaluation.interval)})"
     majority = sum(evaluation.majority.values()) / len(evaluation.majority)
     table.add_row("average (95% interval)", str(evaluation.questions), average, percent(majority))
-    return table
-
-
-def demo_tables(demo: Demo) -> list[Table]:
-    """Some answers, the accuracies of the four variants, and what each of them costs."""
-    return [_answers_table(demo), _variants_table(demo)]
-
-
-def _answers_table(demo: Demo) -> Table:
-    table = Table(title="Questions about pictures", box=box.SIMPLE_HEAD)
-    for name in ("question", "expected", "full precision", "QUOTA"):
-        table.add_column(name)
-    for shown in demo.shown:
-        table.add_row(shown.question, shown.expected, shown.full, shown.quota)
-    return table
-
-
-def _variants_table(demo: Demo) -> Table:
-    """A column a variant: there are more figures than variants."""
-    variants = list(demo.variants.values())
-    first = variants[0].evaluation
-    table = Table(
-        title=f"The reference model, {first.questions} questions, operators: {demo.backend}", box=box.SIMPLE_HEAD
-    )
-    table.add_column("accuracy in %", no_wrap=True)
-    for name in ("majority answer", *(VARIANTS[name] for name in demo.variants)):
-        # In two lines, so that the table fits a terminal of 80 columns.
-        table.add_column(name.replace(" ", "\n"), justify="right", min_width=9)
-    for task, majority in first.majority.items():
-        table.add_row(task, percent(majority), *(percent(variant.evaluation.accuracy[task]) for variant in variants))
-    table.add_section()
-
-    def add(title: str, cells: Iterable[str]) -> None:
-        table.add_row(title, "", *cells)
-
-    add("average", (percent(variant.evaluation.average) for variant in variants))
-    add("  95% interval", (percent_range(variant.evaluation.interval) for variant in variants))
-    add("retention", (percent(demo.retention(name)) for name in demo.variants))
-    add("  95% interval", (percent_range(demo.retention_interval(name)) for name in demo.variants))
-    table.add_section()
-    tokens = [variant.footprint.visual_tokens_per_layer for variant in variants]
-    add("tokens by layer", (" ".join(map(str, layers)) for layers in tokens))
-    add("KV cache", (size(variant.footprint.kv_bytes) for variant in variants))
-    add("weights on disk", (size(variant.disk_bytes) for variant in variants))
-    add("answer tokens/s", (f"{variant.evaluation.tokens_per_second:.0f}" for variant in variants))
-    table.caption = "Tokens: visual ones that enter the layer. KV cache: after prefill; 16-bit if not quantised."
     return table
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from quota.errors import QuotaError
 from quota.evaluation import evaluate
-from quota.evaluation.generation import count_tokens
+from quota.prompts import count_tokens
 from quota.samples import Sample, read_samples
 
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tiny_llava import LAYERS, VISUAL_TOKENS, make_samples
+from support.tiny_llava import LAYERS, VISUAL_TOKENS, make_samples
 from transformers import LlamaConfig
 
-from quota.evaluation import footprint, prefill_flops_ratio
+from quota.checkpoint.named import load_model
+from quota.evaluation import footprint
 from quota.evaluation.footprint import disk_bytes
-from quota.loading import load_model
-from quota.recipe import PruningRecipe
-from quota.samples import build_inputs
+from quota.prompts import build_inputs
+from quota.pruning.recipe import PruningRecipe
+from quota.pruning.schedule import prefill_flops_ratio
 
 HEADS, HEAD = 2, 16
 

@@ -49,9 +49,9 @@ def test_a_local_task_is_answered_as_by_quota_itself(reference_folder: Path, tmp
     import pyarrow
     from pyarrow import parquet
 
-    from quota import reference
-    from quota.evaluation.generation import answer
-    from quota.loading import load_model
+    from quota.checkpoint.named import load_model
+    from quota.prompts import answer
+    from quota_lab import reference
 
     samples = reference.calibration_samples(QUESTIONS, seed=5)
     rows = []

@@ -6,17 +6,17 @@ from typing import Any
 
 import pytest
 import torch
-from families import TINY
-from families.family import IMAGE, PAD, Prompt, TinyFamily
-from families.family import VIDEO as VIDEO_TOKEN
-from naive import Outcome, naive
+from support.families import TINY
+from support.families.family import IMAGE, PAD, Prompt, TinyFamily
+from support.families.family import VIDEO as VIDEO_TOKEN
+from support.naive import Outcome, naive
 from torch import Tensor
 
 from quota.models import FAMILIES, fingerprint
 from quota.models.support import VIDEO
-from quota.pruning import Pruner, record
-from quota.quantization.kv_integer import dequantize_kv, quantize_kv
-from quota.recipe import PruningRecipe
+from quota.ops.kv_integer import dequantize_kv, quantize_kv
+from quota.pruning.pruner import Pruner, record
+from quota.pruning.recipe import PruningRecipe
 from quota.scheme import QuantizationScheme
 
 NEW = 4

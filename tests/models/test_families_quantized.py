@@ -7,17 +7,17 @@ from typing import Any
 
 import pytest
 import torch
-from families import TINY
-from families.family import IMAGE, PAD, VIDEO
-from families.processor import SAMPLES, HandWritten
+from support.families import TINY
+from support.families.family import IMAGE, PAD, VIDEO
+from support.families.processor import SAMPLES, HandWritten
 from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText
 
 import quota
 from quota import ops
-from quota.blocks import capture, run
+from quota.calibration.blocks import capture, run
 from quota.models import family
-from quota.pruning import record
+from quota.pruning.pruner import record
 from quota.quantization.linear import W4A4Linear
 from quota.scheme import QuantizationScheme
 

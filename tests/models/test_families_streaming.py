@@ -8,20 +8,21 @@ from typing import Any
 
 import pytest
 import torch
-from families import TINY
-from families.family import IMAGE, PAD, VIDEO, TinyFamily
-from families.processor import SAMPLES, HandWritten
 from safetensors.torch import load_file, save_file
-from stopped import kill
+from support.families import TINY
+from support.families.family import IMAGE, PAD, VIDEO, TinyFamily
+from support.families.processor import SAMPLES, HandWritten
+from support.stopped import kill
 from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 import quota
-from quota import QuantizationScheme, streaming
+from quota import QuantizationScheme
+from quota import compress_folder as streaming
+from quota.checkpoint.on_disk import OnDisk
+from quota.compress_folder import compress_folder, finished_blocks
 from quota.models import family
-from quota.residence import OnDisk
-from quota.streaming import compress_folder, finished_blocks
 
 families = pytest.mark.parametrize("name", TINY)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from families import TINY
+from support.families import TINY
 from torch import Tensor
 from transformers import Gemma2Config, PaliGemmaConfig, PaliGemmaForConditionalGeneration
 

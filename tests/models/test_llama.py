@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny_llama import VOCABULARY, make_llama
-from tiny_llava import make_samples, processor
+from support.tiny_llama import VOCABULARY, make_llama
+from support.tiny_llava import make_samples, processor
 
 import quota
-from quota.calibration import calibrate
+from quota.attention.hook import attach_cache
+from quota.calibration.sweep import calibrate
 from quota.compress import quantize_only
 from quota.errors import QuotaError
 from quota.models import family
-from quota.quantization.kv_cache import attach_cache
 from quota.quantization.linear import W4A4Linear
 from quota.scheme import QuantizationScheme
 

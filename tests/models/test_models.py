@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from tiny import IMAGE, TOKENS_PER_IMAGE, tiny_batch, tiny_config, tiny_llava, tiny_prompt
+from support.tiny import IMAGE, TOKENS_PER_IMAGE, tiny_batch, tiny_config, tiny_llava, tiny_prompt
 from torch import nn
 from transformers import (
     AutoModelForImageTextToText,

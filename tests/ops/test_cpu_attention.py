@@ -8,13 +8,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from instruction_sets import HERE, needs_library, using
+from support.instruction_sets import HERE, needs_library, using
 from torch import Tensor
 
 from quota.errors import QuotaError
-from quota.ops import reference_attention as reference
-from quota.ops.cpu import kv, prefill
+from quota.ops.cpu import attention as prefill
+from quota.ops.cpu import cache as kv
 from quota.ops.interface import CacheSpec, PackedTensor
+from quota.ops.reference import attention as reference
 
 pytestmark = needs_library
 

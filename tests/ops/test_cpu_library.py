@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from instruction_sets import needs_library, using
+from support.instruction_sets import needs_library, using
 
 from quota.errors import QuotaError
 from quota.ops.cpu import CpuBackend, library

@@ -8,8 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from quota.ops import reference_attention
-from quota.ops.reference_attention import (
+from quota.ops import kv_integer
+from quota.ops.hadamard import block_hadamard
+from quota.ops.reference import attention as reference_attention
+from quota.ops.reference.attention import (
     activation_error,
     attention,
     attention_naive,
@@ -17,8 +19,6 @@ from quota.ops.reference_attention import (
     dequantize_kv,
     quantize_kv,
 )
-from quota.quantization import kv_integer
-from quota.quantization.hadamard import block_hadamard
 from quota.quantization.linear import fake_quantize
 from quota.scheme import QuantizationScheme
 

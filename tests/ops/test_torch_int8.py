@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from operands import ROWS, make_weight
+from support.operands import ROWS, make_weight
 from torch import Tensor
 
 from quota import ops

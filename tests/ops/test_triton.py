@@ -10,18 +10,18 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from interpreted import interpreter
-from operands import ROWS, make_weight
+from support.interpreted import interpreter
+from support.operands import ROWS, make_weight
 from torch import Tensor
 
 from quota import ops
 from quota.errors import QuotaError
-from quota.ops import reference_attention
+from quota.ops.integer import quantize_activation
 from quota.ops.interface import CacheSpec, LinearSpec, PackedTensor
 from quota.ops.reference import ReferenceBackend
+from quota.ops.reference import attention as reference_attention
 from quota.ops.triton import TritonBackend
 from quota.ops.triton.alarm import Alarm
-from quota.quantization.integer import quantize_activation
 from quota.quantization.linear import W4A4Linear
 from quota.scheme import QuantizationScheme
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from operands import make_weight
+from support.operands import make_weight
 
 from quota.ops.interface import PackedTensor
 from quota.ops.triton import TritonBackend

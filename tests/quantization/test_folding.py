@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_llava import make_model, make_samples, processor
+from support.tiny_llava import make_model, make_samples, processor
 from torch import Tensor, nn
 
-from quota.blocks import capture, run, run_all
+from quota.calibration.blocks import capture, run, run_all
 from quota.errors import QuotaError
 from quota.models import family
+from quota.prompts import build_inputs
 from quota.quantization.folding import fold, readers
-from quota.samples import build_inputs
 
 SAMPLES = 3
 

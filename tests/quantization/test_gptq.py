@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from quota.errors import QuotaError
+from quota.ops.integer import dequantize_weight, quantize_weight
 from quota.quantization.gptq import _inverse_factor, gptq, gptq_naive
-from quota.quantization.integer import dequantize_weight, quantize_weight
 
 
 def correlated_inputs(tokens: int, channels: int, seed: int) -> Tensor:

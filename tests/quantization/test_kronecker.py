@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from quota.quantization.hadamard import block_hadamard
-from quota.quantization.integer import quantize_activation
+from quota.ops.hadamard import block_hadamard
+from quota.ops.integer import quantize_activation
 from quota.quantization.kronecker import Kronecker, clip_groups, turn, turn_naive
 from quota.scheme import QuantizationScheme
 

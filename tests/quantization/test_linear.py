@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from quota import ops
 from quota.errors import QuotaError
-from quota.quantization.hadamard import block_hadamard
-from quota.quantization.integer import dequantize_activation, quantize_activation
+from quota.ops.hadamard import block_hadamard
+from quota.ops.integer import dequantize_activation, quantize_activation
 from quota.quantization.linear import W4A4Linear, fake_quantize
 from quota.scheme import QuantizationScheme
 

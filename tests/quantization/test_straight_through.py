@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from quota import ops
-from quota.quantization.integer import (
+from quota.ops.integer import (
     dequantize_activation,
     dequantize_weight,
     quantize_activation,

@@ -6,15 +6,14 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from tiny_llava import make_samples
+from support.tiny_llava import make_samples
 
 import quota
+from quota.checkpoint.named import load_model
 from quota.errors import QuotaError
-from quota.evaluation.generation import answer, generate
-from quota.loading import load_model
-from quota.recipe import PruningRecipe
+from quota.prompts import answer, build_inputs, generate
+from quota.pruning.recipe import PruningRecipe
 from quota.report.explain import draw_explanation, explain
-from quota.samples import build_inputs
 
 
 def test_kept_tokens_are_those_of_the_trace(quota_folder: Path, tmp_path: Path) -> None:

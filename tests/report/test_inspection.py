@@ -9,7 +9,7 @@ import pytest
 from safetensors.torch import load_file
 
 from quota.errors import QuotaError
-from quota.recipe import PruningRecipe
+from quota.pruning.recipe import PruningRecipe
 from quota.report.inspection import inspect_path
 from quota.scheme import QuantizationScheme
 

@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from quota.errors import QuotaError
+from quota.prompts import build_inputs
 from quota.report.overlay import overlay, seen_picture, token_grid
 from quota.report.sheet import Row, draw_sheet, stack
-from quota.samples import Sample, build_inputs
+from quota.samples import Sample
 
 RED = (255, 0, 0)
 

@@ -6,7 +6,7 @@ which they are stored, and unpack in registers.
 
 from __future__ import annotations
 
-from quota.ops.cpu import kv, library, prefill, ranking, w4a4
+from quota.ops.cpu import attention, cache, library, linear, tokens
 
 
 class CpuBackend:
@@ -14,17 +14,18 @@ class CpuBackend:
 
     name = "cpu"
 
-    lacks = staticmethod(w4a4.lacks)
-    linear = staticmethod(w4a4.linear)
-    group_sums = staticmethod(w4a4.group_sums)
-    lacks_cache = staticmethod(kv.lacks_cache)
-    quantize_kv = staticmethod(kv.quantize_kv)
-    dequantize_kv = staticmethod(kv.dequantize_kv)
-    decode_attention = staticmethod(kv.decode_attention)
-    attention = staticmethod(prefill.attention)
-    activation_error = staticmethod(prefill.activation_error)
-    peaks = staticmethod(ranking.peaks)
-    cut = staticmethod(ranking.cut)
+    # A job that is called as its module hides it from what follows, so it comes last of it.
+    lacks = staticmethod(linear.lacks)
+    group_sums = staticmethod(linear.group_sums)
+    linear = staticmethod(linear.linear)
+    lacks_cache = staticmethod(cache.lacks_cache)
+    quantize_kv = staticmethod(cache.quantize_kv)
+    dequantize_kv = staticmethod(cache.dequantize_kv)
+    decode_attention = staticmethod(cache.decode_attention)
+    activation_error = staticmethod(attention.activation_error)
+    attention = staticmethod(attention.attention)
+    peaks = staticmethod(tokens.peaks)
+    cut = staticmethod(tokens.cut)
 
     def why_not(self) -> str | None:
         """Why it cannot run on this machine. QuotaError if QUOTA_CPU_ISA asks for what the machine lacks."""

@@ -12,6 +12,9 @@ from ctypes import c_int, c_int64, c_void_p
 from functools import lru_cache
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 from quota.errors import QuotaError
 
 ENVIRONMENT_VARIABLE = "QUOTA_CPU_ISA"
@@ -77,3 +80,32 @@ def _load() -> ctypes.CDLL | str:
     except (OSError, AttributeError) as error:
         return f"not built: {_FILE.name} cannot be loaded ({error}); reinstall quota-vlm"
     return loaded
+
+
+TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+"""Type of a tensor -> how the kernels call it."""
+
+
+def machine() -> tuple[c_int, c_int]:
+    """Instruction set and threads, the first arguments of every function."""
+    return c_int(isa()), c_int(torch.get_num_threads())
+
+
+def typed(x: Tensor) -> tuple[c_void_p, c_int]:
+    """Where x starts, and its type."""
+    return c_void_p(x.data_ptr()), c_int(TYPES[x.dtype])
+
+
+def pointers(*tensors: Tensor) -> tuple[c_void_p, ...]:
+    """Where each of these starts."""
+    return tuple(c_void_p(tensor.data_ptr()) for tensor in tensors)
+
+
+def integers(*numbers: int) -> tuple[c_int64, ...]:
+    """Sizes and strides."""
+    return tuple(map(c_int64, numbers))
+
+
+def rows_of(x: Tensor) -> Tensor:
+    """x, or a copy if its last dimension is not contiguous."""
+    return x if x.stride(-1) == 1 else x.contiguous()

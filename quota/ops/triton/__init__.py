@@ -18,9 +18,10 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from quota.cut import Cut, cut
-from quota.ops import reference_attention, reference_peaks
+from quota.ops.choice import Cut, cut
 from quota.ops.interface import CacheSpec, LinearSpec, LinearWeight, PackedTensor
+from quota.ops.reference import attention as reference_attention
+from quota.ops.reference import tokens as reference_peaks
 
 # A program holds the matrix in registers, which more would overflow.
 _LARGEST_ROTATION = 64
@@ -71,13 +72,13 @@ class TritonBackend:
 
     def quantize_kv(self, x: Tensor, bits: int, hadamard: int) -> PackedTensor:
         """[B, G, T, D] -> packed, 4 bits; QuotaError as for `linear`, and for what float16 cannot hold."""
-        from quota.ops.triton.kv import quantize
+        from quota.ops.triton.cache import quantize
 
         return quantize(x, hadamard)
 
     def dequantize_kv(self, stored: PackedTensor, dtype: torch.dtype) -> Tensor:
         """Rotated back: [B, G, T, D] in `dtype`."""
-        from quota.ops.triton.kv import dequantize
+        from quota.ops.triton.cache import dequantize
 
         return dequantize(stored, dtype)
 

@@ -1,4 +1,4 @@
-"""Rotating and quantising activations, as `quota.quantization.integer.quantize_activation` defines it, for the product.
+"""Rotating and quantising activations, as `quota.ops.integer.quantize_activation` defines it, for the product.
 
 A token's blocks and groups know nothing of one another, so x [M, K] is one flat row of channels here. What is stored:
 

@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from quota.quantization.hadamard import hadamard_matrix
+from quota.ops.hadamard import hadamard_matrix
 
 # The least side of an operand of `tl.dot`.
 DOT = 16

@@ -1,0 +1,131 @@
+"""The KV cache of a deployed model: packed integers, quantised as they are appended.
+
+    x ~ zero + scale * q,   q in 0 .. 2^bits - 1       asymmetric; one float16 scale and zero per token and head
+
+`update` returns what was stored, so attention in the prefill sees the very values that decoding will see; there is one
+execution form. Keys are rotated by a Hadamard matrix per head (after RoPE) before they are quantised and rotated back
+when read: it spreads their outlier channels, for which the whole head would otherwise pay with its scale. A scheme with
+learned transforms has something in front of that (quota/attention/keys.py): keys read as numbers come back
+less their mean, which attention does not see.
+
+A decoding step, one new token a sample, reads the packed integers themselves: `update` then returns a stand-in without
+memory, and quota's attention function (quota/attention/function.py) asks the layer to attend. What quantises,
+dequantises and attends, there and in the prefill, is the backend that `quota.ops` chooses.
+
+quota/attention/hook.py puts these layers into the cache objects that pass through a model's decoder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+
+from quota import ops
+from quota.attention.function import from_cache, reads_packed
+from quota.attention.keys import KeyTransform, key_transforms
+from quota.attention.slots import SlotLayer
+from quota.errors import QuotaError
+from quota.ops.interface import Backend, CacheSpec, PackedTensor
+from quota.scheme import QuantizationScheme
+
+
+class QuantizedLayer(SlotLayer):
+    """One decoder layer's cache under a scheme.
+
+    `keys` and `values` are packed uint8 [B, H, T, D * kv_bits / 8], their scales and zeros float16 [B, H, T, 1].
+    """
+
+    tensors = ("keys", "key_scale", "key_zero", "values", "value_scale", "value_zero")
+    encodes = True
+    key_scale: Tensor
+
+    def __init__(
+        self, scheme: QuantizationScheme, transform: KeyTransform | None = None, window: int | None = None
+    ) -> None:
+        super().__init__(window)
+        self.scheme = scheme
+        self.transform = transform
+
+    def packed(self) -> tuple[PackedTensor, PackedTensor]:
+        """Keys, which are rotated, and values, which are not."""
+        keys, key_scale, key_zero, values, value_scale, value_zero = (getattr(self, name) for name in self.tensors)
+        bits, width = self.scheme.kv_bits, self.spec.width
+        return (
+            PackedTensor(keys, key_scale, key_zero, bits, width, self.spec.hadamard),
+            PackedTensor(values, value_scale, value_zero, bits, width, 0),
+        )
+
+    def attend(self, query: Tensor, valid: Tensor | None, scaling: float) -> Tensor:
+        """Attention of one query a sample [B, H, 1, D] over the `valid` [B, T] slots -> [B, H, 1, D]."""
+        if self.transform is not None:
+            query = self.transform.queries(query)
+        return self._backend().decode_attention(query, *self.packed(), valid, scaling)
+
+    def _encode(self, keys: Tensor, values: Tensor) -> dict[str, Tensor]:
+        width = keys.shape[-1]
+        self.spec = CacheSpec(self.scheme.kv_bits, width, self.scheme.hadamard_for(width))
+        backend = self._backend()
+        if self.transform is not None:
+            keys = self.transform(keys)
+        stored = (
+            backend.quantize_kv(keys, self.spec.bits, self.spec.hadamard),
+            backend.quantize_kv(values, self.spec.bits, 0),
+        )
+        parts = (part for tensor in stored for part in (tensor.packed, tensor.scale, tensor.zero))
+        return dict(zip(self.tensors, parts, strict=True))
+
+    def _decode(self, new: int) -> tuple[Tensor, Tensor]:
+        if reads_packed(new):
+            shape = (*self.key_scale.shape[:3], self.spec.width)
+            nothing = torch.full((), torch.nan, dtype=self.dtype, device=self.device).expand(shape)
+            return from_cache(nothing, self), nothing
+        backend = self._backend()
+        keys, values = (backend.dequantize_kv(stored, self.dtype) for stored in self.packed())
+        if self.transform is not None:
+            keys = self.transform.undo(keys)
+        return from_cache(keys, self), values
+
+    def _backend(self) -> Backend:
+        return ops.for_cache(self.spec, self.device)
+
+
+def new_layer(
+    scheme: QuantizationScheme | None, transform: KeyTransform | None = None, window: int | None = None
+) -> SlotLayer:
+    """An empty cache layer under this scheme; without one, or with 16 bits, it does not quantise."""
+    return SlotLayer(window) if scheme is None or scheme.kv_bits == 16 else QuantizedLayer(scheme, transform, window)
+
+
+def adopt(
+    cache: Cache,
+    layers: nn.ModuleList,
+    scheme: QuantizationScheme | None,
+    windows: Sequence[int | None] | None = None,
+) -> None:
+    """Replace the layers of an empty DynamicCache by ours, one for each of the decoder's `layers`, in place.
+
+    One that has them is left as it is.
+    """
+    if type(cache) is not DynamicCache or cache.offloading:
+        kind = "an offloaded cache" if getattr(cache, "offloading", False) else type(cache).__name__
+        raise QuotaError(f"{kind} cannot hold a packed, pruned KV cache; use the default (dynamic) cache")
+    if any(isinstance(layer, SlotLayer) for layer in cache.layers):
+        if any(getattr(layer, "scheme", None) != getattr(new_layer(scheme), "scheme", None) for layer in cache.layers):
+            raise QuotaError("this cache was filled under another scheme; start with a new cache")
+        return
+    for layer in cache.layers:
+        if type(layer) is not DynamicLayer and type(layer) is not DynamicSlidingWindowLayer:
+            raise QuotaError(f"{type(layer).__name__} is not supported; full and sliding attention layers are")
+        if layer.get_seq_length():
+            raise QuotaError("this cache was filled before quota was attached to the model; start with a new cache")
+    # A cache made without a configuration would append layers of its own kind.
+    cache.layer_class_to_replicate = None
+    ends = windows or [None] * len(layers)
+    fresh = [new_layer(scheme, *each) for each in zip(key_transforms(layers), ends, strict=True)]
+    if any(getattr(layer, "record_past", False) for layer in cache.layers):
+        for layer in fresh:
+            layer.activate_past_recording()
+    cache.layers[:] = fresh

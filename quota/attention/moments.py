@@ -1,0 +1,88 @@
+"""What a layer's keys and queries look like where the KV cache sees them: behind RoPE, inside the attention call.
+
+    mean  = E[k]       keys = E[(k - mean)^T (k - mean)]       queries = E[q^T q]        for each key head
+
+A query counts for the key head that it reads. The attention function that adds these up stands in for the model's own
+while a layer is watched, and calls it.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, PreTrainedConfig
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from quota.attention.keys import KeyTransform
+
+NAME = "quota_key_moments"
+
+
+class KeyMoments:
+    """Running sums over the tokens of all attention calls that were watched."""
+
+    def __init__(self) -> None:
+        self.tokens = 0
+        self._sum: Tensor | None = None
+        self._keys: Tensor | None = None
+        self._queries: Tensor | None = None
+
+    def add(self, query: Tensor, key: Tensor) -> None:
+        """query [B, H, T, D] and key [B, G, T, D], G dividing H."""
+        groups, width = key.shape[1], key.shape[3]
+        k = key.float().transpose(0, 1).reshape(groups, -1, width)
+        q = query.float().unflatten(1, (groups, -1)).transpose(0, 1).reshape(groups, -1, width)
+        sums = k.sum(dim=1), k.transpose(1, 2) @ k, q.transpose(1, 2) @ q
+        if self._sum is None or self._keys is None or self._queries is None:
+            self._sum, self._keys, self._queries = sums
+        else:
+            self._sum, self._keys, self._queries = self._sum + sums[0], self._keys + sums[1], self._queries + sums[2]
+        self.tokens += k.shape[1]
+
+    def transform(self) -> KeyTransform | None:
+        """The transform that these moments ask for; None if nothing was watched."""
+        if self._sum is None or self._keys is None or self._queries is None:
+            return None
+        mean = self._sum / self.tokens
+        centred = self._keys / self.tokens - mean.unsqueeze(2) * mean.unsqueeze(1)
+        return KeyTransform.from_moments(mean, centred, self._queries / self.tokens)
+
+
+_watching: ContextVar[tuple[KeyMoments, str] | None] = ContextVar(
+    "moments and the model's implementation", default=None
+)
+
+
+@contextmanager
+def watch(config: PreTrainedConfig) -> Iterator[KeyMoments]:
+    """Add up the moments of the attention calls made inside the block by a layer with this (text) config."""
+    chosen = config._attn_implementation or "eager"
+    moments = KeyMoments()
+    token = _watching.set((moments, chosen))
+    config._attn_implementation = NAME
+    try:
+        yield moments
+    finally:
+        config._attn_implementation = chosen
+        _watching.reset(token)
+
+
+def _attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, **kwargs: Any) -> Any:
+    watching = _watching.get()
+    if watching is None:
+        raise RuntimeError(f"the {NAME!r} attention runs only inside quota.attention.moments.watch")
+    moments, chosen = watching
+    with torch.no_grad():
+        moments.add(query, key)
+    # Eager attention has no entry in the interface: each modelling file brings its own.
+    eager = sys.modules[type(module).__module__].eager_attention_forward
+    return ALL_ATTENTION_FUNCTIONS.get_interface(chosen, eager)(module, query, key, value, mask, **kwargs)
+
+
+AttentionInterface.register(NAME, _attention)

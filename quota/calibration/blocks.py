@@ -1,0 +1,224 @@
+"""Run single blocks of a model on stored inputs, and quantise a block from what its linear layers see.
+
+Calibration needs what enters every block for every sample, but must not run the model from its start for each of
+them, nor hold the activations of more than one block. These moves do it:
+
+    capture           run the model's own code up to a chain of blocks; keep what enters and what comes beside it
+    run, run_all      run one block alone, on one sample, on all; `put` stores what comes out
+    quantize_linears  replace the linear layers of a block, each from inputs that the replaced ones before it made
+
+The model's own forward pass decides what a block is called with (masks, rotary tables), so a chain of blocks run one
+by one gives exactly what the whole model gives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from quota.errors import QuotaError
+from quota.ops.hadamard import block_hadamard
+from quota.quantization.linear import W4A4Linear
+from quota.quantization.training import KEPT_TOKENS, train
+from quota.scheme import QuantizationScheme
+
+
+class Reached(Exception):
+    """The forward pass has come as far as it was wanted."""
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What a block is called with for one sample, besides the hidden states."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    added: Tensor | None = None
+    """What the model adds to its output before the next block of the chain takes it (DeepStack); None is nothing."""
+
+
+def capture(model: nn.Module, blocks: Sequence[nn.Module], inputs: Mapping[str, Any]) -> tuple[Tensor, list[Beside]]:
+    """Run the model on `inputs` until `blocks`, a chain in calling order, would start.
+
+    Returns what enters the first block [B, L, D], and what every block is called with besides hidden states. The
+    blocks themselves do not run.
+    """
+    entering: list[Tensor] = []
+    beside: list[Beside] = []
+    nothing: Tensor | None = None
+
+    def record(hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        nonlocal nothing
+        if not entering:
+            entering.append(hidden)
+        elif hidden is not nothing:
+            # The block before gave zeros: what comes in is what was added on the way.
+            beside[-1] = replace(beside[-1], added=hidden)
+        beside.append(Beside(args, kwargs))
+        if len(beside) == len(blocks):
+            raise Reached
+        nothing = torch.zeros_like(hidden)
+        return nothing
+
+    with ExitStack() as replaced, suppress(Reached):
+        for block in blocks:
+            replaced.enter_context(forward_is(block, record))
+        model(**inputs, use_cache=False)
+    return entering[0], beside
+
+
+def run(block: nn.Module, hidden: Tensor, beside: Beside, **replaced: Any) -> Tensor:
+    """One block on one sample: hidden states [B, L, D] -> [B, L, D]; `replaced` overrides its keyword arguments."""
+    output = block(hidden, *beside.args, **{**beside.kwargs, **replaced})
+    output = output[0] if isinstance(output, tuple) else output
+    return output if beside.added is None else output + beside.added
+
+
+def run_all(advance: Callable[[int], Tensor], samples: int, store: list[Tensor] | None = None) -> Tensor:
+    """`advance` for each of at least one sample, and what it gave for the first; `store` takes up all, one by one."""
+    first = leaving = advance(0)
+    for sample in range(samples):
+        if sample:
+            leaving = advance(sample)
+        if store is not None:
+            put(store, sample, leaving)
+    return first
+
+
+def put(store: list[Tensor], sample: int, hidden: Tensor) -> None:
+    """Replace the hidden states of one sample, in the memory of the old ones: new memory for each leaves holes."""
+    if hidden.shape == store[sample].shape and hidden.dtype == store[sample].dtype:
+        store[sample].copy_(hidden)
+    else:
+        store[sample] = hidden
+
+
+def quantize_linears(
+    model: nn.Module,
+    linears: Mapping[str, nn.Linear],
+    scheme: QuantizationScheme,
+    run_sample: Callable[[int], object],
+    samples: int,
+    weights: Sequence[Tensor] | None = None,
+) -> None:
+    """Replace `linears` (all in one block, by their names in the model) by quantised ones, in calling order.
+
+    `run_sample(i)` runs the block on sample i as it is by then. Layers that read the same tensor (queries, keys and
+    values; gate and up) share one Hessian, and one trained transform if the scheme has those. `weights` [T] for each
+    sample say how much its tokens count, all alike without. Raises QuotaError for a linear that no sample reaches.
+    """
+    stages = shared_inputs(linears, lambda: run_sample(0))
+    if unreached := set(linears) - {name for stage in stages for name in stage}:
+        raise QuotaError(f"calibration never reaches {min(unreached)}; leave its part out of scheme.modules")
+    for stage in stages:
+        first = linears[stage[0]]
+        transform = hessian = None
+        if scheme.transforms == "trained":
+            some, counts = some_inputs(first, run_sample, samples, weights)
+            transform = train(some, [linears[name].weight for name in stage], scheme, counts)
+        if scheme.weight_rounding == "gptq" and scheme.weight_bits < 16:
+            turn = partial(block_hadamard, block=scheme.hadamard_for(first.in_features))
+            hessian = input_hessian(first, transform.turn if transform else turn, run_sample, samples, weights)
+        for name in stage:
+            model.set_submodule(name, W4A4Linear.from_linear(linears[name], scheme, hessian, transform))
+
+
+def shared_inputs(linears: Mapping[str, nn.Linear], run_once: Callable[[], object]) -> list[list[str]]:
+    """Names of the linears in calling order, those that read the very same tensor together."""
+    stages: list[list[str]] = []
+    source: Tensor | None = None
+
+    def reached(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        def hook(_: nn.Module, args: tuple[Any, ...]) -> None:
+            nonlocal source
+            if args[0] is source:
+                stages[-1].append(name)
+            else:
+                stages.append([name])
+                source = args[0]
+
+        return hook
+
+    with ExitStack() as hooks:
+        for name, linear in linears.items():
+            hooks.callback(linear.register_forward_pre_hook(reached(name)).remove)
+        run_once()
+    return stages
+
+
+def input_hessian(
+    linear: nn.Linear,
+    turn: Callable[[Tensor], Tensor],
+    run_sample: Callable[[int], object],
+    samples: int,
+    weights: Sequence[Tensor] | None = None,
+) -> Tensor:
+    """GPTQ's Hessian X^T W X [K, K]: what `turn` makes of the inputs of `linear` at all tokens of all samples, and the
+    tokens' weights.
+    """
+    hessian = torch.zeros(linear.in_features, linear.in_features, device=linear.weight.device)
+
+    def accumulate(sample: int, x: Tensor) -> None:
+        x = turn(x)
+        hessian.addmm_((x if weights is None else x * weights[sample][:, None]).T, x)
+
+    _each_input(linear, run_sample, samples, accumulate)
+    return hessian
+
+
+def some_inputs(
+    linear: nn.Linear, run_sample: Callable[[int], object], samples: int, weights: Sequence[Tensor] | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """What `linear` reads at about `KEPT_TOKENS` tokens, as many of each sample, evenly spaced, and their weights.
+
+    Float32 [T, K] and, where weights are given, [T].
+    """
+    inputs, counts = [], []
+    share = -(-KEPT_TOKENS // samples)
+
+    def collect(sample: int, x: Tensor) -> None:
+        places = torch.arange(min(share, len(x)), device=x.device) * len(x) // min(share, len(x))
+        inputs.append(x[places])
+        if weights is not None:
+            counts.append(weights[sample][places])
+
+    _each_input(linear, run_sample, samples, collect)
+    return torch.cat(inputs), torch.cat(counts) if weights is not None else None
+
+
+def _each_input(
+    linear: nn.Linear, run_sample: Callable[[int], object], samples: int, take: Callable[[int, Tensor], None]
+) -> None:
+    """Call `take` with the number of every sample and what `linear` reads then, float32 [tokens, K]."""
+
+    def reached(_: nn.Module, args: tuple[Any, ...]) -> None:
+        take(sample, args[0].float().reshape(-1, linear.in_features))
+        raise Reached
+
+    hook = linear.register_forward_pre_hook(reached)
+    try:
+        for sample in range(samples):
+            with suppress(Reached):
+                run_sample(sample)
+    finally:
+        hook.remove()
+
+
+@contextmanager
+def forward_is(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """`module` computes `forward` inside the block; its hooks stay around it."""
+    before = module.__dict__.get("forward")
+    module.forward = forward
+    try:
+        yield
+    finally:
+        if before is None:
+            del module.forward
+        else:
+            module.forward = before

@@ -1,0 +1,151 @@
+"""The README.md of a compressed checkpoint: what it is, how to run it, and what happens without quota."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from quota.errors import QuotaError
+from quota.files import write_atomically
+from quota.pruning.recipe import PruningRecipe
+from quota.scheme import QuantizationScheme
+from quota.version import __version__
+
+CARD_FILE = "README.md"
+
+_CARD = """\
+---
+library_name: transformers
+pipeline_tag: image-text-to-text
+tags: [quota, compressed-tensors, {tag}]
+---
+
+# {title}
+
+{architecture}{origin}, compressed by quota {version} (distribution `quota-vlm`).
+
+- **Quantisation: {scheme}.** {quantisation}
+- **Visual tokens: {tokens}.** {pruning}
+{unmeasured}
+- **Versions:** {versions}.
+
+## Run it
+
+```python
+import quota  # registers the loader
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+model = AutoModelForImageTextToText.from_pretrained("this/folder")
+processor = AutoProcessor.from_pretrained("this/folder")
+```
+
+## Without quota
+
+The weights are in the "pack-quantized" format of compressed-tensors, so transformers loads them without quota too. It
+is slower then (weights are unpacked, and multiplied in floating point), keeps every visual token, and the KV cache in
+16 bits.{stock}
+"""
+
+_RETENTION = "- **Retention:"
+_UNMEASURED = (
+    f"{_RETENTION} not measured.** `quota eval this/folder --baseline ORIGINAL` measures it and writes it here."
+)
+
+_ROTATED = """ The inputs of the quantised layers have to be rotated by a Hadamard
+matrix, which transformers 5 does not do by itself, and without it the model would answer nonsense. Therefore the folder
+refuses to load there, unless with these lines, which take out the refusal and apply the rotation:
+
+```python
+from compressed_tensors.transform import TransformConfig, apply_transform_config
+from transformers import AutoConfig, AutoModelForImageTextToText
+
+config = AutoConfig.from_pretrained("this/folder")
+rotation = TransformConfig(**config.quantization_config["transform_config"])
+del config.quantization_config["config_groups"]["Import quota first"]
+model = AutoModelForImageTextToText.from_pretrained("this/folder", config=config)
+apply_transform_config(model, rotation)
+```"""
+
+_TRAINED = """ But the inputs of the quantised layers go through trained transforms, for
+which transformers has no words, and without them the model would answer nonsense. Therefore the folder refuses to load
+there."""
+
+
+def model_card(model: Any, scheme: QuantizationScheme, recipe: PruningRecipe | None) -> str:
+    """Markdown for a checkpoint of `model` under `scheme`, pruned by `recipe` if there is one."""
+    name = str(model.config.name_or_path or "")
+    # A path of the machine it was made on tells nobody anything.
+    origin = f" `{name}`" if name and not Path(name).exists() else ""
+    return _CARD.format(
+        tag=scheme.name.lower(),
+        title=f"{type(model).__name__}, {scheme.name}" + (f", {recipe.keep:.0%} of visual tokens" if recipe else ""),
+        architecture=type(model).__name__,
+        origin=origin,
+        version=__version__,
+        scheme=scheme.name,
+        quantisation=_quantisation(scheme),
+        tokens=f"{recipe.keep:.0%} kept" if recipe else "all kept",
+        pruning=_pruning(recipe),
+        unmeasured=_UNMEASURED,
+        versions=_versions(recipe),
+        stock=_TRAINED if scheme.transforms == "trained" else _ROTATED if scheme.hadamard else "",
+    )
+
+
+def record_retention(
+    folder: Path, retention: float, interval: tuple[float, float], baseline: str, suite: str, questions: int
+) -> None:
+    """Write into the card of the checkpoint in `folder` how much of the score of `baseline` on `suite` it keeps.
+
+    Shares are fractions, and `interval` their 95% interval. An older figure is replaced. Raises QuotaError if the card
+    is not there, or has no such line.
+    """
+    file = folder / CARD_FILE
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+    except OSError as error:
+        raise QuotaError(f"cannot read {file}: {error.strerror}; save with quota.save_pretrained") from None
+    places = [number for number, line in enumerate(lines) if line.startswith(_RETENTION)]
+    if not places:
+        raise QuotaError(f"{file} has no line {_RETENTION!r} to write retention in; add one")
+    low, high = interval
+    lines[places[0]] = (
+        f"{_RETENTION} {retention:.1%}** of the score of {baseline} (95% interval {low:.1%} to {high:.1%}), "
+        f"the mean over the tasks of {suite}, {questions} questions.\n"
+    )
+    write_atomically(file, "".join(lines))
+
+
+def _versions(recipe: PruningRecipe | None) -> str:
+    """Those that calibration ran with; without a recipe, which records them, those of this machine."""
+    names = ("torch", "transformers", "compressed-tensors")
+    versions = {"quota": __version__, **{name: version(name) for name in names}} | (recipe.versions if recipe else {})
+    return ", ".join(f"{name} {number}" for name, number in versions.items())
+
+
+def _quantisation(scheme: QuantizationScheme) -> str:
+    rotation = f"block Hadamard of {scheme.hadamard} channels in front" if scheme.hadamard else "no rotation"
+    if scheme.transforms == "trained":
+        rotation = "a matrix trained for every layer and clipping in front"
+    if scheme.folds:
+        rotation += ", transforms learned from the calibration set folded into the weights"
+    return (
+        f"Weights {scheme.weight_bits} bits in groups of {scheme.weight_group} ({scheme.weight_rounding}), "
+        f"activations {scheme.activation_bits} bits in groups of {scheme.activation_group}, measured for every token, "
+        f"{rotation}, KV cache {scheme.kv_bits} bits. Quantised parts: {', '.join(scheme.modules)}."
+    )
+
+
+def _pruning(recipe: PruningRecipe | None) -> str:
+    if recipe is None:
+        return "There is no recipe beside the weights."
+    kept = ", ".join(f"layer {layer}: {count}" for layer, count in _schedule(recipe))
+    return (
+        f"Of {recipe.reference_tokens} visual tokens there remain, after decoder {kept}. "
+        f"`recipe.json` holds the ratios; it was calibrated on {recipe.samples} samples (seed {recipe.seed})."
+    )
+
+
+def _schedule(recipe: PruningRecipe) -> list[tuple[int, int]]:
+    return list(zip(recipe.layers, recipe.counts(recipe.reference_tokens), strict=True))

@@ -1,0 +1,112 @@
+"""Load a checkpoint of ours through transformers' own `from_pretrained`.
+
+transformers looks up who prepares a quantised model by the `quant_method` of its configuration. Ours says
+"compressed-tensors", so that it loads without quota too; `import quota` puts a subclass of that method's quantizer in
+its place. For a configuration with the key "quota" it builds our linear layers, which have the same tensor names, and
+attaches the KV cache and the Pruner afterwards. For any other it does nothing of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from transformers import PreTrainedModel
+from transformers.quantizers.quantizer_compressed_tensors import CompressedTensorsHfQuantizer
+from transformers.utils.hub import cached_file
+
+from quota.attention.hook import attach_cache
+from quota.attention.keys import KeyTransform, add_key_transforms
+from quota.checkpoint.save import RECIPE_FILE, Settings, mark, settings
+from quota.errors import QuotaError
+from quota.models import family, fingerprint
+from quota.pruning.pruner import Pruner
+from quota.pruning.recipe import PruningRecipe
+from quota.quantization.linear import W4A4Linear
+
+
+class QuotaQuantizer(CompressedTensorsHfQuantizer):
+    """compressed-tensors as transformers has it, except for checkpoints that quota has written."""
+
+    settings: Settings | None = None
+    recipe: PruningRecipe | None = None
+
+    def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
+        self.settings = settings(model.config)
+        if self.settings is None:
+            super()._process_model_before_weight_loading(model, **kwargs)
+            return
+        if self.quantization_config.dequantize:
+            raise QuotaError("a checkpoint of quota cannot be dequantised; load the original model")
+        scheme = self.settings.scheme
+        files = kwargs.get("checkpoint_files") or []
+        _check_whole(files)
+        if self.settings.recipe:
+            self.recipe = PruningRecipe.load(_find_recipe(model, files))
+            self.recipe.verify(model_fingerprint=fingerprint(model), scheme=scheme)
+        for name, linear in family(model).linears(scheme.modules):
+            empty = W4A4Linear(
+                linear.in_features,
+                linear.out_features,
+                linear.bias is not None,
+                scheme,
+                dtype=linear.weight.dtype,
+                device=linear.weight.device,
+            )
+            model.set_submodule(name, empty)
+            _nothing_to_draw(model.get_submodule(name.rpartition(".")[0]))
+        if scheme.folds and scheme.kv_bits < 16:
+            add_key_transforms(family(model).text_model)
+
+    def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
+        if self.settings is None:
+            super()._process_model_after_weight_loading(model, **kwargs)
+            return
+        _check_loaded(model)
+        mark(model, self.settings.scheme, self.settings.recipe)
+        attach_cache(model, self.settings.scheme)
+        if self.recipe is not None:
+            Pruner(model, self.recipe, self.settings.scheme).attach()
+
+
+def _nothing_to_draw(parent: Any) -> None:
+    """Keep transformers from drawing first weights for the linears in `parent`, which some modules do for their own."""
+    if not any(True for _ in parent.parameters(recurse=False)):
+        parent._is_hf_initialized = True
+
+
+def _check_whole(files: Sequence[str]) -> None:
+    for file in files:
+        try:
+            # The header of a safetensors file says how long the file is; opening compares.
+            with safe_open(file, framework="pt"):
+                pass
+        except (OSError, SafetensorError) as error:
+            raise QuotaError(f"{file} is not whole ({error}); copy it again or compress again") from None
+
+
+def _find_recipe(model: PreTrainedModel, files: Sequence[str]) -> Path:
+    name = model.config.name_or_path or "the model"
+    if files and (beside := Path(files[0]).parent / RECIPE_FILE).exists():
+        return beside
+    found = None
+    if not Path(name).is_dir():
+        # A repository on the hub: transformers has fetched the weights only.
+        revision = getattr(model.config, "_commit_hash", None)
+        found = cached_file(name, RECIPE_FILE, revision=revision, _raise_exceptions_for_missing_entries=False)
+    if found is None:
+        raise QuotaError(f"{name} belongs to a recipe but holds no {RECIPE_FILE}; save with quota.save_pretrained")
+    return Path(found)
+
+
+def _check_loaded(model: PreTrainedModel) -> None:
+    """Weights that the files do not hold are left as they were allocated; transformers only mentions it."""
+    for name, module in model.named_modules():
+        if isinstance(module, W4A4Linear | KeyTransform):
+            for tensor, buffer in module.named_buffers():
+                if buffer.is_meta:
+                    raise QuotaError("packed weights cannot be offloaded; load without offload_buffers")
+                if not getattr(buffer, "_is_hf_initialized", False):
+                    raise QuotaError(f"the checkpoint lacks {name}.{tensor}; copy it again or compress again")

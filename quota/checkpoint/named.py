@@ -1,0 +1,117 @@
+"""Find the model that a command names: a hub id, a folder, or something that is shipped, as `reference`.
+
+A folder written by `quota compress` loads like any other, because importing this package has registered its loader
+with transformers. What is shipped comes from packages beside this one, by the entry-point group `quota.shipped`: a
+module with a model, suites of questions about pictures, and a way to draw calibration samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from huggingface_hub import snapshot_download
+from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
+
+from quota.errors import QuotaError
+from quota.samples import Sample
+
+SHIPPED = "quota.shipped"
+"""Entry points: a name -> its module."""
+_FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
+
+
+class Shipped(Protocol):
+    """A module that ships a model."""
+
+    def model_path(self) -> Path:
+        """Folder of the checkpoint."""
+        ...
+
+    def suites(self) -> Mapping[str, Path]:
+        """Name -> folder of each suite of questions."""
+        ...
+
+    def calibration_samples(self, count: int, seed: int) -> list[Sample]:
+        """Questions to calibrate on, the same for the same seed."""
+        ...
+
+
+def shipped(name: str) -> Shipped | None:
+    """What is shipped under that name, None if nothing is."""
+    found = entry_points(group=SHIPPED, name=name)
+    return next(iter(found)).load() if found else None
+
+
+def suite_folder(name: str) -> Path:
+    """The shipped suite of that name, or the folder that it is."""
+    for module in entry_points(group=SHIPPED):
+        if name in (suites := module.load().suites()):
+            return suites[name]
+    return Path(name)
+
+
+def load_model(name: str) -> tuple[PreTrainedModel, Any, str]:
+    """Load model and processor by name; returns (model in eval mode, processor, label for reports).
+
+    What is shipped is loaded in float32, everything else in the type its checkpoint is stored in. Weights stay on the
+    device where transformers puts them, the CPU. Raises QuotaError, in one line, for a name that cannot be loaded.
+    """
+    source = _folder(name)
+    where = name if source is None else str(source)
+    with _in_one_line(name):
+        model = AutoModelForImageTextToText.from_pretrained(where, dtype=model_dtype(name) or "auto")
+        processor = AutoProcessor.from_pretrained(where)
+    return model.eval(), processor, name if source is None or shipped(name) else source.name
+
+
+def model_folder(name: str) -> Path:
+    """The folder of the model's files, fetched from the hub if need be. Errors as `load_model`."""
+    source = _folder(name)
+    if source is None:
+        with _in_one_line(name):
+            source = Path(snapshot_download(name, allow_patterns=_FILES))
+    return source
+
+
+def model_dtype(name: str) -> torch.dtype | None:
+    """The type to compute in, None for that of the checkpoint."""
+    return torch.float32 if shipped(name) else None
+
+
+def _folder(name: str) -> Path | None:
+    """The folder that `name` means, None for a hub id."""
+    source = Path(name) if (known := shipped(name)) is None else known.model_path()
+    if source.is_dir():
+        if not (source / "config.json").is_file():
+            raise QuotaError(f"{source} holds no config.json; give a folder that save_pretrained has written")
+        return source
+    if source.exists() or name.startswith((".", "/", "~")) or name.count("/") != 1:
+        # Told here, as asking the hub for what cannot be one of its ids takes half a minute to fail.
+        raise QuotaError(f"there is no model folder {name}; give a folder, a hub id (owner/name){_or_shipped()}")
+    return None
+
+
+@contextmanager
+def _in_one_line(name: str) -> Iterator[None]:
+    try:
+        yield
+    except QuotaError:
+        raise
+    except (OSError, ValueError, KeyError) as error:
+        raise QuotaError(f"cannot load {name}: {_first_line(error)}") from error
+
+
+def _first_line(error: BaseException) -> str:
+    """transformers explains itself over many lines; the first says what was wrong."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def _or_shipped() -> str:
+    names = sorted(entry_points(group=SHIPPED).names)
+    return f", or {', '.join(names)}" if names else "; `reference` comes with the package quota_lab"

@@ -1,0 +1,192 @@
+"""Write a compressed model to a folder that transformers can load.
+
+The folder is an ordinary checkpoint: safetensors under the original key names, config.json, tokenizer and processor.
+Quantised layers are stored in the "pack-quantized" format of compressed-tensors, which transformers and vLLM know, and
+quota adds two things of its own:
+
+    config.json     the key "quota": settings version, scheme, and whether a recipe belongs to the checkpoint
+    recipe.json     which visual tokens are dropped where (quota/pruning/recipe.py)
+
+With `import quota`, `from_pretrained` runs the model as it was saved (quota/checkpoint/load.py). Without it
+transformers loads the same quantised layers, keeps every token, and a 16-bit KV cache. One thing it cannot do by
+itself, as of version 5, is rotate the layers' inputs: it passes over the `transform_config` in which
+compressed-tensors describes that, and the model would answer nonsense. A rotated checkpoint therefore carries
+`REFUSAL`, on which every loader but ours stops with one line, and README.md gives the lines that take it out and apply
+the rotation (quota/checkpoint/card.py). With trained transforms a model runs with quota only.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections import defaultdict
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import nn
+from transformers import PretrainedConfig, PreTrainedModel
+
+from quota.checkpoint.card import CARD_FILE, model_card
+from quota.errors import QuotaError, first_problem
+from quota.files import staged_folder, write_atomically
+from quota.pruning.pruner import Pruner
+from quota.pruning.recipe import PruningRecipe
+from quota.quantization.linear import W4A4Linear
+from quota.scheme import QuantizationScheme
+
+CONFIG_FILE = "config.json"
+RECIPE_FILE = "recipe.json"
+
+FORMAT = "pack-quantized"
+
+REFUSAL = "Import quota first"
+"""Name of the group of layers that no loader but ours accepts. The first group counts, and capitals sort first."""
+REFUSED = "import quota before from_pretrained, as the inputs of this model are rotated; README.md says how without it"
+"""What is read then: no regular expression has such a name for a group, and the error repeats it."""
+ONLY_OURS = "import quota before from_pretrained, as the inputs of this model go through trained transforms"
+"""The same where compressed-tensors has no words for what is done to inputs."""
+
+
+class Settings(BaseModel):
+    """What config.json says under "quota"."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    version: Literal[1] = 1
+    scheme: QuantizationScheme
+    recipe: bool
+    """Whether the checkpoint prunes, by the recipe.json beside it."""
+
+
+def settings(config: PretrainedConfig) -> Settings | None:
+    """The settings of a model that quota has quantised, None for any other. QuotaError if they cannot be read."""
+    found = getattr(config, "quota", None)
+    if found is None:
+        return None
+    try:
+        return Settings.model_validate(found)
+    except ValidationError as error:
+        raise QuotaError(f'config.json, "quota": {first_problem(error)}; update quota or compress again') from None
+
+
+def mark(model: PreTrainedModel, scheme: QuantizationScheme, recipe: bool) -> None:
+    """Note in the model's configuration that it is quantised under `scheme`, and whether a recipe prunes it.
+
+    From then on the model's own `save_pretrained` writes a checkpoint of ours too, less processor and card.
+    """
+    model.config.quota = Settings(scheme=scheme, recipe=recipe).model_dump(mode="json")
+    if scheme.weight_bits < 16:
+        model.config.quantization_config = quantization_config(model, scheme)
+    setattr(model, "save_pretrained", partial(_save_weights, model))  # noqa: B010 (its type is that of a method)
+
+
+def attached_recipe(model: PreTrainedModel) -> PruningRecipe | None:
+    """The recipe that `model` is pruned by, None if it keeps every token."""
+    pruner = getattr(model, "quota_pruner", None)
+    return pruner.recipe if isinstance(pruner, Pruner) else None
+
+
+def save_pretrained(
+    model: PreTrainedModel, processor: Any, folder: str | os.PathLike[str], max_shard_size: int | str = "5GB"
+) -> None:
+    """Save a model that `quota.compress` or `quantize_only` has made, with its processor, recipe and model card.
+
+    `folder` appears complete or not at all, and replaces an older checkpoint of ours. Weights of quantised layers take
+    half a byte each, and 2 bytes a group for the scales; files hold at most `max_shard_size` ("5GB", or bytes). Raises
+    QuotaError for a model that is not quantised, or whose weights have 16 bits, and for a folder that holds something
+    else.
+    """
+    scheme = _savable_scheme(model)
+    with staged_folder(folder) as stage:
+        _save_weights(model, stage, max_shard_size=max_shard_size)
+        processor.save_pretrained(stage)
+        write_atomically(stage / CARD_FILE, model_card(model, scheme, attached_recipe(model)))
+
+
+def _save_weights(model: PreTrainedModel, save_directory: str | os.PathLike[str], **options: Any) -> None:
+    """Weights, configurations and recipe, by the `save_pretrained` of transformers, whose options these are."""
+    scheme = _savable_scheme(model)
+    recipe = attached_recipe(model)
+    mark(model, scheme, recipe=recipe is not None)
+    type(model).save_pretrained(model, save_directory, **options)
+    folder = Path(save_directory)
+    if recipe is not None:
+        recipe.save(folder / RECIPE_FILE)
+    for weights in folder.glob("*.safetensors"):
+        # safetensors makes its files readable by the owner alone.
+        shutil.copymode(folder / CONFIG_FILE, weights)
+
+
+def _savable_scheme(model: PreTrainedModel) -> QuantizationScheme:
+    found = settings(model.config)
+    if found is None:
+        raise QuotaError("only a quantised model can be saved; run quota.compress on it first")
+    if found.scheme.weight_bits == 16:
+        raise QuotaError(
+            f"{found.scheme.name} has 16-bit weights, for which there is no packed format; use 4 or 8 bits"
+        )
+    return found.scheme
+
+
+def quantization_config(model: nn.Module, scheme: QuantizationScheme) -> dict[str, Any]:
+    """The compressed-tensors description of a quantised model, as transformers and vLLM read it.
+
+    Layers of the commonest group sizes are meant by "Linear", others by name. Where inputs are rotated,
+    `transform_config` says so, and the group `REFUSAL` sees to it that nobody passes over that, or over trained
+    transforms, which cannot be described.
+    """
+    sizes: dict[tuple[int, int, int], list[str]] = defaultdict(list)
+    ignore = []
+    for name, module in model.named_modules():
+        if isinstance(module, W4A4Linear):
+            width = module.in_features
+            groups = scheme.weight_group_for(width), scheme.activation_group_for(width)
+            sizes[*groups, module.spec.hadamard].append(name)
+        elif isinstance(module, nn.Linear):
+            ignore.append(name)
+    # Named layers stand before the class: the first target that matches decides.
+    ordered = sorted(sizes.items(), key=lambda item: len(item[1]))
+    named = [name for _, names in ordered[:-1] for name in names]
+    groups, rotations = {}, {}
+    for number, ((weight_group, activation_group, block), names) in enumerate(ordered):
+        last = number == len(ordered) - 1
+        targets = ["Linear"] if last else names
+        group = {
+            "targets": targets,
+            "format": FORMAT,
+            "weights": _integers(scheme.weight_bits, weight_group, symmetric=True, dynamic=False),
+        }
+        if scheme.activation_bits < 16:
+            group["input_activations"] = _integers(
+                scheme.activation_bits, activation_group, symmetric=False, dynamic=True
+            )
+        groups[f"group_{number}"] = group
+        if block > 1:
+            place = {"targets": targets, "location": "input", "ignore": ignore + named if last else []}
+            rotations[f"hadamard_{number}"] = {"type": "hadamard", "head_dim": block, "apply": [place]}
+    described: dict[str, Any] = {
+        "quant_method": "compressed-tensors",
+        "format": FORMAT,
+        "quantization_status": "compressed",
+        "ignore": ignore,
+        "config_groups": groups,
+    }
+    if rotations:
+        described["transform_config"] = {"config_groups": rotations}
+    if rotations or scheme.transforms == "trained":
+        reason = REFUSED if rotations else ONLY_OURS
+        described["config_groups"] = {REFUSAL: {"targets": [f"re:(?P<{reason}>)"]}, **groups}
+    return described
+
+
+def _integers(bits: int, group: int, symmetric: bool, dynamic: bool) -> dict[str, Any]:
+    return {
+        "num_bits": bits,
+        "type": "int",
+        "symmetric": symmetric,
+        "strategy": "group",
+        "group_size": group,
+        "dynamic": dynamic,
+    }

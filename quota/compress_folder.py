@@ -1,0 +1,195 @@
+"""Compress a checkpoint folder without ever having the model in memory, and go on where an interrupted run stopped.
+
+The model is made on "meta"; calibration asks for one block after the other (quota/checkpoint/on_disk.py), and every
+finished block is a file of the new checkpoint. They gather in a folder beside OUT, which becomes OUT when all is
+there:
+
+    .OUT.compressing          finished blocks, model-00002-of-... onwards, each written beside and renamed
+    .OUT.compressing.json     what they were made of; a run with anything else in mind refuses them
+    .OUT.compressing.lock     held by the run that writes them (quota/checkpoint/lock.py); a second one is refused
+
+What is in memory at any time: embeddings and head, the tower, one decoder layer with GPTQ's matrices for its widest
+linear, and two hidden states a sample. None of it grows with the depth of the decoder. The method "quota" then measures
+drops on the finished model, and has that in memory, in its packed form: half a byte a weight. To this come two hidden
+states a sample once more (quota/allocation/replay.py).
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, GenerationConfig
+from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME
+
+from quota import ops
+from quota.allocation.paper import Method
+from quota.calibration.sweep import Progress
+from quota.checkpoint.card import CARD_FILE, model_card
+from quota.checkpoint.lock import held
+from quota.checkpoint.on_disk import OnDisk, empty_model
+from quota.checkpoint.save import RECIPE_FILE
+from quota.checkpoint.weights import Weights, weight_files
+from quota.compress import DEFAULT_SCHEME, CompressionResult, compress
+from quota.errors import QuotaError
+from quota.files import refuse_foreign, replace_folder, write_atomically
+from quota.samples import Sample
+from quota.samples import fingerprint as samples_fingerprint
+from quota.scheme import QuantizationScheme
+from quota.version import __version__
+
+
+def compress_folder(
+    source: Path,
+    out: Path,
+    samples: Sequence[Sample],
+    keep: float = 0.30,
+    scheme: QuantizationScheme = DEFAULT_SCHEME,
+    layers: Sequence[int] | None = None,
+    temperature: float = 1.25,
+    seed: int = 0,
+    dtype: torch.dtype | None = None,
+    progress: Progress | None = None,
+    visual_share: float | None = None,
+    method: Method = "quota",
+    compute: float | None = None,
+    milliseconds: float | None = None,
+) -> CompressionResult:
+    """Compress the checkpoint in the folder `source` to the folder `out`, which appears complete or not at all.
+
+    The other arguments are those of `quota.compress`; `dtype` is the type to compute in, that of the checkpoint if it
+    is not given. Called again with the same arguments after an interruption, it goes on from the last finished block
+    and writes the same files. Raises QuotaError as `quota.compress` does, for a source without safetensors files, for
+    an interrupted run of other arguments in the way, and while another run is writing `out`.
+    """
+    target = out.resolve()
+    refuse_foreign(target)
+    if scheme.weight_bits == 16:
+        raise QuotaError(f"{scheme.name} has 16-bit weights, for which there is no packed format; use 4 or 8 bits")
+    folder, job = working_folder(target)
+    taken = f"another run is compressing to {target}; wait for it, or give another folder"
+    with held(folder.with_name(f"{folder.name}.lock"), taken):
+        model, weights = _open(source, dtype)
+        processor = AutoProcessor.from_pretrained(source)
+        _claim(folder, job, _identity(source, weights, samples, scheme, model.dtype) | {"visual share": visual_share})
+        try:
+            blocks = OnDisk(model, weights, folder, scheme)
+            result = compress(
+                model,
+                processor,
+                samples,
+                keep,
+                scheme,
+                layers,
+                temperature,
+                seed,
+                progress,
+                visual_share=visual_share,
+                method=method,
+                compute=compute,
+                milliseconds=milliseconds,
+                storage=blocks,
+            )
+        except BaseException:
+            if not any(folder.glob("*.safetensors")):
+                # Nothing to go on from.
+                shutil.rmtree(folder)
+                job.unlink()
+            raise
+        blocks.keep_rest()
+        _write_index(folder)
+        model.config.save_pretrained(folder)
+        model.generation_config.save_pretrained(folder)
+        # Not the one that was used: a tokenizer saves the padding of its last call, too.
+        AutoProcessor.from_pretrained(source).save_pretrained(folder)
+        result.recipe.save(folder / RECIPE_FILE)
+        write_atomically(folder / CARD_FILE, model_card(model, scheme, result.recipe))
+        for file in folder.iterdir():
+            if file.name.startswith("."):
+                # Half-written when an earlier run was ended.
+                file.unlink()
+            else:
+                shutil.copymode(folder / CARD_FILE, file)
+        replace_folder(folder, target)
+        for file in (job, *job.parent.glob(f".{job.name}.*.partial")):
+            file.unlink()
+    return result
+
+
+def working_folder(target: Path) -> tuple[Path, Path]:
+    """Where the blocks of `target` gather, and the file that says what they are made of."""
+    folder = target.with_name(f".{target.name}.compressing")
+    return folder, folder.with_name(f"{folder.name}.json")
+
+
+def finished_blocks(out: Path) -> int:
+    """How many blocks an interrupted run has left for `out`."""
+    return len(list(working_folder(out.resolve())[0].glob("*.safetensors")))
+
+
+def _open(source: Path, dtype: torch.dtype | None) -> tuple[Any, Weights]:
+    """The model of a checkpoint, on "meta", and where its weights are."""
+    weight_files(source)
+    config = AutoConfig.from_pretrained(source)
+    if getattr(config, "quantization_config", None) is not None:
+        raise QuotaError(f"{source} is quantised already; give the original model")
+    probe = empty_model(lambda: AutoModelForImageTextToText.from_config(config))
+    weights = Weights(source, probe)
+    if dtype is None:
+        dtype = config.dtype if isinstance(config.dtype, torch.dtype) else weights.dtype()
+    model = empty_model(lambda: AutoModelForImageTextToText.from_config(config, dtype=dtype))
+    model.config.dtype = dtype
+    if (source / GENERATION_CONFIG_NAME).is_file():
+        model.generation_config = GenerationConfig.from_pretrained(source)
+    return model, weights
+
+
+def _identity(
+    source: Path, weights: Weights, samples: Sequence[Sample], scheme: QuantizationScheme, dtype: torch.dtype
+) -> dict[str, Any]:
+    """All that the bits of a finished block depend on. The keep ratio and the candidate layers are not among it."""
+    states = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in weights.files]
+    return {
+        "source": str(source.resolve()),
+        "weights": [list(state) for state in states],
+        "config": json.loads((source / CONFIG_NAME).read_text(encoding="utf-8")),
+        "samples": samples_fingerprint(samples),
+        "scheme": scheme.model_dump(mode="json"),
+        "type": str(dtype),
+        "threads": torch.get_num_threads(),
+        "backend": ops.forced(),
+        "versions": {"quota": __version__, **{name: version(name) for name in ("torch", "transformers")}},
+    }
+
+
+def _claim(folder: Path, job: Path, identity: dict[str, Any]) -> None:
+    """Start in `folder`, or go on in it if what it holds is of the same identity."""
+    if folder.exists() and any(folder.glob("*.safetensors")):
+        try:
+            earlier = json.loads(job.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            earlier = {}
+        if differing := [name for name in identity if earlier.get(name) != identity[name]]:
+            raise QuotaError(
+                f"{folder} holds an interrupted run with other {', '.join(differing)}; finish that or delete the folder"
+            )
+        return
+    write_atomically(job, json.dumps(identity, indent=2) + "\n")
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def _write_index(folder: Path) -> None:
+    """The file that says which tensor is where."""
+    places, size = {}, 0
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, framework="pt") as opened:
+            places |= dict.fromkeys(opened.keys(), file.name)
+        size += file.stat().st_size
+    index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(places.items()))}
+    write_atomically(folder / SAFE_WEIGHTS_INDEX_NAME, json.dumps(index, indent=2) + "\n")

@@ -1,0 +1,74 @@
+"""Questions become a model's arguments, and its tokens greedy answers, through its own chat template and `generate`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from quota.errors import QuotaError
+from quota.samples import Sample, is_text
+
+MAX_NEW_TOKENS = 24
+"""Enough for the short answers of a suite."""
+
+
+def generate(model: Any, processor: Any, inputs: Any, max_new_tokens: int = MAX_NEW_TOKENS) -> torch.Tensor:
+    """Greedy continuation of a batch from `build_inputs`: the new tokens only, [B, T], padded after the end."""
+    inputs = inputs.to(model.device)
+    with torch.inference_mode():
+        tokens = model.generate(
+            **inputs,
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            num_beams=1,
+            pad_token_id=processor.tokenizer.pad_token_id,
+        )
+    return tokens[:, inputs["input_ids"].shape[1] :]
+
+
+def decode(processor: Any, tokens: torch.Tensor) -> list[str]:
+    """Generated tokens [B, T] as B texts, without special tokens."""
+    return [text.strip() for text in processor.batch_decode(tokens, skip_special_tokens=True)]
+
+
+def answer(model: Any, processor: Any, sample: Sample, max_new_tokens: int = MAX_NEW_TOKENS) -> str:
+    """The model's answer to one question."""
+    inputs = build_inputs(processor, [sample])
+    return decode(processor, generate(model, processor, inputs, max_new_tokens))[0]
+
+
+def count_tokens(processor: Any, tokens: torch.Tensor) -> int:
+    """Tokens that were really produced: a sample's end mark counts, the padding after it does not."""
+    padding, end = processor.tokenizer.pad_token_id, processor.tokenizer.eos_token_id
+    produced = int((tokens != padding).sum())
+    # Where the end mark is also the padding, the first one of each sample was produced.
+    return produced + int((tokens == end).any(dim=1).sum()) if padding == end else produced
+
+
+def build_inputs(processor: Any, samples: Sequence[Sample], with_answer: bool = False) -> Any:
+    """What the model takes for a batch of questions: `input_ids` and `attention_mask` [B, L], `pixel_values`.
+
+    The processor's own chat template writes the prompt, and shorter prompts are padded on the left, as generation
+    needs. With `with_answer` the answer stands behind the question as the assistant's turn (calibration text).
+
+    Raises QuotaError for a processor without a chat template, a question that is no text and, with `with_answer`, a
+    sample without an answer.
+    """
+    if getattr(processor, "chat_template", None) is None:
+        raise QuotaError("the model's processor has no chat template; add chat_template.jinja to its folder")
+    prompts = []
+    for sample in samples:
+        if not is_text(sample.question):
+            raise QuotaError(f"the question {sample.question!r} holds half a character; write it as UTF-8")
+        content = [{"type": "image"}, {"type": "text", "text": sample.question}]
+        turns: list[dict[str, Any]] = [{"role": "user", "content": content}]
+        if with_answer:
+            if sample.answer is None:
+                raise QuotaError(f"the question {sample.question!r} has no answer to calibrate with")
+            turns.append({"role": "assistant", "content": [{"type": "text", "text": sample.answer}]})
+        prompts.append(processor.apply_chat_template(turns, add_generation_prompt=not with_answer))
+    # Each in a list of its own: some processors take a flat list for the pictures of one prompt.
+    pictures = [[sample.picture()] for sample in samples]
+    return processor(images=pictures, text=prompts, padding=True, padding_side="left", return_tensors="pt")

@@ -1,0 +1,273 @@
+"""The Pruner: runs a recipe inside a model's own forward pass, by hooks on its modules.
+
+At a candidate layer l all tokens present go through the layer. Its attention (measured while it runs), its input and
+the deployed activation quantiser give the metrics of every visual token; the recipe's scorer ranks them (equations
+6-9); of each image the best K_l (equation 5) go on. The layer's output and its KV cache are cut to the text and those
+tokens, so later layers, and decoding, never see the others. Positions stay what they were, text is never dropped,
+decoding steps are left alone, and the result comes back at full length, zero where a token was dropped.
+
+Images are ranked one by one, each among its own tokens: what is kept of one depends neither on the size of another nor
+on the batch.
+
+    before the base model      which positions hold which image
+    before the text model      open the pass
+    before each layer          masks and rotary tables of the tokens present (from the first candidate layer on)
+    after a candidate layer    score, select, cut; for candidate layer -1, before the first layer
+    after the text model       restore the full length, close the pass
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import lru_cache, partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+from transformers import PreTrainedModel
+
+from quota.attention.function import Observation, observe
+from quota.attention.hook import CacheHook, attach_cache
+from quota.attention.slots import SlotLayer
+from quota.errors import QuotaError
+from quota.models import family, fingerprint
+from quota.models.images import encode, split_frames
+from quota.pruning.deepstack import DeepStack
+from quota.pruning.presence import Presence
+from quota.pruning.ranking import Choice, rank
+from quota.pruning.recipe import PruningRecipe
+from quota.pruning.scorers import scorer
+from quota.pruning.tower import TowerAttention
+from quota.pruning.trace import Trace
+from quota.scheme import QuantizationScheme
+
+
+class Pruner:
+    """Drops visual tokens in the prefill of `model`, as `recipe` says."""
+
+    def __init__(self, model: PreTrainedModel, recipe: PruningRecipe, scheme: QuantizationScheme | None = None) -> None:
+        """`scheme` is the one that the model is deployed under; None is full precision.
+
+        Raises QuotaError for an unsupported architecture, and for a recipe that was made for another model or
+        under another scheme.
+        """
+        self.model: Any = model
+        self.family = family(model)
+        self._causal = self.family.causal
+        self.recipe = recipe
+        self.scheme = scheme
+        recipe.verify(model_fingerprint=fingerprint(model), scheme=scheme)
+        recipe.tokens_per_layer(recipe.reference_tokens, len(self.family.decoder_layers))
+        self.traces: list[Trace] = []
+        self._handles: list[RemovableHandle] = []
+        self._own_cache: CacheHook | None = None
+        self._given: dict[str, Any] | None = None
+        self._images: Tensor | None = None
+        self._presence: Presence | None = None
+        self._deepstack: DeepStack | None = None
+        self._observing = ExitStack()
+        self._observation: Observation | None = None
+        self._signals = frozenset(scorer(recipe.scorer).SIGNALS)
+        self._tower: TowerAttention | None = None
+
+    def attach(self) -> Pruner:
+        """Take effect, with a KV cache under `scheme` unless the model has one. QuotaError if it is pruned already."""
+        model, layers = self.model, self.family.decoder_layers
+        if is_pruned(model):
+            raise QuotaError("this model has a Pruner already; detach that one first")
+        cache = getattr(model, "quota_cache", None)
+        if cache is None:
+            self._own_cache = attach_cache(model, self.scheme)
+        elif cache.scheme != self.scheme:
+            raise QuotaError("the model's KV cache is under another scheme than the recipe; attach both under one")
+        before, after = {"with_kwargs": True}, {"prepend": True, "always_call": True}
+        base, decoder = self.family.base, self.family.text_model
+        self._handles = [
+            base.register_forward_pre_hook(self._before_base, **before),
+            base.register_forward_hook(self._after_base, **after),
+            decoder.register_forward_pre_hook(self._before_decoder, **before),
+            decoder.register_forward_hook(self._after_decoder, **after),
+        ]
+        if "tower" in self._signals:
+            self._tower = TowerAttention(self.family)
+            self._handles += self._tower.handles
+        for index in range(max(self.recipe.layers[0], 0), len(layers)):
+            hook = partial(self._before_layer, index)
+            self._handles.append(layers[index].register_forward_pre_hook(hook, **before))
+        # The hook that is registered last comes first: features are added to what a cut has left.
+        for index in range(self.family.deepstack):
+            hook = partial(self._add_features, index)
+            self._handles.append(layers[index].register_forward_hook(hook, **after))
+        for index in [index for index in self.recipe.layers if index >= 0]:
+            hook = partial(self._after_layer, index)
+            self._handles.append(layers[index].register_forward_hook(hook, with_kwargs=True, **after))
+        model.generate = self._generate
+        model.quota_pruner = self
+        return self
+
+    def detach(self) -> None:
+        """Leave the model as it was before `attach`."""
+        if getattr(self.model, "quota_pruner", None) is not self:
+            return
+        self._close()
+        for handle in self._handles:
+            handle.remove()
+        if self._own_cache is not None:
+            self._own_cache.detach()
+        self._handles, self._own_cache = [], None
+        del self.model.generate, self.model.quota_pruner
+
+    def _generate(self, *args: Any, **kwargs: Any) -> Any:
+        config = kwargs.get("generation_config") or (args[1] if len(args) > 1 else self.model.generation_config)
+        # A chunk looks like a turn of its own, whose text is not the question: only here can it be told.
+        if kwargs.get("prefill_chunk_size", getattr(config, "prefill_chunk_size", None)) is not None:
+            raise QuotaError("token pruning needs the whole prompt in one prefill; leave prefill_chunk_size unset")
+        return type(self.model).generate(self.model, *args, **kwargs)
+
+    def _before_base(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        # A pass that was interrupted may not have come to its end.
+        self._close()
+        given = dict(kwargs)
+        if args:
+            given = _signature(type(module)).bind(module, *args, **kwargs).arguments
+            del given["self"]
+            given.update(given.pop("kwargs", {}))
+        if given.get("input_ids") is None:
+            raise QuotaError("token pruning needs input_ids to know which tokens are visual; pass them, not embeddings")
+        if self.family.encodes_first and given.get("mm_encoder_outputs") is None:
+            given = encode(module, given)
+        self._given = given
+        # `generate` passes an empty dictionary when there is no image.
+        if any(given.get(name) is not None and len(given[name]) for name in self.family.image_arguments):
+            self._images = self.family.index_images(given["input_ids"], given)
+        else:
+            self._images = torch.full_like(given["input_ids"], -1)
+        return (), given
+
+    def _after_base(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        self._close()
+
+    def _before_decoder(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        images, given = self._images, self._given
+        # A text model called on its own has nothing visual to prune.
+        if images is None or given is None:
+            return None
+        if self.family.frames_in_positions:
+            images = split_frames(images, kwargs.get("position_ids"))
+        past = kwargs["past_key_values"].get_seq_length()
+        blocks = self.family.blocks and self.family.blocks(given, past)
+        self._presence = Presence(images, given.get("attention_mask"), past, self._causal, blocks)
+        if self._presence.has_images:
+            for trace in self.traces:
+                trace.begin(self._presence, len(self.family.decoder_layers))
+        self._deepstack, kwargs = DeepStack.take(kwargs)
+        return args, kwargs
+
+    def _before_layer(
+        self, index: int, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        presence = self._presence
+        if presence is None:
+            return None
+        config = self.family.text_model.config
+        if index == 0 and -1 in self.recipe.layers and presence.has_images:
+            args = (self._cut(-1, presence, args[0], None, args[0], None), *args[1:])
+        given = presence.arguments(index, args[0], kwargs, config, self.family.window(index))
+        if index in self.recipe.layers and presence.has_images:
+            keys = presence.keys(kwargs["past_key_values"].layers[index])
+            self._observation = Observation(presence.text, presence.visual, keys, self._signals)
+            self._observing.enter_context(observe(config, self._observation, self._causal))
+        return args, given
+
+    def _after_layer(
+        self, index: int, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> Tensor | None:
+        presence, observation = self._presence, self._observation
+        self._stop_observing()
+        # Without an output the layer has failed, and its exception is on its way.
+        if output is None or presence is None or observation is None:
+            return None
+        return self._cut(index, presence, args[0], observation, output, kwargs["past_key_values"].layers[index])
+
+    def _add_features(self, index: int, layer: nn.Module, args: tuple[Any, ...], output: Any) -> Tensor | None:
+        if output is None or self._presence is None or self._deepstack is None:
+            return None
+        return self._deepstack.add(index, output, self._presence)
+
+    def _cut(
+        self,
+        index: int,
+        presence: Presence,
+        hidden: Tensor,
+        observation: Observation | None,
+        output: Tensor,
+        slots: SlotLayer | None,
+    ) -> Tensor:
+        """Choose among the tokens that entered layer `index` as `hidden`; its `output` at those that go on."""
+        choice = self._rank(index, presence, hidden, observation)
+        for trace in self.traces:
+            trace.add(index, presence, choice)
+        # keep = 1.0 changes nothing, not even where padding stands.
+        if choice.all_kept:
+            return output
+        return presence.cut(index, choice.cut, output, slots)
+
+    def _rank(self, index: int, presence: Presence, hidden: Tensor, observation: Observation | None) -> Choice:
+        """Which places go on from layer `index`."""
+        tower = None if self._tower is None else self._tower.received(presence.all_images)
+        return rank(presence, hidden, observation, tower, self.recipe, index, self.scheme)
+
+    def _after_decoder(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        presence, self._presence = self._presence, None
+        if output is None or presence is None or presence.whole:
+            return
+        layers = len(self.family.decoder_layers)
+        output.last_hidden_state = presence.restore(output.last_hidden_state, layers)
+        if output.get("hidden_states") is not None:
+            output.hidden_states = tuple(
+                None if hidden is None else presence.restore(hidden, layer)
+                for layer, hidden in enumerate(output.hidden_states)
+            )
+
+    def _stop_observing(self) -> None:
+        self._observing.close()
+        self._observation = None
+
+    def _close(self) -> None:
+        self._stop_observing()
+        self._given = self._images = self._presence = self._deepstack = None
+
+
+@lru_cache
+def _signature(model: type[nn.Module]) -> inspect.Signature:
+    return inspect.signature(model.forward)
+
+
+def is_pruned(model: Any) -> bool:
+    """Whether a Pruner is attached to this model."""
+    return isinstance(getattr(model, "quota_pruner", None), Pruner)
+
+
+@contextmanager
+def record(model: Any) -> Iterator[Trace]:
+    """What the model's Pruner does inside the block: `trace.kept[layer]` [batch, K], `scores`, `tokens_per_layer`.
+
+    Raises QuotaError for a model that is not pruned.
+    """
+    if not is_pruned(model):
+        raise QuotaError("this model is not pruned, so there is nothing to record; attach a recipe first")
+    trace = Trace()
+    traces = model.quota_pruner.traces
+    traces.append(trace)
+    try:
+        yield trace
+    finally:
+        # By identity: two traces with equal tensors are still two.
+        traces[:] = [other for other in traces if other is not trace]

@@ -1,0 +1,183 @@
+"""`quota doctor`: which operator backends run on this machine, why the others do not, and which models are supported.
+
+A backend that says it runs is put to the proof: its integer sums over groups must equal the reference's, on shapes that
+are no multiple of anybody's tile.
+"""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import torch
+from rich import box
+from rich.table import Table
+
+from quota import ops
+from quota.errors import QuotaError
+from quota.models import FAMILIES
+from quota.models.support import PROMPTS, RUNS, VIDEO, Support
+from quota.ops import machine
+from quota.ops.integer import pack_int32, quantize_activation
+from quota.ops.reference import ReferenceBackend
+from quota.version import __version__
+
+_PACKAGES = ("torch", "transformers", "compressed-tensors", "triton")
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """One backend on this machine."""
+
+    name: str
+    why_not: str | None
+    """Why it does not run; None if it does."""
+    exact: bool | None
+    """Whether its integer sums equal the reference's; None if it does not run."""
+
+
+@dataclass(frozen=True)
+class Examination:
+    """This machine and its backends."""
+
+    versions: dict[str, str]
+    processor: str
+    instructions: list[str]
+    threads: int
+    accelerators: list[str]
+    backends: list[Diagnosis]
+    forced: str | None
+    """The backend that the user asks for, whether it runs or not."""
+    families: dict[str, Support]
+    """Supported architectures, by the names that transformers gives them."""
+    chosen: dict[str, str]
+    """Device -> the backend taken there, or why there is none."""
+
+    @property
+    def healthy(self) -> bool:
+        """Whether every backend that runs is right, and the one asked for (if any) is among them."""
+        running = [backend.name for backend in self.backends if backend.why_not is None]
+        right = all(backend.exact is not False for backend in self.backends)
+        return right and (self.forced is None or self.forced in running)
+
+    def figures(self) -> dict[str, Any]:
+        """What `quota doctor --json` writes."""
+        return {
+            "versions": self.versions,
+            "processor": self.processor,
+            "instructions": self.instructions,
+            "threads": self.threads,
+            "accelerators": self.accelerators,
+            "backends": [vars(backend) for backend in self.backends],
+            "families": [
+                {"architecture": name, "title": family.title, "prompts": family.prompts, "runs": RUNS}
+                for name, family in self.families.items()
+            ],
+            "forced": self.forced,
+            "chosen": self.chosen,
+            "healthy": self.healthy,
+        }
+
+
+def examine() -> Examination:
+    """Look at this machine; takes about a second."""
+    accelerators = machine.accelerators()
+    return Examination(
+        versions=_versions(),
+        processor=machine.processor(),
+        instructions=machine.instructions(),
+        threads=torch.get_num_threads(),
+        accelerators=accelerators,
+        backends=[_diagnose(name) for name in ops.NAMES],
+        families=FAMILIES,
+        forced=ops.forced(),
+        chosen={device: _chosen(device) for device in (["cpu", "cuda"] if accelerators else ["cpu"])},
+    )
+
+
+def _diagnose(name: str) -> Diagnosis:
+    reason = ops.why_not(name)
+    return Diagnosis(name, reason, None if reason is not None else sums_are_exact(name))
+
+
+def sums_are_exact(name: str) -> bool:
+    """Whether this backend's int32 sums over groups of 64 equal the reference's, for 1 and for 37 rows."""
+    backend, oracle = ops.backend(name, device=ops.device_of(name)), ReferenceBackend()
+    generator = torch.Generator().manual_seed(0)
+    packed = pack_int32(torch.randint(-8, 8, (75, 192), generator=generator, dtype=torch.int8), 4)
+    for rows in (1, 37):
+        q, _, zero = quantize_activation(torch.randn(rows, 192, generator=generator), 4, 64)
+        expected = oracle.group_sums(q, zero, packed, 4, 64)
+        device = ops.device_of(name)
+        found = backend.group_sums(q.to(device), zero.to(device), packed.to(device), 4, 64)
+        if not torch.equal(found.cpu(), expected):
+            return False
+    return True
+
+
+def _chosen(device: str) -> str:
+    try:
+        return ops.backend(device=device).name
+    except QuotaError as error:
+        return str(error)
+
+
+def _versions() -> dict[str, str]:
+    found = {"quota": __version__, "python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def doctor_tables(examination: Examination) -> list[Table]:
+    """This machine, its backends, and the supported models."""
+    return [_machine_table(examination), _backends_table(examination), _families_table(examination)]
+
+
+def _machine_table(examination: Examination) -> Table:
+    table = Table(title="This machine", show_header=False, box=box.SIMPLE_HEAD)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column()
+    table.add_row("processor", f"{examination.processor}, {examination.threads} threads")
+    table.add_row("instructions", " ".join(examination.instructions) or "not told by the system")
+    table.add_row("accelerators", ", ".join(examination.accelerators) or "none that torch can use")
+    table.add_row("versions", ", ".join(f"{name} {version}" for name, version in examination.versions.items()))
+    if examination.forced is not None:
+        table.add_row("asked for", examination.forced)
+    for device, name in examination.chosen.items():
+        table.add_row(f"taken on {device}", name)
+    return table
+
+
+def _backends_table(examination: Examination) -> Table:
+    table = Table(title="Operator backends", box=box.SIMPLE_HEAD)
+    for name in ("backend", "runs here", "integer sums"):
+        table.add_column(name)
+    for backend in examination.backends:
+        table.add_row(backend.name, _running(backend), _exactness(backend))
+    return table
+
+
+def _families_table(examination: Examination) -> Table:
+    caption = f"Each tested with {', '.join((*PROMPTS, *RUNS))}; sdpa and eager attention."
+    table = Table(title="Supported models", caption=caption, box=box.SIMPLE_HEAD)
+    for name in ("family", "class in transformers", VIDEO):
+        table.add_column(name, no_wrap=True)
+    for architecture, family in examination.families.items():
+        table.add_row(family.title, architecture, "yes" if VIDEO in family.prompts else "-")
+    return table
+
+
+def _running(backend: Diagnosis) -> str:
+    return "yes" if backend.why_not is None else f"no: {backend.why_not}"
+
+
+def _exactness(backend: Diagnosis) -> str:
+    if backend.exact is None:
+        return "-"
+    return "equal the reference's" if backend.exact else "DIFFER from the reference's"

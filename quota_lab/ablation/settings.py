@@ -1,0 +1,66 @@
+"""The rows of every table: each changes one thing in the default, W4A4KV4 of all modules with 128 samples."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from quota.scheme import PARTS, Part, QuantizationScheme
+from quota_lab.testbeds.methods import DEFAULT_METHOD, METHODS, method_scheme
+
+Bits = Literal[4, 16]
+KVBits = Literal[2, 3, 4, 8, 16]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One way to quantise. `bits` are those of weights and activations; 16 leaves the cache alone quantised."""
+
+    method: str = DEFAULT_METHOD
+    modules: tuple[Part, ...] = PARTS
+    bits: Bits = 4
+    kv_bits: KVBits = 4
+    samples: int = 128
+    visual_share: float | None = None
+    """What visual tokens count for when weights are rounded; None: every token the same."""
+
+    def scheme(self) -> QuantizationScheme:
+        return method_scheme(
+            self.method,
+            modules=self.modules,
+            weight_bits=self.bits,
+            activation_bits=self.bits,
+            kv_bits=self.kv_bits,
+        )
+
+    def figures(self) -> dict[str, Any]:
+        """The fields, without those that are not in use."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+_KV_BITS: tuple[KVBits, ...] = (16, 8, 4, 3, 2)
+_SAMPLES = (8, 16, 32, 64, 128, 256)
+
+TABLES: dict[str, dict[str, Setting | None]] = {
+    "modules": {
+        "none": None,
+        "LLM": Setting(modules=("decoder",)),
+        "tower + LLM": Setting(modules=("tower", "decoder")),
+        "all": Setting(),
+    },
+    "methods": {method: Setting(method) for method in METHODS},
+    "kv-bits": {
+        setting.scheme().name: setting
+        for setting in (
+            *(Setting(kv_bits=kv_bits) for kv_bits in _KV_BITS),
+            # Of 16 bits everywhere nothing is lost.
+            *(Setting(bits=16, kv_bits=kv_bits) for kv_bits in _KV_BITS if kv_bits < 16),
+        )
+    },
+    "token-weights": {
+        "all tokens alike": Setting(),
+        **{f"visual tokens {share:.0%}": Setting(visual_share=share) for share in (0.75, 0.5, 0.25)},
+    },
+    "calibration": {f"{samples} samples": Setting(samples=samples) for samples in _SAMPLES},
+}
+"""For each table the label of every row and its setting; None is full precision."""

@@ -1,0 +1,34 @@
+"""Tables of `quota doctor` and `quota bench`."""
+
+from __future__ import annotations
+
+from rich import box
+from rich.table import Table
+
+from quota_lab.bench.report import UNITS, Report, Row
+
+
+def bench_tables(report: Report) -> list[Table]:
+    """A table for every job and baseline, one line a row of the report, in units that a person reads."""
+    kinds = dict.fromkeys((row.job, row.baseline) for row in report.rows)
+    return [_bench_table(report, *kind) for kind in kinds]
+
+
+def _bench_table(report: Report, job: str, baseline: str) -> Table:
+    title = f"{job} against {baseline} ({report.device}, {report.threads} threads)"
+    table = Table(title=title, box=box.SIMPLE_HEAD)
+    for name in ("shape", "backend", "value", "baseline", "ratio"):
+        table.add_column(name, justify="left" if name in ("shape", "backend") else "right")
+    for row in report.rows:
+        if (row.job, row.baseline) == (job, baseline):
+            values = quantity(row, row.value), quantity(row, row.baseline_value)
+            table.add_row(row.shape, row.backend, *values, f"{row.ratio:.2f}x")
+    return table
+
+
+def quantity(row: Row, value: float) -> str:
+    """A value of this row with its unit: 0.00123 s -> "1.23 ms"."""
+    unit = UNITS[row.job]
+    if unit == "s":
+        return f"{1e3 * value:.3g} ms" if value < 1 else f"{value:.2f} s"
+    return f"{value / 1e6:.0f} MB" if unit == "bytes" else f"{value:.1f} {unit}"

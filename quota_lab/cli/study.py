@@ -1,0 +1,83 @@
+"""`quota study`: the tables of docs/study/, each by one command."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from quota.cli.app import Backend, app, console, notes
+
+if TYPE_CHECKING:
+    from quota_lab.study.run import Study
+
+
+@app.command()
+def study(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Which table; `list` names them.")],
+    model: Annotated[str, typer.Option(metavar="MODEL", help="A hub id, a folder, or `reference`.")] = "reference",
+    suite: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Questions; default: the reference suite.")
+    ] = None,
+    calibration: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Questions to calibrate on; `reference` draws its own.")
+    ] = None,
+    development: Annotated[
+        bool, typer.Option("--development", help="Ask the development half: what may be tuned on, not reported.")
+    ] = False,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first N questions of each task.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Calibration sets.")] = 5,
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where NAME.json, .md and .png go.")] = Path("docs/study"),
+    cache: Annotated[Path, typer.Option(metavar="FOLDER", help="Outcomes and checkpoints so far.")] = Path(".study"),
+    timed: Annotated[bool, typer.Option("--timed", help="Also measure prefill times, on an idle machine.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would be measured.")] = False,
+    backend: Backend = None,
+) -> None:
+    """Measure one table of the study: variants of a compressed model on the same questions, with intervals.
+
+    What is interrupted goes on where it stopped.
+
+    ```text
+    quota study stage-wise
+    quota study methods --timed
+    quota study keep --development --limit 50 --seeds 1 --out scratch/
+    quota study stage-wise --model llava-hf/llava-1.5-7b-hf --suite vqa/ --calibration train.jsonl --dry-run
+    ```
+    """
+    from quota.report.plot import require_matplotlib
+    from quota.report.progress import progress_steps
+    from quota_lab.study.report import markdown, write_report
+    from quota_lab.study.run import Study, plan_lines, run_table
+    from quota_lab.study.tables import TABLES, table
+
+    if name == "list":
+        for known, (title, _, _) in TABLES.items():
+            typer.echo(f"{known}: {title}")
+        return
+    chosen = table(name)
+    what = Study(model, suite, calibration, "development" if development else "reported", limit, seeds)
+    if dry_run:
+        for line in plan_lines(chosen, what):
+            typer.echo(line)
+        return
+    require_matplotlib()
+    with progress_steps() as progress:
+        rows = run_table(chosen, what, cache, timed, progress)
+    command = _command(name, what, timed)
+    write_report(out, name, command, chosen, what, rows)
+    console.print(markdown(name, command, chosen, what, rows))
+    notes.print(f"written to {out / name}.md, .json and .png")
+
+
+def _command(name: str, what: Study, timed: bool) -> str:
+    """The command that measures this again: all that changes a figure, and no folders of this machine."""
+    words = ["quota", "study", name]
+    for option, value in (("--model", what.model), ("--suite", what.suite), ("--calibration", what.calibration)):
+        if value not in (None, "reference"):
+            words += [option, Path(value).name if isinstance(value, Path) else value]
+    words += ["--development"] if what.questions == "development" else []
+    words += ["--limit", str(what.limit)] if what.limit is not None else []
+    words += ["--seeds", str(what.seeds)] if what.seeds != 5 else []
+    return shlex.join(words + (["--timed"] if timed else []))

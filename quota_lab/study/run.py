@@ -1,0 +1,99 @@
+"""Run one table of the study, from questions to figures."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+from quota.errors import QuotaError
+from quota.samples import Sample, first_of_each_task, read_samples
+from quota_lab import reference
+from quota_lab.reference import NAME as REFERENCE
+from quota_lab.study.figures import Figure, figure
+from quota_lab.study.halves import Half, half
+from quota_lab.study.tables import FULL, Table
+from quota_lab.study.workshop import Outcome, Progress, Workshop
+
+TURNS = 20
+"""Prefills of which the time is the median."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """What a table is measured on. Everything that changes a figure stands here, and in the report."""
+
+    model: str = REFERENCE
+    suite: Path | None = None
+    """None: the reference suite."""
+    calibration: Path | None = None
+    """Questions to calibrate on; None: drawn by the generator of the reference world."""
+    questions: Half = "reported"
+    limit: int | None = None
+    """Questions of each task; None: all."""
+    seeds: int = 5
+
+    def samples(self) -> list[Sample]:
+        """The questions that are asked."""
+        found = half(read_samples(self.suite or reference.suite_path()), self.questions)
+        return found if self.limit is None else first_of_each_task(found, self.limit)
+
+    def calibration_samples(self, count: int, seed: int) -> list[Sample]:
+        """`count` samples drawn by `seed`. QuotaError if there are too few."""
+        if self.calibration is None:
+            if self.model != REFERENCE:
+                raise QuotaError("--calibration is needed for this model: a .jsonl file of questions about pictures")
+            return reference.calibration_samples(count, seed)
+        found = read_samples(self.calibration)
+        if len(found) < count:
+            raise QuotaError(f"{self.calibration} holds {len(found)} questions, the study needs {count}; add some")
+        return random.Random(seed).sample(found, count)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a table, measured."""
+
+    name: str
+    figure: Figure
+    prefill: float | None
+    """Seconds; None if it was not timed."""
+
+
+def run_table(table: Table, study: Study, cache: Path, timed: bool, progress: Progress) -> list[Row]:
+    """Measure all rows of a table; what the cache holds is not measured again (prefill times are)."""
+    workshop = Workshop(study.model, study.samples(), study.calibration_samples, cache, progress)
+    outcomes = _outcomes(table, study, workshop)
+    prefills = workshop.prefills(list(table.rows.values()), TURNS) if timed else [None] * len(table.rows)
+    rows = []
+    for number, (name, seconds) in enumerate(zip(table.rows, prefills, strict=True)):
+        rival = table.rival(name)
+        other = None if rival is None else outcomes[rival]
+        rows.append(Row(name, figure(outcomes[name], outcomes[FULL], other), seconds))
+        progress("figures", number + 1, len(table.rows))
+    return rows
+
+
+def _outcomes(table: Table, study: Study, workshop: Workshop) -> dict[str, list[Outcome]]:
+    """Seed by seed, so that a quantised model is loaded once for all rows that share it."""
+    outcomes: dict[str, list[Outcome]] = {name: [] for name in table.rows}
+    total, done = study.seeds * len(table.rows), 0
+    for seed in range(study.seeds):
+        for name, variant in table.rows.items():
+            outcomes[name].append(workshop.outcome(variant.model_copy(update={"seed": seed})))
+            done += 1
+            workshop.progress("study", done, total)
+    return outcomes
+
+
+def plan_lines(table: Table, study: Study) -> list[str]:
+    """What `run_table` would do, without loading anything."""
+    lines = [
+        f"model {study.model}, {study.questions} half of {study.suite or 'the reference suite'}, "
+        f"{'all questions' if study.limit is None else f'{study.limit} questions of each task'}",
+        f"calibrated on {study.calibration or 'generated samples'}, seeds 0 to {study.seeds - 1}",
+    ]
+    for name, variant in table.rows.items():
+        shown = variant.model_dump(mode="json", exclude_defaults=True, exclude={"seed"})
+        lines.append(f"{name}: {shown or 'default scheme, all tokens'}")
+    return lines

@@ -1,0 +1,100 @@
+"""The solver against all schedules there are."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from quota.allocation.solver import best_schedules
+from quota.errors import QuotaError
+from quota.pruning.schedule import Schedule
+
+TOKENS, DEPTH, COUNTS = 8, 4, (6, 3, 1)
+tables = st.fixed_dictionaries(
+    {layer: st.fixed_dictionaries({count: st.integers(0, 20) for count in COUNTS}) for layer in (-1, 0, 2)}
+)
+
+
+def work(tokens: int) -> float:
+    return float(tokens + tokens**2 // 4)
+
+
+def cost(schedule: Schedule, cut: int = 0) -> float:
+    after, entering, total = dict(schedule), TOKENS, float(cut * len(schedule))
+    entering = after.get(-1, TOKENS)
+    for layer in range(DEPTH):
+        total += work(entering)
+        entering = after.get(layer, entering)
+    return total
+
+
+def error(schedule: Schedule, errors: dict[int, dict[int, int]]) -> float:
+    def at(layer: int, count: int) -> int:
+        return max([0, *(errors[layer][other] for other in COUNTS if other >= count)])
+
+    before, total = TOKENS, 0
+    for layer, count in schedule:
+        total += at(layer, count) - (at(layer, before) if before < TOKENS else 0)
+        before = count
+    return total
+
+
+def every_schedule() -> list[Schedule]:
+    found = set()
+    for counts in product((TOKENS, *COUNTS), repeat=3):
+        if list(counts) == sorted(counts, reverse=True):
+            cuts, before = [], TOKENS
+            for layer, count in zip((-1, 0, 2), counts, strict=True):
+                if count < before:
+                    cuts.append((layer, count))
+                before = count
+            found.add(tuple(cuts))
+    return sorted(found)
+
+
+def more_fits(schedule: Schedule, budget: int, final: int | None, cut: int) -> bool:
+    """Whether some layers in a row, which keep the same, could keep more within the budget."""
+
+    def kept(one: Schedule) -> list[int]:
+        left, found = TOKENS, []
+        for layer in (-1, 0, 2):
+            left = dict(one).get(layer, left)
+            found.append(left)
+        return found
+
+    def raised(other: Schedule) -> bool:
+        changed = [(a, b) for a, b in zip(kept(schedule), kept(other), strict=True) if a != b]
+        return len(set(changed)) == 1 and changed[0][1] > changed[0][0]
+
+    return any(raised(one) and cost(one, cut) <= budget and ends(one, final) for one in every_schedule())
+
+
+def ends(schedule: Schedule, final: int | None) -> bool:
+    return final is None or (schedule[-1][1] if schedule else TOKENS) == final
+
+
+@settings(max_examples=300)
+@given(tables, st.integers(2, 100), st.sampled_from([None, *COUNTS]), st.integers(1, 12), st.integers(0, 9))
+def test_the_best_of_all_schedules_within_the_budget_in_order(
+    errors: dict[int, dict[int, int]], budget: int, final: int | None, count: int, cut: int
+) -> None:
+    allowed = [one for one in every_schedule() if cost(one, cut) <= budget and ends(one, final)]
+    if not allowed:
+        with pytest.raises(QuotaError, match="keeps a budget"):
+            best_schedules(errors, TOKENS, DEPTH, work, budget, final, count, cut)
+        return
+    full = [one for one in allowed if not more_fits(one, budget, final, cut)]
+    expected = sorted(full, key=lambda one: (error(one, errors), cost(one, cut), one))
+    assert best_schedules(errors, TOKENS, DEPTH, work, budget, final, count, cut) == expected[:count]
+
+
+def test_a_written_example() -> None:
+    # Dropping half early costs 1 and late nothing; the budget of 24 tokens-in-layers allows the late cut only.
+    errors = {-1: {4: 1.0}, 1: {4: 0.0}}
+    assert best_schedules(errors, 8, 4, float, 24.0) == [((1, 4),)]
+    assert best_schedules(errors, 8, 4, float, 16.0) == [((-1, 4),)]
+    assert best_schedules(errors, 8, 4, float, 32.0, final=8) == [()]
+    assert best_schedules(errors, 8, 4, float, 32.0, final=4, count=5) == [((1, 4),)]

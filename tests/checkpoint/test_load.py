@@ -1,0 +1,212 @@
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from support.tiny_llava import batch, logits, make_model, make_samples, processor
+from torch import nn
+from transformers import AutoModelForImageTextToText, CompressedTensorsConfig
+
+import quota
+from quota import QuantizationScheme, QuotaError
+from quota.checkpoint import save as checkpoint
+from quota.compress import quantize_only
+from quota.quantization.linear import W4A4Linear
+
+pytestmark = pytest.mark.usefixtures("few_steps")
+
+SAMPLES = make_samples(5)
+
+
+def load(folder: Path, **options: Any) -> Any:
+    return AutoModelForImageTextToText.from_pretrained(folder, **options)
+
+
+@pytest.fixture
+def copy(quota_folder: Path, tmp_path: Path) -> Path:
+    """A copy of a compressed checkpoint, to be spoilt."""
+    return Path(shutil.copytree(quota_folder, tmp_path / "copy"))
+
+
+def truncate(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1000])
+
+
+def drop_a_tensor(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    stored = load_file(file)
+    del stored["language_model.model.layers.0.mlp.up_proj.weight_scale"]
+    save_file(stored, file, metadata={"format": "pt"})
+
+
+def edit_config(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
+    def edit(folder: Path) -> None:
+        config = json.loads((folder / "config.json").read_text())
+        change(config)
+        (folder / "config.json").write_text(json.dumps(config))
+
+    return edit
+
+
+def edit_recipe(**changes: Any) -> Callable[[Path], None]:
+    def edit(folder: Path) -> None:
+        recipe = json.loads((folder / "recipe.json").read_text())
+        (folder / "recipe.json").write_text(json.dumps(recipe | changes))
+
+    return edit
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        pytest.param(truncate, "not whole", id="truncated weights"),
+        pytest.param(drop_a_tensor, "lacks .*up_proj.weight_scale", id="missing tensor"),
+        pytest.param(lambda folder: (folder / "recipe.json").unlink(), "holds no recipe.json", id="missing recipe"),
+        pytest.param(lambda folder: (folder / "recipe.json").write_text("{"), "not a whole recipe", id="cut recipe"),
+        pytest.param(edit_recipe(model_fingerprint="0" * 64), "another model", id="recipe of another model"),
+        pytest.param(edit_recipe(taste="sweet"), "unknown key 'taste'", id="unknown key in the recipe"),
+        pytest.param(
+            edit_config(lambda config: config["quota"]["scheme"].update(kv_bits=8)),
+            "another scheme",
+            id="recipe of another scheme",
+        ),
+        pytest.param(
+            edit_config(lambda config: config["quota"]["scheme"].update(weight_bits=5)),
+            "weight_bits",
+            id="impossible scheme",
+        ),
+        pytest.param(
+            edit_config(lambda config: config["quota"].update(version=2)), "version", id="settings of a later version"
+        ),
+        pytest.param(
+            edit_config(lambda config: config["quota"].update(colour="red")),
+            "unknown key 'colour'",
+            id="unknown setting",
+        ),
+    ],
+)
+def test_spoilt_checkpoint_is_refused_in_one_line(spoil: Callable[[Path], object], message: str, copy: Path) -> None:
+    spoil(copy)
+    with pytest.raises(QuotaError, match=message) as raised:
+        load(copy)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.filterwarnings("ignore:You passed `quantization_config`")
+def test_dequantizing_is_refused(quota_folder: Path) -> None:
+    with pytest.raises(QuotaError, match="cannot be dequantised"):
+        load(quota_folder, quantization_config=CompressedTensorsConfig(dequantize=True))
+
+
+def stock_checkpoint(folder: Path) -> Any:
+    """A scheme that compressed-tensors expresses in full, without pruning; returns our model."""
+    model = make_model()
+    quantize_only(model, processor(), SAMPLES, QuantizationScheme(hadamard=0, kv_bits=16))
+    quota.save_pretrained(model, processor(), folder)
+    return model
+
+
+def test_foreign_checkpoint_is_left_to_transformers(tmp_path: Path) -> None:
+    model = stock_checkpoint(tmp_path / "out")
+    edit_config(lambda config: config.pop("quota"))(tmp_path / "out")
+    foreign = load(tmp_path / "out")
+    assert type(foreign.model.vision_tower.encoder.layers[0].mlp.fc1) is nn.Linear
+    assert not any(isinstance(module, W4A4Linear) for module in foreign.modules())
+    assert not hasattr(foreign, "quota_cache")
+    torch.testing.assert_close(logits(foreign), logits(model), rtol=1e-4, atol=1e-5)
+
+
+LOAD_WITHOUT_QUOTA = """
+import re, sys, torch
+from pathlib import Path
+from transformers import AutoModelForImageTextToText, CompressedTensorsConfig
+
+folder, inputs, how = sys.argv[1], torch.load(sys.argv[2]), sys.argv[3]
+if how == "card":
+    blocks = re.findall("```python\\n(.*?)```", (Path(folder) / "README.md").read_text(), re.DOTALL)
+    exec(blocks[-1].replace("this/folder", folder))
+else:
+    options = {"quantization_config": CompressedTensorsConfig(dequantize=True)} if how == "dequantize" else {}
+    model = AutoModelForImageTextToText.from_pretrained(folder, **options)
+assert "quota" not in sys.modules
+with torch.no_grad():
+    torch.save(model(**inputs).logits, sys.argv[2])
+"""
+
+
+def run_without_quota(folder: Path, how: str) -> subprocess.CompletedProcess[str]:
+    """A fresh interpreter that never imports quota loads `folder` and writes logits of `batch()` beside it.
+
+    `how`: as it is ("plain"), with dequantised weights ("dequantize"), or by the lines of the folder's card ("card").
+    """
+    exchange = folder.with_suffix(".pt")
+    torch.save(dict(batch()), exchange)
+    command = [sys.executable, "-c", LOAD_WITHOUT_QUOTA, str(folder), str(exchange), how]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def logits_without_quota(folder: Path, how: str) -> torch.Tensor:
+    done = run_without_quota(folder, how)
+    assert done.returncode == 0, done.stderr
+    return torch.load(folder.with_suffix(".pt"))
+
+
+def test_without_quota_an_unrotated_checkpoint_gives_the_same_logits(tmp_path: Path) -> None:
+    model = stock_checkpoint(tmp_path / "out")
+    stock = logits_without_quota(tmp_path / "out", "plain")
+    torch.testing.assert_close(stock, logits(model), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("transforms", ["hadamard", "learned"])
+def test_without_quota_the_lines_of_the_card_give_the_same_logits(transforms: Any, tmp_path: Path) -> None:
+    model = make_model()
+    quantize_only(model, processor(), SAMPLES, QuantizationScheme(kv_bits=16, transforms=transforms))
+    quota.save_pretrained(model, processor(), tmp_path / "out")
+    stock = logits_without_quota(tmp_path / "out", "card")
+    torch.testing.assert_close(stock, logits(model), rtol=1e-4, atol=1e-5)
+
+
+def test_without_quota_and_those_lines_a_rotated_checkpoint_is_refused_in_one_line(quota_folder: Path) -> None:
+    done = run_without_quota(quota_folder, "plain")
+    assert done.returncode == 1
+    assert checkpoint.REFUSED in done.stderr.strip().splitlines()[-1]
+
+
+def test_without_quota_trained_transforms_are_refused_in_one_line(tmp_path: Path) -> None:
+    model = make_model()
+    quantize_only(model, processor(), SAMPLES[:2], QuantizationScheme(transforms="trained"))
+    quota.save_pretrained(model, processor(), tmp_path / "out")
+    done = run_without_quota(tmp_path / "out", "plain")
+    assert done.returncode == 1
+    assert checkpoint.ONLY_OURS in done.stderr.strip().splitlines()[-1]
+    assert "trained transforms" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_without_quota_a_rotated_checkpoint_cannot_be_dequantized(quota_folder: Path) -> None:
+    done = run_without_quota(quota_folder, "dequantize")
+    assert done.returncode == 1
+    assert "RuntimeError" in done.stderr
+
+
+def test_without_quota_the_weights_are_the_real_ones(tmp_path: Path) -> None:
+    """KV4 and pruning are ours alone; with both off, what is left of a compressed checkpoint is the same.
+
+    Activations have 16 bits, as one on the edge between two codes may fall on either side of it.
+    """
+    model: Any = make_model()
+    quota.compress(model, processor(), SAMPLES, scheme=QuantizationScheme(activation_bits=16))
+    quota.save_pretrained(model, processor(), tmp_path / "out")
+    stock = logits_without_quota(tmp_path / "out", "card")
+    ours = load(tmp_path / "out")
+    ours.quota_pruner.detach()
+    ours.quota_cache.detach()
+    torch.testing.assert_close(stock, logits(ours), rtol=1e-4, atol=1e-5)

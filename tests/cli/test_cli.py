@@ -1,0 +1,174 @@
+"""The command line as a user meets it: what it prints, what it leaves behind, how it fails."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from support.tiny_llava import make_samples
+
+from quota.checkpoint.named import load_model
+from quota.cli import main
+from quota.cli.questions import LONGEST_ANSWER
+from quota.prompts import answer
+from quota.pruning.recipe import PruningRecipe
+from quota.samples import Sample, fingerprint, read_samples
+
+
+def call(*arguments: object) -> int:
+    """Exit code of `quota ARGUMENTS`."""
+    with pytest.raises(SystemExit) as raised:
+        main([str(argument) for argument in arguments])
+    assert isinstance(raised.value.code, int)
+    return raised.value.code
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    [sample] = make_samples(1, seed=9)
+    file = tmp_path / "picture.png"
+    assert not isinstance(sample.image, Path)
+    sample.image.save(file)
+    return file
+
+
+def test_compress_inspect_eval_and_run(
+    full_folder: Path, suite_folder: Path, tmp_path: Path, picture: Path, capsys
+) -> None:
+    out, figures = tmp_path / "small", tmp_path / "figures.json"
+    options = ("--calibration", suite_folder, "--samples", 4, "--keep", 0.5, "--seed", 3)
+    assert call("compress", full_folder, out, *options, "--json", figures) == 0
+    recipe = PruningRecipe.load(out / "recipe.json")
+    assert (recipe.keep, recipe.samples, recipe.seed) == (0.5, 4, 3)
+    assert json.loads(figures.read_text())["recipe"] == recipe.model_dump(mode="json")
+    assert "W4A4KV4" in capsys.readouterr().out
+
+    assert call("inspect", out, "--json", figures) == 0
+    assert json.loads(figures.read_text())["quantized_layers"] > 0
+    assert call("inspect", out / "recipe.json") == 0
+    assert "50.0%" in capsys.readouterr().out
+
+    assert call("eval", out, "--suite", suite_folder, "--limit", 2, "--json", figures) == 0
+    measured = json.loads(figures.read_text())
+    assert set(measured) == {"accuracy", "average", "interval", "questions", "tokens_per_second", "backends"}
+    assert measured["questions"] == 4 and set(measured["accuracy"]) == {"easy", "hard"}
+    assert "majority" in capsys.readouterr().out
+
+    assert call("eval", out, "--suite", suite_folder, "--baseline", full_folder, "--json", figures) == 0
+    measured = json.loads(figures.read_text())
+    share = f"{measured['retention']:.1%}"
+    assert measured["retention_interval"][0] <= measured["retention"] <= measured["retention_interval"][1]
+    assert share in capsys.readouterr().out
+    assert f"- **Retention: {share}** of the score of full (95% interval" in (out / "README.md").read_text()
+
+    assert call("run", out, "--image", picture, "what is this") == 0
+    model, processor, _ = load_model(str(out))
+    assert capsys.readouterr().out.strip() == answer(model, processor, Sample(picture, "what is this"), LONGEST_ANSWER)
+
+
+@pytest.mark.parametrize(("graph", "sweeps"), [("pruned", {2}), ("joint", {2, 3, 4})], ids=["pruned", "joint"])
+def test_another_graph_says_that_the_model_is_in_memory(
+    graph: str, sweeps: set[int], full_folder: Path, suite_folder: Path, tmp_path: Path, capsys
+) -> None:
+    out, figures = tmp_path / "small", tmp_path / "figures.json"
+    options = ("--calibration", suite_folder, "--samples", 2, "--graph", graph, "--method", "paper", "--json", figures)
+    assert call("compress", full_folder, out, *options) == 0
+    assert f"graph {graph}: the whole model is in memory" in capsys.readouterr().err
+    assert json.loads(figures.read_text())["sweeps"] in sweeps
+
+
+def test_the_seed_draws_the_calibration_samples(full_folder: Path, suite_folder: Path, tmp_path: Path) -> None:
+    drawn = {}
+    for name, seed in {"a": 1, "b": 1, "c": 2}.items():
+        options = ("--calibration", suite_folder / "questions.jsonl", "--samples", 3, "--seed", seed)
+        assert call("compress", full_folder, tmp_path / name, *options) == 0
+        drawn[name] = PruningRecipe.load(tmp_path / name / "recipe.json").calibration_fingerprint
+    assert drawn["a"] == drawn["b"] != drawn["c"]
+    assert drawn["a"] != fingerprint(read_samples(suite_folder)[:3])
+
+
+def test_explain_draws_and_writes(quota_folder: Path, picture: Path, tmp_path: Path, capsys) -> None:
+    png, figures = tmp_path / "kept.png", tmp_path / "kept.json"
+    options = ("--image", picture, "--question", "what is this", "--output", png, "--json", figures)
+    assert call("explain", quota_folder, *options) == 0
+    assert png.read_bytes().startswith(b"\x89PNG")
+    written = json.loads(figures.read_text())
+    assert written["answer"] == capsys.readouterr().out.strip()
+    assert [len(kept) for kept in written["kept"].values()] == PruningRecipe.load(quota_folder / "recipe.json").counts(
+        16
+    )
+
+
+@pytest.mark.parametrize(
+    "command", ["compress", "run", "eval", "inspect", "explain", "demo", "doctor", "bench ops", "bench e2e"]
+)
+def test_help_teaches_with_an_example(command: str, capsys) -> None:
+    assert call(*command.split(), "--help") == 0
+    assert f"quota {command} " in capsys.readouterr().out.split("Usage:")[1].split("\n", 1)[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        pytest.param(["compres"], 2, "Did you mean 'compress'?", id="unknown command"),
+        pytest.param(["run", "{full}"], 2, "Missing argument 'QUESTION'", id="missing argument"),
+        pytest.param(["eval", "{full}", "--limit", "0"], 2, "'--limit'", id="value out of range"),
+        pytest.param(["eval", "nothing", "--suite", "{suite}"], 1, "no model folder nothing", id="no such model"),
+        pytest.param(["eval", "{full}", "--suite", "nothing"], 1, "nothing does not exist", id="no such suite"),
+        pytest.param(["compress", "{full}", "new"], 1, "--calibration is needed", id="no calibration"),
+        pytest.param(
+            ["compress", "{full}", "new", "--calibration", "{suite}"], 1, "pass --samples 8", id="too few samples"
+        ),
+        pytest.param(
+            ["compress", "{full}", "new", "--calibration", "{suite}", "--samples", "2", "--keep", "1.5"],
+            1,
+            "1.5",
+            id="keep above 1",
+        ),
+        pytest.param(
+            # Told before a model is looked for.
+            ["compress", "nothing", "new", "--calibration", "{suite}", "--samples", "2", "--graph", "round"],
+            1,
+            "unpruned, pruned, joint",
+            id="unknown graph",
+        ),
+        pytest.param(["compress", "{full}", "{full}", "--calibration", "{suite}"], 1, "not empty", id="foreign folder"),
+        pytest.param(["inspect", "{full}"], 1, "not written by quota", id="not compressed"),
+        pytest.param(["run", "{full}", "--image", "no.png", "hi"], 1, "no.png", id="no such picture"),
+        pytest.param(
+            ["explain", "{full}", "--image", "{suite}/0.png", "--question", "hi", "--output", "x.png"],
+            1,
+            "not pruned",
+            id="nothing to explain",
+        ),
+    ],
+)
+def test_errors_are_one_line(
+    arguments: list[str],
+    code: int,
+    says: str,
+    full_folder: Path,
+    suite_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    filled = [argument.format(full=full_folder, suite=suite_folder) for argument in arguments]
+    assert call(*filled) == code
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("quota:")]
+    assert len(errors) == 1 and says in errors[0]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_debug_shows_the_traceback_wherever_it_stands(tmp_path: Path, capsys) -> None:
+    assert call("inspect", tmp_path / "no.json", "--debug") == 1
+    assert "Traceback" in capsys.readouterr().err
+    assert call("inspect", tmp_path / "no.json") == 1
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_alone_it_shows_its_help(capsys) -> None:
+    assert call() == 2
+    assert "quota demo" in capsys.readouterr().out

@@ -1,0 +1,38 @@
+"""Operands of the linear operator for the tests of backends: weights, and activations that are hard to quantise."""
+
+from __future__ import annotations
+
+import torch
+
+from quota.ops.integer import pack_int32
+from quota.ops.interface import LinearSpec, LinearWeight
+
+ROWS = {
+    "random": torch.randn(6, 128, generator=torch.Generator().manual_seed(0)),
+    "zeros": torch.zeros(2, 128),
+    "constant rows": torch.tensor([[2.5], [-1e-3]]).repeat(1, 128),
+    "one outlier": torch.randn(2, 128, generator=torch.Generator().manual_seed(1)).index_fill(1, torch.tensor(9), 1e4),
+    "subnormal": torch.full((2, 128), 1e-40),
+    "one token": torch.randn(1, 128, generator=torch.Generator().manual_seed(2)),
+    "no token": torch.zeros(0, 128),
+}
+
+
+def make_weight(
+    rows: int,
+    columns: int,
+    bits: int = 4,
+    activation_bits: int = 4,
+    group: int = 64,
+    activation_group: int = 64,
+    hadamard: int = 0,
+    seed: int = 3,
+) -> LinearWeight:
+    """A random weight [rows, columns] with a bias; groups are cut down to powers of two that divide `columns`."""
+    generator = torch.Generator().manual_seed(seed)
+    divisor = columns & -columns
+    limit = 2 ** (bits - 1)
+    q = torch.randint(-limit, limit, (rows, columns), dtype=torch.int8, generator=generator)
+    scale = torch.rand(rows, columns // min(group, divisor), generator=generator).to(torch.bfloat16) / limit
+    spec = LinearSpec(rows, columns, bits, activation_bits, min(activation_group, divisor), min(hadamard, divisor))
+    return LinearWeight(spec, pack_int32(q, bits), scale, torch.randn(rows, generator=generator))
