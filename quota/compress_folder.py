@@ -19,7 +19,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -29,20 +28,19 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor,
 from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME
 
 from quota import ops
-from quota.allocation.paper import Method
-from quota.calibration.sweep import Progress
 from quota.checkpoint.card import CARD_FILE, model_card
 from quota.checkpoint.lock import held
 from quota.checkpoint.on_disk import OnDisk, empty_model
 from quota.checkpoint.save import RECIPE_FILE
 from quota.checkpoint.weights import Weights, weight_files
-from quota.compress import DEFAULT_SCHEME, CompressionResult, compress
+from quota.compress import CompressionResult, Options, compress
 from quota.errors import QuotaError
 from quota.files import refuse_foreign, replace_folder, write_atomically
+from quota.progress import Progress
 from quota.samples import Sample
 from quota.samples import fingerprint as samples_fingerprint
 from quota.scheme import QuantizationScheme
-from quota.version import __version__
+from quota.version import versions
 
 
 def compress_folder(
@@ -50,24 +48,19 @@ def compress_folder(
     out: Path,
     samples: Sequence[Sample],
     keep: float = 0.30,
-    scheme: QuantizationScheme = DEFAULT_SCHEME,
-    layers: Sequence[int] | None = None,
-    temperature: float = 1.25,
-    seed: int = 0,
+    *,
     dtype: torch.dtype | None = None,
     progress: Progress | None = None,
-    visual_share: float | None = None,
-    method: Method = "quota",
-    compute: float | None = None,
-    milliseconds: float | None = None,
+    **options: Any,
 ) -> CompressionResult:
     """Compress the checkpoint in the folder `source` to the folder `out`, which appears complete or not at all.
 
-    The other arguments are those of `quota.compress`; `dtype` is the type to compute in, that of the checkpoint if it
-    is not given. Called again with the same arguments after an interruption, it goes on from the last finished block
-    and writes the same files. Raises QuotaError as `quota.compress` does, for a source without safetensors files, for
-    an interrupted run of other arguments in the way, and while another run is writing `out`.
+    `keep`, `progress` and `options` are those of `quota.compress`; `dtype` is the type to compute in, that of the
+    checkpoint if it is not given. Called again with the same arguments after an interruption, it goes on from the last
+    finished block and writes the same files. Raises QuotaError as `quota.compress` does, for a source without
+    safetensors files, for an interrupted run of other arguments in the way, and while another run is writing `out`.
     """
+    scheme = Options(keep=keep, **options).scheme
     target = out.resolve()
     refuse_foreign(target)
     if scheme.weight_bits == 16:
@@ -77,25 +70,10 @@ def compress_folder(
     with held(folder.with_name(f"{folder.name}.lock"), taken):
         model, weights = _open(source, dtype)
         processor = AutoProcessor.from_pretrained(source)
-        _claim(folder, job, _identity(source, weights, samples, scheme, model.dtype) | {"visual share": visual_share})
+        _claim(folder, job, _identity(source, weights, samples, scheme, model.dtype))
         try:
             blocks = OnDisk(model, weights, folder, scheme)
-            result = compress(
-                model,
-                processor,
-                samples,
-                keep,
-                scheme,
-                layers,
-                temperature,
-                seed,
-                progress,
-                visual_share=visual_share,
-                method=method,
-                compute=compute,
-                milliseconds=milliseconds,
-                storage=blocks,
-            )
+            result = compress(model, processor, samples, keep, progress=progress, storage=blocks, **options)
         except BaseException:
             if not any(folder.glob("*.safetensors")):
                 # Nothing to go on from.
@@ -164,7 +142,7 @@ def _identity(
         "type": str(dtype),
         "threads": torch.get_num_threads(),
         "backend": ops.forced(),
-        "versions": {"quota": __version__, **{name: version(name) for name in ("torch", "transformers")}},
+        "versions": versions("torch", "transformers"),
     }
 
 

@@ -118,15 +118,23 @@ def first_of_each_task(samples: Sequence[Sample], count: int) -> list[Sample]:
     return chosen
 
 
-def fingerprint(samples: Sequence[Sample]) -> str:
-    """SHA-256, in hex, of the questions, answers, tasks and decoded pixels, in order.
+def digest(sample: Sample) -> str:
+    """SHA-256, in hex, of a question, its answer and task, and the decoded pixels.
 
-    A picture in memory and the lossless file it was saved to have one fingerprint.
+    A picture in memory and the lossless file it was saved to have one digest.
     """
-    digest = hashlib.sha256()
-    for sample in samples:
-        picture = sample.picture()
-        text = json.dumps([sample.question, sample.answer, sample.task, picture.size])
-        digest.update(text.encode())
-        digest.update(picture.tobytes())
-    return digest.hexdigest()
+    picture = sample.picture()
+    text = json.dumps([sample.question, sample.answer, sample.task, picture.size])
+    return hashlib.sha256(text.encode() + picture.tobytes()).hexdigest()
+
+
+def in_order(samples: Sequence[Sample]) -> tuple[list[Sample], str]:
+    """The samples in the order of their digests, and the SHA-256 of all of these: the same however they were given."""
+    sorted_pairs = sorted(((digest(sample), sample) for sample in samples), key=lambda pair: pair[0])
+    together = hashlib.sha256("".join(found for found, _ in sorted_pairs).encode())
+    return [sample for _, sample in sorted_pairs], together.hexdigest()
+
+
+def fingerprint(samples: Sequence[Sample]) -> str:
+    """SHA-256, in hex, of a set of samples, whatever their order."""
+    return in_order(samples)[1]

@@ -41,6 +41,16 @@ def test_recipe_comes_from_the_curves() -> None:
     assert set(recipe.versions) == {"quota", "torch", "transformers"}
 
 
+def test_the_order_of_the_samples_changes_nothing() -> None:
+    first, found = compressed(method="quota")
+    second = make_model()
+    shuffled = quota.compress(second, processor(), [SAMPLES[place] for place in (3, 0, 4, 2, 1)])
+    assert shuffled.recipe == found.recipe
+    assert shuffled.curves == found.curves
+    state = second.state_dict()
+    assert not [name for name, tensor in first.state_dict().items() if not torch.equal(tensor, state[name])]
+
+
 def test_the_default_spends_no_more_than_the_published_schedule() -> None:
     steps: list[tuple[int, int]] = []
     model, result = compressed(method="quota", progress=lambda done, total: steps.append((done, total)))
@@ -133,12 +143,15 @@ def test_pruning_only_leaves_the_weights_and_the_risk_out() -> None:
         pytest.param({"method": "paper", "layers": [3, 2]}, "ascending", id="layers not ascending"),
         pytest.param({"method": "paper", "layers": [2, LAYERS]}, "ascending", id="layer beyond the last"),
         pytest.param({"layers": [2, 3]}, 'method="paper" only', id="layers of the other method"),
-        pytest.param({"method": "luck"}, "unknown method 'luck'", id="unknown method"),
+        pytest.param({"method": "luck"}, "method.*'paper' or 'quota'", id="unknown method"),
         pytest.param({"compute": 1.5}, "compute must be", id="compute above 1"),
-        pytest.param({"compute": 0.5, "method": "paper"}, "compute must be", id="compute of the other method"),
+        pytest.param({"compute": 0.5, "method": "paper"}, "go with method", id="compute of the other method"),
         pytest.param({"milliseconds": 0.0}, "milliseconds must be", id="no milliseconds"),
-        pytest.param({"milliseconds": 9.0, "compute": 0.5}, "milliseconds must be", id="two budgets"),
-        pytest.param({"milliseconds": 9.0, "method": "paper"}, "milliseconds must be", id="time of the other method"),
+        pytest.param({"milliseconds": 9.0, "compute": 0.5}, "two budgets", id="two budgets"),
+        pytest.param({"milliseconds": 9.0, "method": "paper"}, "go with method", id="time of the other method"),
+        pytest.param({"compute": float("nan")}, "compute", id="compute not a number"),
+        pytest.param({"milliseconds": float("inf")}, "milliseconds", id="time without end"),
+        pytest.param({"rate": 0.5}, "unknown key 'rate'", id="unknown option"),
         pytest.param({"samples": []}, "at least one sample", id="no samples"),
     ],
 )

@@ -25,7 +25,7 @@ from quota.allocation.drops import candidates, schedule_recipe
 from quota.errors import QuotaError
 from quota.models import family
 from quota.pruning.pruner import Pruner
-from quota.pruning.schedule import Schedule, cost, keep_count, prefill_flops_ratio
+from quota.pruning.schedule import Schedule, keep_count, layer_work
 from quota.scheme import QuantizationScheme
 
 TURNS = 25
@@ -72,15 +72,12 @@ def prefill_clock(
     """
     depth, config = len(family(model).decoder_layers), model.config.get_text_config()
     sizes = [keep_count(ratio, tokens) for ratio in _SIZES]
-    falling = tuple((layer, max(1, sizes[0] - place)) for place, layer in enumerate(candidates(depth)))
-    schedules: list[Schedule] = [(), *(((-1, size),) for size in sizes), falling]
-    recipes = [schedule_recipe(model, schedule, tokens, scheme) for schedule in schedules[1:]]
+    falling = [(layer, max(1, sizes[0] - place)) for place, layer in enumerate(candidates(depth))]
+    schedules = [Schedule.of_counts(cuts, tokens) for cuts in (*([(-1, size)] for size in sizes), falling)]
+    recipes = [schedule_recipe(model, schedule, tokens, scheme) for schedule in schedules]
     milliseconds = prefill_milliseconds(model, inputs, [[], *([Pruner(model, one, scheme)] for one in recipes)], turns)
-
-    def work(count: int) -> float:
-        return prefill_flops_ratio([count], tokens, config)
-
-    pruned = [(cost(one, tokens, depth, work), len(one)) for one in schedules[1:]]
+    work = layer_work(tokens, config)
+    pruned = [(one.cost(tokens, depth, work), len(one.layers)) for one in schedules]
     return Clock(*fit(pruned, milliseconds[1:]), depth, milliseconds[0])
 
 

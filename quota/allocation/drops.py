@@ -16,7 +16,7 @@ typical of a cut shows in all of them (docs/study/README.md has the figures).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -25,6 +25,7 @@ from transformers import GenerationConfig, PreTrainedModel
 
 from quota.allocation.replay import Replay
 from quota.models import fingerprint
+from quota.progress import Progress
 from quota.prompts import build_inputs, generate
 from quota.pruning.pruner import Pruner
 from quota.pruning.recipe import PruningRecipe
@@ -32,7 +33,6 @@ from quota.pruning.schedule import Schedule, keep_count
 from quota.samples import Sample
 from quota.scheme import QuantizationScheme
 
-Progress = Callable[[int, int], None]
 Table = dict[int, dict[int, float]]
 
 SCORER = "peaks"
@@ -80,9 +80,9 @@ class Drops:
 
     def error(self, schedule: Schedule) -> float:
         """E(s) in nats."""
-        if not schedule:
+        if not schedule.layers:
             return 0.0
-        self._replay.begin_at(schedule[0][0])
+        self._replay.begin_at(schedule.layers[0])
         recipe = schedule_recipe(self._model, schedule, self._tokens, self._scheme)
         pruner = Pruner(self._model, recipe, self._scheme).attach()
         try:
@@ -102,7 +102,7 @@ class Drops:
         done, total = 0, sum(steps.values())
         for (layer, ratio), step in steps.items():
             count = keep_count(ratio, self._tokens)
-            errors[layer][count] = self.error(((layer, count),))
+            errors[layer][count] = self.error(Schedule.of_counts([(layer, count)], self._tokens))
             done += step
             if progress is not None:
                 progress(done, total)
@@ -113,11 +113,10 @@ def schedule_recipe(
     model: PreTrainedModel, schedule: Schedule, tokens: int, scheme: QuantizationScheme | None
 ) -> PruningRecipe:
     """The recipe that runs a schedule of at least one cut, over V0 = `tokens`, on a model deployed under `scheme`."""
-    ratios = tuple(count / tokens for _, count in schedule)
     return PruningRecipe(
-        layers=tuple(layer for layer, _ in schedule),
-        keep_ratios=ratios,
-        keep=ratios[-1],
+        layers=schedule.layers,
+        keep_ratios=schedule.ratios,
+        keep=schedule.ratios[-1],
         reference_tokens=tokens,
         scheme=scheme,
         scorer=SCORER,

@@ -10,21 +10,19 @@ that suffer little, so that a fragile layer still sees many:
     (4) r_i  = max(p_min, 1 - (1 - p_min) * sum_{j<=i} pi_j)                   `schedule`
     (5) K_i  = ceil(r_i * V0)                                                  quota/pruning/schedule.py
 
-`keep_ratios` is (2) to (4) in one call. Equations: arXiv 2604.17320; where the paper is silent (eta, tau,
-equal percentiles, the candidate layers) the choice is ours and stands here. Everything is a pure function
-of numbers.
+`keep_ratios` is (2) to (4) in one call, `paper_schedule` all of it. Equations: arXiv 2604.17320; where the paper is
+silent (eta, tau, equal percentiles, the candidate layers) the choice is ours and stands here. Everything is a pure
+function of numbers.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
 
 from quota.calibration.curves import Curves, Numbers, finite_numbers
 from quota.errors import QuotaError
-from quota.pruning.schedule import check_keep, keep_count, prefill_flops_ratio, tokens_entering
+from quota.pruning.schedule import Schedule, check_keep
 
 # The published rule chose five layers for both models that were published (28 and 32 layers).
 _WIDEST_WINDOW = 5
@@ -140,30 +138,12 @@ def _percentile(values: list[float], share: float) -> float:
     return ordered[below] + (rank - below) * (ordered[above] - ordered[below])
 
 
-Method = Literal["paper", "quota"]
-
-
-@dataclass(frozen=True)
-class Cuts:
-    """What a recipe says about dropping."""
-
-    layers: tuple[int, ...]
-    keep_ratios: tuple[float, ...]
-    scorer: str
-
-
-def paper_cuts(curves: Curves, keep: float, temperature: float = 1.25, layers: Sequence[int] | None = None) -> Cuts:
+def paper_schedule(
+    curves: Curves, keep: float, temperature: float = 1.25, layers: Sequence[int] | None = None
+) -> Schedule:
     """Equations (1) to (4) on the layers that the rule finds, or on `layers`."""
     if layers is None:
         depth = len(curves.sensitivity)
         layers = candidate_layers(curves.concentration, curves.concentration_iqr, curves.redundancy, depth)
     ratios = keep_ratios([curves.sensitivity[layer] for layer in layers], keep, temperature)
-    return Cuts(tuple(layers), tuple(ratios), "composite")
-
-
-def published_compute(curves: Curves, tokens: int, keep: float, text_config: Any) -> float:
-    """Prefill arithmetic of the visual tokens under `paper_cuts`, relative to keeping all."""
-    cuts = paper_cuts(curves, keep)
-    depth = len(curves.sensitivity)
-    after = {layer: keep_count(ratio, tokens) for layer, ratio in zip(cuts.layers, cuts.keep_ratios, strict=True)}
-    return prefill_flops_ratio(tokens_entering(after, tokens, depth), tokens, text_config)
+    return Schedule(tuple(layers), tuple(ratios))

@@ -23,10 +23,12 @@ from collections.abc import Iterator, Mapping
 from itertools import accumulate
 
 from quota.errors import QuotaError
-from quota.pruning.schedule import Schedule, Work, cost
+from quota.pruning.schedule import Schedule, Work
 
 Errors = Mapping[int, Mapping[int, float]]
 """Candidate layer -> number of tokens left after it -> output error, over the same counts for every layer."""
+_Cuts = tuple[tuple[int, int], ...]
+"""(candidate layer, tokens left after it), ascending in layers: a schedule in the making."""
 
 
 def best_schedules(
@@ -59,21 +61,24 @@ def best_schedules(
         if not found:
             raise QuotaError(f"no schedule over the layers {sorted(errors)} keeps a budget of {budget:g}; allow more")
         full = [
-            schedule
-            for schedule in found
-            if not any(cost(more, tokens, depth, work, cut) <= budget for more in _just_above(schedule, rising, final))
+            cuts
+            for cuts in found
+            if not any(
+                Schedule.of_counts(more, tokens).cost(tokens, depth, work, cut) <= budget
+                for more in _just_above(cuts, rising, final)
+            )
         ]
         if len(full) >= count or len(found) < most:
-            return full[:count]
+            return [Schedule.of_counts(cuts, tokens) for cuts in full[:count]]
         most *= 4
 
 
 def _least(
     rising: Errors, tokens: int, depth: int, work: Work, budget: float, final: int | None, most: int, cut: float
-) -> list[Schedule]:
+) -> list[_Cuts]:
     """The `most` schedules of least charge, or as many as there are."""
     # Tokens present -> (cost, charge, schedule so far), none of them worse in both than `most` others.
-    fronts: dict[int, list[tuple[float, float, Schedule]]] = {tokens: [(0.0, 0.0, ())]}
+    fronts: dict[int, list[tuple[float, float, _Cuts]]] = {tokens: [(0.0, 0.0, ())]}
     for layer in range(-1, depth):
         if layer >= 0:
             fronts = {
@@ -89,12 +94,12 @@ def _least(
     return [cuts for _, _, cuts in best[:most]]
 
 
-def _just_above(schedule: Schedule, rising: Errors, final: int | None) -> Iterator[Schedule]:
+def _just_above(cuts: _Cuts, rising: Errors, final: int | None) -> Iterator[_Cuts]:
     """A schedule is a staircase over the layers: those in which the first layers of one stair are raised."""
     layers, counts = sorted(rising), sorted(next(iter(rising.values())), reverse=True)
     after, left = [], counts[0]
     for layer in layers:
-        left = dict(schedule).get(layer, left)
+        left = dict(cuts).get(layer, left)
         after.append(left)
     for start, count in enumerate(after):
         before = after[start - 1] if start else counts[0]
@@ -107,7 +112,7 @@ def _just_above(schedule: Schedule, rising: Errors, final: int | None) -> Iterat
                 yield _cuts(layers, [*after[:start], *[higher] * (stop - start), *after[stop:]], counts[0])
 
 
-def _cuts(layers: list[int], after: list[int], tokens: int) -> Schedule:
+def _cuts(layers: list[int], after: list[int], tokens: int) -> _Cuts:
     """The staircase `after` as cuts."""
     befores = [tokens, *after]
     return tuple((layer, left) for layer, left, before in zip(layers, after, befores, strict=False) if left < before)
@@ -120,15 +125,15 @@ def _rising(table: Mapping[int, float], tokens: int) -> dict[int, float]:
 
 
 def _cut(
-    fronts: dict[int, list[tuple[float, float, Schedule]]],
+    fronts: dict[int, list[tuple[float, float, _Cuts]]],
     layer: int,
     table: Mapping[int, float],
     most: int,
     cut: float,
     budget: float,
-) -> dict[int, list[tuple[float, float, Schedule]]]:
+) -> dict[int, list[tuple[float, float, _Cuts]]]:
     """Every way to go on after `layer`, with as many tokens or fewer."""
-    reached: dict[int, list[tuple[float, float, Schedule]]] = {count: list(front) for count, front in fronts.items()}
+    reached: dict[int, list[tuple[float, float, _Cuts]]] = {count: list(front) for count, front in fronts.items()}
     for before, front in fronts.items():
         for after in table:
             if after < before:
@@ -142,9 +147,9 @@ def _cut(
     return {count: _undominated(front, most) for count, front in reached.items()}
 
 
-def _undominated(states: list[tuple[float, float, Schedule]], most: int) -> list[tuple[float, float, Schedule]]:
+def _undominated(states: list[tuple[float, float, _Cuts]], most: int) -> list[tuple[float, float, _Cuts]]:
     """Those that fewer than `most` others are as good as in both."""
-    kept: list[tuple[float, float, Schedule]] = []
+    kept: list[tuple[float, float, _Cuts]] = []
     charges: list[float] = []
     for state in sorted(states):
         if bisect_right(charges, state[1]) < most:

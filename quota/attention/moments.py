@@ -38,7 +38,8 @@ class KeyMoments:
         groups, width = key.shape[1], key.shape[3]
         k = key.float().transpose(0, 1).reshape(groups, -1, width)
         q = query.float().unflatten(1, (groups, -1)).transpose(0, 1).reshape(groups, -1, width)
-        sums = k.sum(dim=1), k.transpose(1, 2) @ k, q.transpose(1, 2) @ q
+        # In float64: the order of calls then changes no bit of the float32 that is left of the sums.
+        sums = k.sum(dim=1).double(), (k.transpose(1, 2) @ k).double(), (q.transpose(1, 2) @ q).double()
         if self._sum is None or self._keys is None or self._queries is None:
             self._sum, self._keys, self._queries = sums
         else:
@@ -51,7 +52,7 @@ class KeyMoments:
             return None
         mean = self._sum / self.tokens
         centred = self._keys / self.tokens - mean.unsqueeze(2) * mean.unsqueeze(1)
-        return KeyTransform.from_moments(mean, centred, self._queries / self.tokens)
+        return KeyTransform.from_moments(mean.float(), centred.float(), (self._queries / self.tokens).float())
 
 
 _watching: ContextVar[tuple[KeyMoments, str] | None] = ContextVar(
@@ -60,10 +61,9 @@ _watching: ContextVar[tuple[KeyMoments, str] | None] = ContextVar(
 
 
 @contextmanager
-def watch(config: PreTrainedConfig) -> Iterator[KeyMoments]:
-    """Add up the moments of the attention calls made inside the block by a layer with this (text) config."""
+def watch(config: PreTrainedConfig, moments: KeyMoments) -> Iterator[KeyMoments]:
+    """Add to `moments` those of the attention calls made inside the block by a layer with this (text) config."""
     chosen = config._attn_implementation or "eager"
-    moments = KeyMoments()
     token = _watching.set((moments, chosen))
     config._attn_implementation = NAME
     try:

@@ -105,13 +105,12 @@ def quantize_linears(
     scheme: QuantizationScheme,
     run_sample: Callable[[int], object],
     samples: int,
-    weights: Sequence[Tensor] | None = None,
 ) -> None:
     """Replace `linears` (all in one block, by their names in the model) by quantised ones, in calling order.
 
     `run_sample(i)` runs the block on sample i as it is by then. Layers that read the same tensor (queries, keys and
-    values; gate and up) share one Hessian, and one trained transform if the scheme has those. `weights` [T] for each
-    sample say how much its tokens count, all alike without. Raises QuotaError for a linear that no sample reaches.
+    values; gate and up) share one Hessian, and one trained transform if the scheme has those. Raises QuotaError for a
+    linear that no sample reaches.
     """
     stages = shared_inputs(linears, lambda: run_sample(0))
     if unreached := set(linears) - {name for stage in stages for name in stage}:
@@ -120,11 +119,11 @@ def quantize_linears(
         first = linears[stage[0]]
         transform = hessian = None
         if scheme.transforms == "trained":
-            some, counts = some_inputs(first, run_sample, samples, weights)
-            transform = train(some, [linears[name].weight for name in stage], scheme, counts)
+            some = some_inputs(first, run_sample, samples)
+            transform = train(some, [linears[name].weight for name in stage], scheme)
         if scheme.weight_rounding == "gptq" and scheme.weight_bits < 16:
             turn = partial(block_hadamard, block=scheme.hadamard_for(first.in_features))
-            hessian = input_hessian(first, transform.turn if transform else turn, run_sample, samples, weights)
+            hessian = input_hessian(first, transform.turn if transform else turn, run_sample, samples)
         for name in stage:
             model.set_submodule(name, W4A4Linear.from_linear(linears[name], scheme, hessian, transform))
 
@@ -153,52 +152,40 @@ def shared_inputs(linears: Mapping[str, nn.Linear], run_once: Callable[[], objec
 
 
 def input_hessian(
-    linear: nn.Linear,
-    turn: Callable[[Tensor], Tensor],
-    run_sample: Callable[[int], object],
-    samples: int,
-    weights: Sequence[Tensor] | None = None,
+    linear: nn.Linear, turn: Callable[[Tensor], Tensor], run_sample: Callable[[int], object], samples: int
 ) -> Tensor:
-    """GPTQ's Hessian X^T W X [K, K]: what `turn` makes of the inputs of `linear` at all tokens of all samples, and the
-    tokens' weights.
-    """
-    hessian = torch.zeros(linear.in_features, linear.in_features, device=linear.weight.device)
+    """GPTQ's Hessian X^T X [K, K]: what `turn` makes of the inputs of `linear` at all tokens of all samples."""
+    # In float64: the order of samples then changes no bit of the float32 that is left of the sum.
+    hessian = torch.zeros(linear.in_features, linear.in_features, dtype=torch.float64, device=linear.weight.device)
 
-    def accumulate(sample: int, x: Tensor) -> None:
+    def accumulate(x: Tensor) -> None:
         x = turn(x)
-        hessian.addmm_((x if weights is None else x * weights[sample][:, None]).T, x)
+        hessian.add_(x.T @ x)
 
     _each_input(linear, run_sample, samples, accumulate)
-    return hessian
+    return hessian.float()
 
 
-def some_inputs(
-    linear: nn.Linear, run_sample: Callable[[int], object], samples: int, weights: Sequence[Tensor] | None = None
-) -> tuple[Tensor, Tensor | None]:
-    """What `linear` reads at about `KEPT_TOKENS` tokens, as many of each sample, evenly spaced, and their weights.
-
-    Float32 [T, K] and, where weights are given, [T].
-    """
-    inputs, counts = [], []
+def some_inputs(linear: nn.Linear, run_sample: Callable[[int], object], samples: int) -> Tensor:
+    """What `linear` reads at about `KEPT_TOKENS` tokens, as many of each sample, evenly spaced: float32 [T, K]."""
+    inputs: list[Tensor] = []
     share = -(-KEPT_TOKENS // samples)
 
-    def collect(sample: int, x: Tensor) -> None:
+    def collect(x: Tensor) -> None:
         places = torch.arange(min(share, len(x)), device=x.device) * len(x) // min(share, len(x))
         inputs.append(x[places])
-        if weights is not None:
-            counts.append(weights[sample][places])
 
     _each_input(linear, run_sample, samples, collect)
-    return torch.cat(inputs), torch.cat(counts) if weights is not None else None
+    return torch.cat(inputs)
 
 
 def _each_input(
-    linear: nn.Linear, run_sample: Callable[[int], object], samples: int, take: Callable[[int, Tensor], None]
+    linear: nn.Linear, run_sample: Callable[[int], object], samples: int, take: Callable[[Tensor], None]
 ) -> None:
-    """Call `take` with the number of every sample and what `linear` reads then, float32 [tokens, K]."""
+    """Call `take` for every sample with what `linear` reads then, float32 [tokens, K]."""
 
     def reached(_: nn.Module, args: tuple[Any, ...]) -> None:
-        take(sample, args[0].float().reshape(-1, linear.in_features))
+        take(args[0].float().reshape(-1, linear.in_features))
         raise Reached
 
     hook = linear.register_forward_pre_hook(reached)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ from quota.errors import QuotaError
 from quota.files import write_atomically
 from quota.pruning.recipe import PruningRecipe
 from quota.scheme import QuantizationScheme
-from quota.version import __version__
+from quota.version import __version__, versions
 
 CARD_FILE = "README.md"
 
@@ -119,9 +118,8 @@ def record_retention(
 
 def _versions(recipe: PruningRecipe | None) -> str:
     """Those that calibration ran with; without a recipe, which records them, those of this machine."""
-    names = ("torch", "transformers", "compressed-tensors")
-    versions = {"quota": __version__, **{name: version(name) for name in names}} | (recipe.versions if recipe else {})
-    return ", ".join(f"{name} {number}" for name, number in versions.items())
+    found = versions("torch", "transformers", "compressed-tensors") | (recipe.versions if recipe else {})
+    return ", ".join(f"{name} {number}" for name, number in found.items())
 
 
 def _quantisation(scheme: QuantizationScheme) -> str:

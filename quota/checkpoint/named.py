@@ -7,6 +7,7 @@ module with a model, suites of questions about pictures, and a way to draw calib
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.metadata import entry_points
@@ -18,7 +19,7 @@ from huggingface_hub import snapshot_download
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 
 from quota.errors import QuotaError
-from quota.samples import Sample
+from quota.samples import Sample, read_samples
 
 SHIPPED = "quota.shipped"
 """Entry points: a name -> its module."""
@@ -53,6 +54,21 @@ def suite_folder(name: str) -> Path:
         if name in (suites := module.load().suites()):
             return suites[name]
     return Path(name)
+
+
+def calibration_samples(model: str, file: Path | None, count: int, seed: int) -> list[Sample]:
+    """`count` samples of the user's `file`, drawn by the seed; without one, those that a shipped model draws itself.
+
+    Raises QuotaError if there is neither, or too few.
+    """
+    if file is None:
+        if (known := shipped(model)) is None:
+            raise QuotaError("--calibration is needed for this model: a .jsonl file of questions about pictures")
+        return known.calibration_samples(count, seed)
+    found = read_samples(file)
+    if len(found) < count:
+        raise QuotaError(f"{file} holds {len(found)} questions, and {count} are asked for; add some or ask for fewer")
+    return random.Random(seed).sample(found, count)
 
 
 def load_model(name: str) -> tuple[PreTrainedModel, Any, str]:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from quota.attention.keys import KeyTransform
+from quota.calibration.storage import Storage
 from quota.checkpoint.weights import Weights
 from quota.files import cannot_write
 from quota.models import family
@@ -28,7 +29,7 @@ from quota.quantization.linear import W4A4Linear
 from quota.scheme import QuantizationScheme
 
 
-class OnDisk:
+class OnDisk(Storage):
     """A model on "meta", of which `weights` are read block by block, and finished blocks written to `folder`."""
 
     def __init__(self, model: PreTrainedModel, weights: Weights, folder: Path, scheme: QuantizationScheme) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,14 +17,12 @@ from quota import ops
 from quota.errors import QuotaError
 from quota.evaluation.answers import matches, normalize_answer
 from quota.evaluation.statistics import accuracy_interval
+from quota.progress import Progress
 from quota.prompts import build_inputs, count_tokens, decode, generate
 from quota.samples import Sample
 
 BATCH_SIZE = 32
 UNNAMED_TASK = "all"
-
-Progress = Callable[[int, int], None]
-"""Called with the questions answered so far and their total."""
 
 
 @dataclass(frozen=True)

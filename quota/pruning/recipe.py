@@ -22,11 +22,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from quota.errors import QuotaError, first_problem
 from quota.files import write_atomically
-from quota.pruning.schedule import check_keep, keep_count, tokens_entering
+from quota.pruning.schedule import Schedule, check_keep
 from quota.pruning.scorers import scorer
 from quota.scheme import QuantizationScheme
 
 VERSION = 1
+Method = Literal["paper", "quota"]
+"""How keep ratios are found: by equations (1) to (4), or by measured errors of drops (quota/allocation)."""
 
 # Strict types would refuse the lists that JSON has for tuples, and the object it has for a scheme.
 _FromJson = Field(strict=False)
@@ -38,8 +40,7 @@ class PruningRecipe(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     version: Literal[1] = VERSION
-    method: Literal["paper", "quota"] = "paper"
-    """How the keep ratios were found: by equations (1) to (4), or by measured errors of drops (quota/allocation)."""
+    method: Method = "paper"
     layers: Annotated[tuple[int, ...], _FromJson]
     """Candidate decoder layers, ascending. Layer l runs on all tokens present; fewer go on to layer l + 1.
 
@@ -58,7 +59,7 @@ class PruningRecipe(BaseModel):
     """The scheme it was calibrated under; None is full precision."""
     scorer: str = "composite"
     weights: dict[str, float] = Field(default_factory=lambda given: _default_weights(given))
-    """Score weights. Default: those of the scorer, less `risk` in full precision, which has none."""
+    """Score weights. Default: those of the scorer, `without_risk` in full precision, which has none."""
     percentiles: Annotated[tuple[float, float], _FromJson] = (1.0, 99.0)
     model_fingerprint: str
     calibration_fingerprint: str = ""
@@ -104,9 +105,14 @@ class PruningRecipe(BaseModel):
         if self.scheme is None and self.weights.get("risk"):
             raise QuotaError("'risk' has a weight but full precision has no quantisation risk; remove it from weights")
 
+    @property
+    def schedule(self) -> Schedule:
+        """Layers and keep ratios."""
+        return Schedule(self.layers, self.keep_ratios)
+
     def counts(self, tokens: int) -> list[int]:
-        """Equation (5) at each candidate layer, for a sample with `tokens` visual tokens."""
-        return [keep_count(ratio, tokens) for ratio in self.keep_ratios]
+        """Equation (5) at each candidate layer, for an image of `tokens` visual tokens."""
+        return self.schedule.counts(tokens)
 
     def tokens_per_layer(self, tokens: int, total_layers: int) -> list[int]:
         """How many of `tokens` visual tokens enter each of the decoder's `total_layers` layers.
@@ -115,7 +121,7 @@ class PruningRecipe(BaseModel):
         """
         if self.layers[-1] >= total_layers:
             raise QuotaError(f"the recipe prunes layer {self.layers[-1]}, the decoder has {total_layers} (from 0)")
-        return tokens_entering(dict(zip(self.layers, self.counts(tokens), strict=True)), tokens, total_layers)
+        return self.schedule.entering(tokens, total_layers)
 
     def verify(self, *, model_fingerprint: str, scheme: QuantizationScheme | None) -> None:
         """Raise QuotaError unless the recipe is for this model under this scheme (None: full precision)."""
@@ -147,10 +153,16 @@ class PruningRecipe(BaseModel):
             raise QuotaError(f"{path}: {error}") from None
 
 
+def without_risk(weights: Mapping[str, float]) -> dict[str, float]:
+    """Score weights for full precision, which has no risk: the others grow in proportion to fill its place."""
+    others = {name: weight for name, weight in weights.items() if name != "risk"}
+    total, left = sum(weights.values()), sum(others.values())
+    return {name: weight * total / left for name, weight in others.items()} if left else others
+
+
 def _default_weights(given: Mapping[str, Any]) -> dict[str, float]:
-    full_precision = given["scheme"] is None
     weights = scorer(given["scorer"]).WEIGHTS
-    return {name: weight for name, weight in weights.items() if not (full_precision and name == "risk")}
+    return without_risk(weights) if given["scheme"] is None else dict(weights)
 
 
 def _differences(recipe: QuantizationScheme | None, model: QuantizationScheme | None) -> str:

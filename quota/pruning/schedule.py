@@ -9,7 +9,8 @@ function of numbers; quota/allocation decides which schedule it is to be.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from quota.errors import QuotaError
@@ -17,13 +18,44 @@ from quota.errors import QuotaError
 # Far above the round-off of a ratio (1e-16 of its value), far below what one token of an image is worth.
 _ROUND_OFF = 1e-12
 
-
 Work = Callable[[int], float]
-"""Cost of one decoder layer by the number of visual tokens that enter it."""
+"""Cost of one decoder layer by the number of visual tokens that enter it: tokens, GFLOPs, KV bytes, milliseconds."""
 
 
-Schedule = tuple[tuple[int, int], ...]
-"""(candidate layer, tokens left after it), ascending in layers."""
+@dataclass(frozen=True)
+class Schedule:
+    """Where visual tokens are dropped, and how many stay. Without a layer all of them do."""
+
+    layers: tuple[int, ...] = ()
+    """Decoder layers after which fewer tokens go on, ascending; -1 stands for the place before the first one."""
+    ratios: tuple[float, ...] = ()
+    """What is left after each, relative to the tokens V0 at first; never rising."""
+
+    @classmethod
+    def of_counts(cls, counts: Iterable[tuple[int, int]], tokens: int) -> Schedule:
+        """From (layer, tokens left after it) and V0 = `tokens`."""
+        pairs = list(counts)
+        return cls(tuple(layer for layer, _ in pairs), tuple(count / tokens for _, count in pairs))
+
+    def counts(self, tokens: int) -> list[int]:
+        """Equation (5): how many of an image's `tokens` are left after each layer."""
+        return [keep_count(ratio, tokens) for ratio in self.ratios]
+
+    def entering(self, tokens: int, depth: int) -> list[int]:
+        """How many of `tokens` enter each of `depth` decoder layers."""
+        left = dict(zip(self.layers, self.counts(tokens), strict=True))
+        entering = [left.get(-1, tokens)]
+        for layer in range(depth - 1):
+            entering.append(left.get(layer, entering[-1]))
+        return entering
+
+    def cost(self, tokens: int, depth: int, work: Work, cut: float = 0.0) -> float:
+        """What it costs over `depth` layers, of `tokens` at first; `cut` is what a cut itself does."""
+        return sum(map(work, self.entering(tokens, depth))) + cut * len(self.layers)
+
+    def compute(self, tokens: int, depth: int, text_config: Any) -> float:
+        """Prefill arithmetic of the visual tokens, relative to keeping all."""
+        return prefill_flops_ratio(self.entering(tokens, depth), tokens, text_config)
 
 
 def keep_count(ratio: float, tokens: int) -> int:
@@ -44,20 +76,9 @@ def check_keep(keep: float) -> None:
         raise QuotaError(f"keep must be above 0 and at most 1 (0.30 keeps 30% of the visual tokens), got {keep}")
 
 
-def tokens_entering(schedule: Mapping[int, int], tokens: int, depth: int) -> list[int]:
-    """Visual tokens that enter each of `depth` decoder layers.
-
-    `schedule` says how many of the `tokens` go on from a layer; -1 stands for the place before the first one.
-    """
-    entering = [schedule.get(-1, tokens)]
-    for layer in range(depth - 1):
-        entering.append(schedule.get(layer, entering[-1]))
-    return entering
-
-
-def cost(schedule: Schedule, tokens: int, depth: int, work: Work, cut: float = 0.0) -> float:
-    """What a schedule costs over `depth` decoder layers, of `tokens` at first."""
-    return sum(map(work, tokens_entering(dict(schedule), tokens, depth))) + cut * len(schedule)
+def layer_work(tokens: int, text_config: Any) -> Work:
+    """Arithmetic of one layer's prefill by its visual tokens, relative to all `tokens` of them."""
+    return lambda count: prefill_flops_ratio([count], tokens, text_config)
 
 
 def prefill_flops_ratio(tokens_per_layer: Sequence[int], tokens: int, text_config: Any) -> float:

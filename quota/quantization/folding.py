@@ -87,7 +87,7 @@ def fold(
         before = run_each()
     for place, energy in zip(places, energies, strict=True):
         if energy.total is not None:
-            _fold_diagonal(block, place, energy.total)
+            _fold_diagonal(block, place, energy.total.float())
     if heads is not None:
         heads.fold()
     change = float((run_first() - before).norm() / before.norm())
@@ -108,12 +108,12 @@ def _fold_diagonal(block: nn.Module, place: Readers, energy: Tensor) -> None:
 
 
 class _Energy:
-    """Sum over tokens of the squares of what enters a linear, by channel."""
+    """Sum over tokens of the squares of what enters a linear, by channel; float64, whatever the order of samples."""
 
     total: Tensor | None = None
 
     def add(self, _: nn.Module, args: tuple[Any, ...]) -> None:
-        energy = args[0].float().flatten(0, -2).square().sum(dim=0)
+        energy = args[0].float().flatten(0, -2).square().sum(dim=0).double()
         self.total = energy if self.total is None else self.total + energy
 
 
@@ -123,7 +123,7 @@ class _Heads:
     def __init__(self, values: nn.Linear, output: nn.Linear, width: int) -> None:
         self.values, self.output, self.width = values, output, width
         self.groups = values.out_features // width
-        self.moment = torch.zeros(self.groups, width, width, device=values.weight.device)
+        self.moment = torch.zeros(self.groups, width, width, dtype=torch.float64, device=values.weight.device)
 
     @classmethod
     def of(cls, block: nn.Module, quantized: set[nn.Linear], cached: bool) -> _Heads | None:
@@ -144,7 +144,7 @@ class _Heads:
     def fold(self) -> None:
         values, output = self.values, self.output
         weight = self._grouped(output.weight.float())
-        matrix = balance(self.moment, weight.transpose(1, 2) @ weight) @ _rotation(self.width, weight.device)
+        matrix = balance(self.moment.float(), weight.transpose(1, 2) @ weight) @ _rotation(self.width, weight.device)
         inverse = torch.linalg.inv(matrix.double()).float()
         output.weight.data = self._side_by_side(weight @ inverse.transpose(1, 2)).to(output.weight.dtype)
         rows = values.weight.float().unflatten(0, (self.groups, -1))

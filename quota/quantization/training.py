@@ -1,9 +1,9 @@
 """Train the transform in front of linears that read one tensor, with the deployed operator in the loss.
 
-    loss = sum_t m_t || y_t - x_t W^T ||^2 / sum_t m_t || x_t W^T ||^2        y = the operator on X'' and Q_w(W')
+    loss = sum_t || y_t - x_t W^T ||^2 / sum_t || x_t W^T ||^2        y = the operator on X'' and Q_w(W')
 
-over tokens t of the calibration set as the deployed model sees them, m_t what a token counts for, W the weights of all
-those linears (quota/quantization/kronecker.py has the other letters). The operator rounds, so its gradient is taken as
+over tokens t of the calibration set as the deployed model sees them, W the weights of all those linears
+(quota/quantization/kronecker.py has the other letters). The operator rounds, so its gradient is taken as
 that of the quantisers with round(v) replaced by v (quota/quantization/straight_through.py). L and R start from the
 closed form of quota/quantization/balance.py, for the moments of X and W over columns and over rows, and R has the
 matrix of Hadamard behind it. Adam descends; its step falls to zero. A step sees some of the tokens and some rows of W,
@@ -40,23 +40,17 @@ _OPEN = 4.0
 """Where the logit of c starts: c = 0.98. Its step is ten times that of the matrices."""
 
 
-def train(
-    x: Tensor,
-    weights: Sequence[Tensor],
-    scheme: QuantizationScheme,
-    counts: Tensor | None = None,
-    seed: int = 0,
-) -> Kronecker:
+def train(x: Tensor, weights: Sequence[Tensor], scheme: QuantizationScheme, seed: int = 0) -> Kronecker:
     """The transform for linears with `weights` [N, K] each, from some of what they read, x [T, K].
 
-    `counts` [T] says what a token counts for, all alike without. The same arguments give the same transform.
+    The same arguments give the same transform.
     """
     weight, x = torch.cat([part.detach().float() for part in weights]), x.detach().float()
     features = x.shape[1]
     found = Kronecker(features, scheme, device=x.device)
     _balance(found, x, weight)
     with torch.inference_mode(False), torch.enable_grad():
-        _descend(found, x.clone(), weight.clone(), scheme, counts, seed)
+        _descend(found, x.clone(), weight.clone(), scheme, seed)
     for buffer in (found.left, found.right, found.clip):
         # Exact in bfloat16, so that a checkpoint in half the width holds the same transform.
         buffer.copy_(buffer.bfloat16())
@@ -81,9 +75,7 @@ def _balance(transform: Kronecker, x: Tensor, weight: Tensor) -> None:
     transform.right.copy_(right / right.norm() * len(right) ** 0.5 @ transform.right)
 
 
-def _descend(
-    transform: Kronecker, x: Tensor, weight: Tensor, scheme: QuantizationScheme, counts: Tensor | None, seed: int
-) -> None:
+def _descend(transform: Kronecker, x: Tensor, weight: Tensor, scheme: QuantizationScheme, seed: int) -> None:
     left, right = (nn.Parameter(factor.clone()) for factor in (transform.left, transform.right))
     logit = nn.Parameter(torch.full_like(transform.clip, _OPEN))
     sizes = [{"params": [left, right], "lr": STEP_SIZE}, {"params": [logit], "lr": 10 * STEP_SIZE}]
@@ -103,8 +95,7 @@ def _descend(
         entering = clip_groups(turn(x[tokens], left, right), logit.sigmoid(), transform.group)
         y = deployed_linear(entering, turned, largest * ratio, scheme)
         meant = x[tokens] @ rows.T
-        weighing = 1.0 if counts is None else counts[tokens].unsqueeze(1)
-        loss = (weighing * (y - meant).square()).sum() / (weighing * meant.square()).sum().clamp(min=_TINY)
+        loss = (y - meant).square().sum() / meant.square().sum().clamp(min=_TINY)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

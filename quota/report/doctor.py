@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import platform
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
@@ -22,7 +21,7 @@ from quota.models.support import PROMPTS, RUNS, VIDEO, Support
 from quota.ops import machine
 from quota.ops.integer import pack_int32, quantize_activation
 from quota.ops.reference import ReferenceBackend
-from quota.version import __version__
+from quota.version import versions
 
 _PACKAGES = ("torch", "transformers", "compressed-tensors", "triton")
 
@@ -125,13 +124,7 @@ def _chosen(device: str) -> str:
 
 
 def _versions() -> dict[str, str]:
-    found = {"quota": __version__, "python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found
+    return {"python": platform.python_version()} | versions(*_PACKAGES)
 
 
 def doctor_tables(examination: Examination) -> list[Table]:

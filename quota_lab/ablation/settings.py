@@ -21,8 +21,6 @@ class Setting:
     bits: Bits = 4
     kv_bits: KVBits = 4
     samples: int = 128
-    visual_share: float | None = None
-    """What visual tokens count for when weights are rounded; None: every token the same."""
 
     def scheme(self) -> QuantizationScheme:
         return method_scheme(
@@ -34,8 +32,7 @@ class Setting:
         )
 
     def figures(self) -> dict[str, Any]:
-        """The fields, without those that are not in use."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
+        return asdict(self)
 
 
 _KV_BITS: tuple[KVBits, ...] = (16, 8, 4, 3, 2)
@@ -56,10 +53,6 @@ TABLES: dict[str, dict[str, Setting | None]] = {
             # Of 16 bits everywhere nothing is lost.
             *(Setting(bits=16, kv_bits=kv_bits) for kv_bits in _KV_BITS if kv_bits < 16),
         )
-    },
-    "token-weights": {
-        "all tokens alike": Setting(),
-        **{f"visual tokens {share:.0%}": Setting(visual_share=share) for share in (0.75, 0.5, 0.25)},
     },
     "calibration": {f"{samples} samples": Setting(samples=samples) for samples in _SAMPLES},
 }

@@ -65,7 +65,7 @@ class Reference:
 
     questions: int = 100
     name: str = REFERENCE
-    tables: tuple[str, ...] = ("modules", "methods", "kv-bits", "token-weights", "calibration")
+    tables: tuple[str, ...] = ("modules", "methods", "kv-bits", "calibration")
 
     def measure(self, setting: Setting | None, seed: int) -> dict[str, Any]:
         model, processor, _ = load_model(REFERENCE)
@@ -73,7 +73,7 @@ class Reference:
         errors = {"visual": 0.0, "text": 0.0}
         if setting is not None:
             samples = reference.calibration_samples(setting.samples, seed)
-            quantize_only(model, processor, samples, setting.scheme(), visual_share=setting.visual_share)
+            quantize_only(model, processor, samples, setting.scheme())
             exact, _, _ = load_model(REFERENCE)
             prompts = [build_inputs(processor, [sample]) for sample in first_of_each_task(asked, ERROR_QUESTIONS)]
             errors = token_errors(exact, model, prompts)

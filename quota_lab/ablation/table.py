@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import math
 import statistics
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from quota.errors import QuotaError
+from quota.progress import Steps, silent
 from quota_lab.ablation.cells import Cells
 from quota_lab.ablation.settings import TABLES, Setting
 from quota_lab.ablation.subjects import Subject
@@ -23,9 +22,6 @@ from quota_lab.ablation.subjects import Subject
 # t(0.975, n - 1) for n = 2, 3, ...
 _T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 FEWEST_SEEDS, MOST_SEEDS = 2, len(_T) + 1
-
-Progress = Callable[[int, int, float], None]
-"""Called with the outcomes there are, how many are needed, and the seconds the others will take; NaN if unknown."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +62,7 @@ class Ablation:
         }
 
 
-def ablate(table: str, subject: Subject, seeds: int, folder: Path, progress: Progress | None = None) -> Ablation:
+def ablate(table: str, subject: Subject, seeds: int, folder: Path, progress: Steps = silent) -> Ablation:
     """Measure what is not in `folder` yet, seed after seed, and put the table together.
 
     Raises QuotaError for a table that does not exist or makes no sense for the subject, and for a number of seeds
@@ -97,13 +93,10 @@ def _row(cells: Cells, label: str, setting: Setting | None, seeds: int) -> Row:
     return Row(label, setting, {name: [scores[name] for scores in found] for name in found[0]})
 
 
-def _measure(cells: Cells, settings: list[Setting | None], seeds: int, progress: Progress | None) -> None:
+def _measure(cells: Cells, settings: list[Setting | None], seeds: int, progress: Steps) -> None:
     needed = [(setting, seed) for seed in range(seeds) for setting in settings]
     missing = [cell for cell in needed if not cells.holds(*cell)]
-    began = time.perf_counter()
-    for done in range(len(missing) + 1):
-        if progress is not None:
-            each = (time.perf_counter() - began) / done if done else math.nan
-            progress(len(needed) - len(missing) + done, len(needed), (len(missing) - done) * each)
-        if done < len(missing):
-            cells.outcome(*missing[done])
+    for done, cell in enumerate(missing):
+        progress("outcomes", len(needed) - len(missing) + done, len(needed))
+        cells.outcome(*cell)
+    progress("outcomes", len(needed), len(needed))

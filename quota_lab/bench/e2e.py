@@ -22,11 +22,12 @@ from typing import Any
 import torch
 
 from quota import ops
+from quota.progress import Steps, silent
 from quota.pruning.pruner import Pruner
 from quota_lab.bench.memory import peak_bytes
 from quota_lab.bench.models import NAMES, Subject, subject
 from quota_lab.bench.overhead import overhead
-from quota_lab.bench.report import Job, Progress, Report, Row, silent
+from quota_lab.bench.report import Job, Report, Row
 
 BASELINE = "bf16 dense transformers"
 NEW_TOKENS = 24
@@ -48,7 +49,7 @@ class Variant:
 
 
 def bench_e2e(
-    names: Sequence[str] = NAMES, new_tokens: int = NEW_TOKENS, turns: int = TURNS, progress: Progress = silent
+    names: Sequence[str] = NAMES, new_tokens: int = NEW_TOKENS, turns: int = TURNS, progress: Steps = silent
 ) -> Report:
     """Measure each of the models (of `quota_lab.bench.models.NAMES`) in all variants.
 
@@ -77,7 +78,7 @@ def _variants(dense: Subject, quantized: Subject) -> list[Variant]:
     ]
 
 
-def time_variants(variants: Sequence[Variant], new_tokens: int, turns: int, progress: Progress = silent) -> None:
+def time_variants(variants: Sequence[Variant], new_tokens: int, turns: int, progress: Steps = silent) -> None:
     """Fill in `first`, `rate` and `operators`: `turns` turns, after one that does not count."""
     for turn in range(turns + 1):
         for variant in variants:
@@ -146,7 +147,7 @@ def overhead_row(name: str, variant: Variant, turns: int) -> Row:
     return Row("overhead", shape(name, variant.name), str(operators), seconds, "QUOTA's prefill", prefill)
 
 
-def _memory_rows(name: str, variants: Sequence[str], operators: dict[str, str], progress: Progress) -> list[Row]:
+def _memory_rows(name: str, variants: Sequence[str], operators: dict[str, str], progress: Steps) -> list[Row]:
     peaks = []
     for done, variant in enumerate(variants, 1):
         peaks.append(peak_bytes(name, variant))

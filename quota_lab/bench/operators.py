@@ -23,9 +23,10 @@ from quota import ops
 from quota.ops import machine
 from quota.ops.integer import pack_int32
 from quota.ops.interface import Backend, LinearSpec, LinearWeight, PackedTensor
+from quota.progress import Steps, silent
 from quota.quantization.kronecker import Kronecker
 from quota.scheme import QuantizationScheme
-from quota_lab.bench.report import Job, Progress, Report, Row, silent
+from quota_lab.bench.report import Job, Report, Row
 from quota_lab.bench.timing import interleaved
 
 # (M, N, K): tokens, output and input channels.
@@ -52,7 +53,7 @@ def bench_operators(
     attention: Sequence[tuple[int, int, int, int]] = ATTENTION,
     turns: int = TURNS,
     cache: int | None = None,
-    progress: Progress = silent,
+    progress: Steps = silent,
 ) -> Report:
     """Time the backend that is forced, or else every one that runs here (the reference only if no other does).
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -21,9 +20,6 @@ UNITS: dict[Job, str] = {
     "memory": "bytes",
     "overhead": "s",
 }
-
-Progress = Callable[[str, int, int], None]
-"""Called with the name of the step, how much of it is done, and how much there is."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +56,3 @@ class Report:
     def figures(self) -> dict[str, Any]:
         """What `quota bench --json` writes."""
         return {"device": self.device, "threads": self.threads, "rows": [row.figures() for row in self.rows]}
-
-
-def silent(step: str, done: int, total: int) -> None:
-    """Report nothing."""

@@ -32,9 +32,10 @@ from quota.checkpoint.on_disk import empty_model
 from quota.checkpoint.weights import weight_files
 from quota.compress_folder import compress_folder
 from quota.errors import QuotaError
+from quota.progress import Steps, silent
 from quota_lab import reference
 from quota_lab.bench.memory import own_peak
-from quota_lab.bench.report import Progress, Report, Row, silent
+from quota_lab.bench.report import Report, Row
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ REALISTIC = Width("realistic", 2048, 5504, 16, 1024, 4096, 24, 16, 336)
 MODELS = {"7b": SEVEN_B, "realistic": REALISTIC}
 
 
-def bench_compress(depths: Sequence[int], samples: int, width: Width = SEVEN_B, progress: Progress = silent) -> Report:
+def bench_compress(depths: Sequence[int], samples: int, width: Width = SEVEN_B, progress: Steps = silent) -> Report:
     """Compress a model of this width at every depth.
 
     Each has two rows, one against the peak at the first depth and one against the weights in bfloat16. Needs the disk

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from quota.cli.app import Backend, JsonFile, app, notes, write_json
+from quota.cli.app import Backend, JsonFile, app, write_json
 from quota.errors import QuotaError
 
 
 @app.command()
 def ablate(
-    table: Annotated[
-        str, typer.Argument(metavar="TABLE", help="modules, methods, kv-bits, token-weights, calibration.")
-    ],
+    table: Annotated[str, typer.Argument(metavar="TABLE", help="modules, methods, kv-bits, calibration.")],
     on: Annotated[str, typer.Option(metavar="SUBJECT", help="`reference` or `smollm2`.")] = "reference",
     seeds: Annotated[int, typer.Option(help="Repetitions, with other questions and other calibration data.")] = 3,
     questions: Annotated[int, typer.Option(min=1, help="reference: questions of each of the six tasks.")] = 100,
@@ -41,6 +38,7 @@ def ablate(
     Outcomes are shared between tables, and kept: an interrupted table goes on where it stopped. With another version of
     the code they are measured anew.
     """
+    from quota.report.progress import progress_steps
     from quota_lab.ablation import Reference, SmolLM2, Subject
     from quota_lab.ablation import ablate as measure
     from quota_lab.ablation.markdown import markdown
@@ -54,11 +52,7 @@ def ablate(
         raise QuotaError("smollm2 needs two texts: --prose FILE and --calibration FILE")
     else:
         subject = SmolLM2(prose, calibration, windows)
-    ablation = measure(table, subject, seeds, cells, _say)
+    with progress_steps() as progress:
+        ablation = measure(table, subject, seeds, cells, progress)
     typer.echo(markdown(ablation))
     write_json(json_file, ablation.figures())
-
-
-def _say(done: int, total: int, seconds: float) -> None:
-    left = "" if done == total or math.isnan(seconds) else f"; about {max(1, round(seconds / 60))} min left"
-    notes.print(f"{done} of {total} outcomes measured{left}")

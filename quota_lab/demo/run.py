@@ -14,7 +14,7 @@ Retention is measured against `full` on the same questions.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,6 +28,7 @@ from quota.compress import compress, prune_only
 from quota.evaluation import Evaluation, Footprint, evaluate, footprint, retention, retention_interval
 from quota.evaluation.footprint import disk_bytes
 from quota.files import refuse_foreign
+from quota.progress import Steps, silent
 from quota.prompts import answer
 from quota.pruning.pruner import Pruner
 from quota.pruning.recipe import PruningRecipe
@@ -44,9 +45,6 @@ KEEP = 0.30
 PICTURE = "kept_tokens.png"
 PANEL = 216
 """Size of a drawn picture, in pixels."""
-
-Progress = Callable[[str, int, int], None]
-"""Called with the name of the step, how much of it is done, and how much there is."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +113,7 @@ class Demo:
         }
 
 
-def run_demo(out: Path, questions: int = QUESTIONS, progress: Progress | None = None) -> Demo:
+def run_demo(out: Path, questions: int = QUESTIONS, progress: Steps = silent) -> Demo:
     """Run all of it; leaves `out/checkpoint` and `out/kept_tokens.png` behind.
 
     `questions` is how many of each task are asked: the first ones, so every run asks the same. Raises QuotaError if
@@ -127,7 +125,7 @@ def run_demo(out: Path, questions: int = QUESTIONS, progress: Progress | None = 
     samples = first_of_each_task(read_samples(reference.suite_path()), questions)
     calibration = reference.calibration_samples(CALIBRATION_SAMPLES, seed=0)
     shown = one_of_each_task(samples)
-    tell = progress or _silent
+    tell = progress
 
     def measure(model: Any, processor: Any, step: str, size: int) -> Variant:
         answered = evaluate(model, processor, samples, progress=partial(tell, step))
@@ -181,7 +179,3 @@ def _sheet(entries: Sequence[Shown], explained: Sequence[Explanation]) -> Image.
         answers = f"QUOTA: {entry.quota}   |   full precision: {entry.full}   |   expected: {entry.expected}"
         rows.append(Row(entry.question, [answers], explanation.panels))
     return draw_sheet(rows)
-
-
-def _silent(step: str, done: int, total: int) -> None:
-    """Report nothing."""

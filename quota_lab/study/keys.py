@@ -14,7 +14,7 @@ from typing import Any
 
 from quota import ops
 from quota.checkpoint.named import load_model
-from quota.samples import Sample, fingerprint
+from quota.samples import Sample, digest, fingerprint
 from quota_lab.digest import code_digest
 from quota_lab.study.variants import Variant
 
@@ -60,7 +60,8 @@ class Keys:
 
     @cached_property
     def _asked(self) -> str:
-        return fingerprint(self._questions)
+        # In their order, as outcomes are.
+        return hashlib.sha256("".join(map(digest, self._questions)).encode()).hexdigest()
 
     @cached_property
     def _weights(self) -> str:

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from quota.allocation.clock import Clock
-from quota.allocation.paper import candidate_layers
-from quota.allocation.search import TRIED, quota_cuts
+from quota.allocation.paper import candidate_layers, paper_schedule
+from quota.allocation.search import TRIED, best_measured
 from quota.allocation.solver import Errors
 from quota.calibration.curves import Curves
 from quota.errors import QuotaError
-from quota.pruning.recipe import PruningRecipe
-from quota.pruning.schedule import Schedule, keep_count, prefill_flops_ratio, tokens_entering
+from quota.pruning.recipe import PruningRecipe, without_risk
+from quota.pruning.schedule import Schedule
 from quota.pruning.scorers import scorer
 from quota.scheme import QuantizationScheme
 from quota_lab.study.schedules import keep_for_cost, ratios
@@ -53,47 +53,35 @@ class Measured:
         rule = candidate_layers(curves.concentration, curves.concentration_iqr, curves.redundancy, self.depth)
         return tuple(rule)
 
-    def cost(self, layers: tuple[int, ...], given: list[float]) -> float:
-        """Prefill arithmetic of the visual tokens under these keep ratios, relative to keeping all."""
-        after = {layer: keep_count(ratio, self.tokens) for layer, ratio in zip(layers, given, strict=True)}
-        return prefill_flops_ratio(tokens_entering(after, self.tokens, self.depth), self.tokens, self.text_config)
+    def cost(self, schedule: Schedule) -> float:
+        """Prefill arithmetic of the visual tokens, relative to keeping all."""
+        return schedule.compute(self.tokens, self.depth, self.text_config)
 
 
 def recipe(pruning: Pruning, measured: Measured, scheme: QuantizationScheme | None) -> PruningRecipe:
     """The recipe that `pruning` comes to under `scheme`. QuotaError if it states neither keep ratio nor cost."""
-    return _recipe(pruning, measured, scheme, *resolve(pruning, measured, scheme))
+    return _recipe(pruning, measured, scheme, resolve(pruning, measured, scheme))
 
 
 def _recipe(
-    pruning: Pruning,
-    measured: Measured,
-    scheme: QuantizationScheme | None,
-    layers: tuple[int, ...],
-    given: list[float],
+    pruning: Pruning, measured: Measured, scheme: QuantizationScheme | None, schedule: Schedule
 ) -> PruningRecipe:
     weights = dict(scorer(pruning.scorer).WEIGHTS if pruning.weights is None else pruning.weights)
-    if scheme is None and "risk" in weights:
-        # Full precision has no risk: the other weights grow in proportion to fill its place.
-        total = sum(weights.values())
-        del weights["risk"]
-        weights = {name: weight * total / sum(weights.values()) for name, weight in weights.items()}
     return PruningRecipe(
-        layers=layers,
-        keep_ratios=tuple(given),
-        keep=given[-1],
+        layers=schedule.layers,
+        keep_ratios=schedule.ratios,
+        keep=schedule.ratios[-1],
         temperature=pruning.temperature,
         reference_tokens=measured.tokens,
         scheme=scheme,
         scorer=pruning.scorer,
-        weights=weights,
+        weights=without_risk(weights) if scheme is None else weights,
         model_fingerprint=measured.model_fingerprint,
     )
 
 
-def resolve(
-    pruning: Pruning, measured: Measured, scheme: QuantizationScheme | None = None
-) -> tuple[tuple[int, ...], list[float]]:
-    """Candidate layers and their keep ratios."""
+def resolve(pruning: Pruning, measured: Measured, scheme: QuantizationScheme | None = None) -> Schedule:
+    """The schedule that `pruning` comes to."""
     if pruning.prefill is not None:
         return _in_time(pruning, pruning.prefill, measured, scheme)
     target = pruning.compute
@@ -105,27 +93,24 @@ def resolve(
         return _withdraw(target, measured)
     layers = _layers(pruning, measured)
 
-    def at(keep: float) -> list[float]:
+    def at(keep: float) -> Schedule:
         # Before the decoder nothing is measured; such a schedule has one cut and needs no sensitivity.
         sensitivities = [measured.curves.sensitivity[max(layer, 0)] for layer in layers]
-        return ratios(pruning.schedule, sensitivities, keep, pruning.temperature)
+        return Schedule(layers, tuple(ratios(pruning.schedule, sensitivities, keep, pruning.temperature)))
 
     if target is not None:
-        return layers, at(keep_for_cost(target, measured.tokens, lambda share: measured.cost(layers, at(share))))
+        return at(keep_for_cost(target, measured.tokens, lambda share: measured.cost(at(share))))
     if pruning.keep is None:
         raise QuotaError("a variant of the study states a final keep ratio or a cost, but this one neither")
-    return layers, at(pruning.keep)
+    return at(pruning.keep)
 
 
 def reference_cost(keep: float, measured: Measured) -> float:
     """What the published schedule costs with this final keep ratio."""
-    layers = measured.layers()
-    return measured.cost(layers, ratios("paper", [measured.curves.sensitivity[layer] for layer in layers], keep))
+    return measured.cost(paper_schedule(measured.curves, keep))
 
 
-def _in_time(
-    pruning: Pruning, share: float, measured: Measured, scheme: QuantizationScheme | None
-) -> tuple[tuple[int, ...], list[float]]:
+def _in_time(pruning: Pruning, share: float, measured: Measured, scheme: QuantizationScheme | None) -> Schedule:
     """What `pruning` can do in this share of the time that a prefill takes with all tokens."""
     if measured.clock is None or measured.times is None:
         raise QuotaError("a share of the prefill time needs a clock")
@@ -133,25 +118,23 @@ def _in_time(
         clock = measured.clock()
         return _measured(pruning, clock.compute(share * clock.full), measured, clock.charge)
 
-    def within(share: float) -> tuple[tuple[int, ...], list[float]]:
+    def within(share: float) -> Schedule:
         return resolve(pruning.model_copy(update={"prefill": None, "compute": share}), measured, scheme)
 
     # Its cuts take another time than ours, so it has a line of its own.
     tried = [within(share) for share in _TIMED]
-    full, *taken = measured.times([None, *(_recipe(pruning, measured, scheme, *one) for one in tried)])
-    slope, rest = statistics.linear_regression([measured.cost(*one) for one in tried], taken)
+    full, *taken = measured.times([None, *(_recipe(pruning, measured, scheme, one) for one in tried)])
+    slope, rest = statistics.linear_regression([measured.cost(one) for one in tried], taken)
     # No less than nothing: the least that the method can do is then what it gets.
     return within(max(1e-6, (share * full - rest) / slope))
 
 
-def _measured(
-    pruning: Pruning, target: float | None, measured: Measured, cut: float = 0.0
-) -> tuple[tuple[int, ...], list[float]]:
+def _measured(pruning: Pruning, target: float | None, measured: Measured, cut: float = 0.0) -> Schedule:
     if measured.errors is None or measured.whole is None or (target is None and pruning.keep is None):
         raise QuotaError("the schedule 'measured' needs the errors of drops, and a final keep ratio or a cost")
     if target is None:
         target = reference_cost(pruning.keep or 1.0, measured)
-    cuts = quota_cuts(
+    return best_measured(
         measured.errors,
         measured.whole,
         measured.tokens,
@@ -162,7 +145,6 @@ def _measured(
         1 if pruning.schedule == "added up" else TRIED,
         cut,
     )
-    return cuts.layers, list(cuts.keep_ratios)
 
 
 def _layers(pruning: Pruning, measured: Measured) -> tuple[int, ...]:
@@ -171,9 +153,8 @@ def _layers(pruning: Pruning, measured: Measured) -> tuple[int, ...]:
     return measured.layers() if pruning.layers is None else pruning.layers
 
 
-def _withdraw(target: float | None, measured: Measured) -> tuple[tuple[int, ...], list[float]]:
+def _withdraw(target: float | None, measured: Measured) -> Schedule:
     if target is None:
         raise QuotaError("the schedule 'withdraw' has no final keep ratio; state a cost")
-    rest = [1 / measured.tokens]
-    fitting = [layer for layer in range(-1, measured.depth) if measured.cost((layer,), rest) <= target]
-    return (max(fitting, default=-1),), rest
+    tried = [Schedule((layer,), (1 / measured.tokens,)) for layer in range(-1, measured.depth)]
+    return max((one for one in tried if measured.cost(one) <= target), key=lambda one: one.layers, default=tried[0])

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import random
 from dataclasses import dataclass
 from pathlib import Path
 
-from quota.errors import QuotaError
+from quota.checkpoint.named import calibration_samples
+from quota.progress import Steps
 from quota.samples import Sample, first_of_each_task, read_samples
 from quota_lab import reference
 from quota_lab.reference import NAME as REFERENCE
 from quota_lab.study.figures import Figure, figure
 from quota_lab.study.halves import Half, half
 from quota_lab.study.tables import FULL, Table
-from quota_lab.study.workshop import Outcome, Progress, Workshop
+from quota_lab.study.workshop import Outcome, Workshop
 
 TURNS = 20
 """Prefills of which the time is the median."""
@@ -40,14 +40,7 @@ class Study:
 
     def calibration_samples(self, count: int, seed: int) -> list[Sample]:
         """`count` samples drawn by `seed`. QuotaError if there are too few."""
-        if self.calibration is None:
-            if self.model != REFERENCE:
-                raise QuotaError("--calibration is needed for this model: a .jsonl file of questions about pictures")
-            return reference.calibration_samples(count, seed)
-        found = read_samples(self.calibration)
-        if len(found) < count:
-            raise QuotaError(f"{self.calibration} holds {len(found)} questions, the study needs {count}; add some")
-        return random.Random(seed).sample(found, count)
+        return calibration_samples(self.model, self.calibration, count, seed)
 
 
 @dataclass(frozen=True)
@@ -60,7 +53,7 @@ class Row:
     """Seconds; None if it was not timed."""
 
 
-def run_table(table: Table, study: Study, cache: Path, timed: bool, progress: Progress) -> list[Row]:
+def run_table(table: Table, study: Study, cache: Path, timed: bool, progress: Steps) -> list[Row]:
     """Measure all rows of a table; what the cache holds is not measured again (prefill times are)."""
     workshop = Workshop(study.model, study.samples(), study.calibration_samples, cache, progress)
     outcomes = _outcomes(table, study, workshop)

@@ -19,10 +19,10 @@ from collections.abc import Callable, Sequence
 
 from quota.allocation.paper import normalize_sensitivities, schedule
 from quota.pruning.schedule import check_keep
-from quota_lab.study.variants import Schedule
+from quota_lab.study.variants import Rule
 
 
-def ratios(rule: Schedule, sensitivities: Sequence[float], keep: float, temperature: float = 1.25) -> list[float]:
+def ratios(rule: Rule, sensitivities: Sequence[float], keep: float, temperature: float = 1.25) -> list[float]:
     """Keep ratios after each of the candidate layers whose sensitivities (equation 1) are given."""
     check_keep(keep)
     count = len(sensitivities)

@@ -13,7 +13,7 @@ from quota.errors import QuotaError
 from quota.pruning.scorers.composite import WEIGHTS
 from quota.scheme import QuantizationScheme
 from quota_lab.study.methods import methods
-from quota_lab.study.variants import MEASURED, Pruning, Schedule, Variant
+from quota_lab.study.variants import MEASURED, Pruning, Rule, Variant
 
 FULL = "full precision"
 QUANTIZED = "quantised only"
@@ -68,6 +68,7 @@ def _stage_wise() -> dict[str, Variant]:
         "prune by our score, then quantise": Variant(pruning=ours, graph="pruned"),
         PAPER: Variant(pruning=Pruning()),
         JOINT: Variant(pruning=joint()),
+        **{f"joint, {rounds} rounds": Variant(pruning=joint(), graph="joint", rounds=rounds) for rounds in (2, 3)},
     }
 
 
@@ -115,7 +116,7 @@ def _weights() -> dict[str, Variant]:
 
 
 def _schedule() -> dict[str, Variant]:
-    rules: tuple[Schedule, ...] = ("paper", "uniform", "one-shot", "linear", "reversed")
+    rules: tuple[Rule, ...] = ("paper", "uniform", "one-shot", "linear", "reversed")
     rows = {f"{rule}, keep 30%": Variant(pruning=Pruning(schedule=rule)) for rule in rules}
     rows |= {
         f"{rule}, as costly as paper": Variant(pruning=Pruning(schedule=rule, keep=None, as_costly_as=0.3))
@@ -206,7 +207,7 @@ TABLES: dict[str, tuple[str, str, Rows]] = {
     "parts": ("What each part brings, final keep ratio 10%", PAPER, _parts),
     "measuring": ("What our schedule is chosen by", JOINT, _measuring),
     "weights": ("Weights of the score, final keep ratio 30%", "default", _weights),
-    "schedule": ("Schedule of the keep ratios", "paper, keep 30%", _schedule),
+    "schedule": ("Rule of the keep ratios", "paper, keep 30%", _schedule),
     "scoring": ("Whose forward pass the scores come from", "scored under W4A4, with risk", _scoring),
     "kv-bits": ("Bits of the KV cache", "W4A4KV4, pruned", _kv_bits),
     "calibration": ("Calibration samples", "128 samples", _calibration),

@@ -8,11 +8,9 @@ from pydantic import BaseModel, ConfigDict
 
 from quota.scheme import QuantizationScheme
 
-Schedule = Literal[
-    "paper", "uniform", "one-shot", "linear", "reversed", "withdraw", "measured", "added up", "first word"
-]
+Rule = Literal["paper", "uniform", "one-shot", "linear", "reversed", "withdraw", "measured", "added up", "first word"]
 """The last three are ours: as it is, without measuring schedules whole, and by the first word of each answer."""
-MEASURED: tuple[Schedule, ...] = ("measured", "added up", "first word")
+MEASURED: tuple[Rule, ...] = ("measured", "added up", "first word")
 
 
 class Pruning(BaseModel):
@@ -27,7 +25,7 @@ class Pruning(BaseModel):
     """Candidate layers; None: found by the rule on the calibration curves."""
     depths: tuple[float, ...] | None = None
     """Candidate layers as shares of the decoder's depth, instead of `layers`."""
-    schedule: Schedule = "paper"
+    schedule: Rule = "paper"
     keep: float | None = 0.30
     """Final keep ratio."""
     as_costly_as: float | None = None
@@ -50,10 +48,19 @@ class Variant(BaseModel):
     pruning: Pruning | None = None
     samples: int = 128
     """Calibration samples."""
-    graph: Literal["unpruned", "pruned"] = "unpruned"
-    """What the quantiser is calibrated on: all tokens, or those that `pruning` leaves in full precision."""
+    graph: Literal["unpruned", "pruned", "joint"] = "unpruned"
+    """What the quantiser is calibrated on: all tokens, those that `pruning` leaves in full precision, or, in rounds,
+    those that it leaves under the deployed operators."""
+    rounds: int = 2
+    """Of "joint": sweeps, each but the first in the graph of the recipe that the one before it led to."""
     seed: int = 0
     """Of the calibration samples."""
+
+    def measured_on(self) -> Variant:
+        """The variant whose sweep the recipe of this one is made from; it keeps every token, or is the round before."""
+        if self.graph == "joint" and self.rounds > 2:
+            return self.model_copy(update={"rounds": self.rounds - 1})
+        return Variant(scheme=self.scheme or QuantizationScheme(), samples=self.samples, seed=self.seed)
 
     @property
     def calibrated(self) -> bool:

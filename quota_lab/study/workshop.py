@@ -27,6 +27,7 @@ from quota.errors import QuotaError
 from quota.evaluation import evaluate
 from quota.files import write_atomically
 from quota.models import family, fingerprint
+from quota.progress import Steps
 from quota.prompts import build_inputs
 from quota.pruning.pruner import Pruner
 from quota.pruning.recipe import PruningRecipe
@@ -36,12 +37,8 @@ from quota.scheme import QuantizationScheme
 from quota_lab.study.guided import GuidedPruner
 from quota_lab.study.keys import Keys
 from quota_lab.study.plan import Measured, recipe
-from quota_lab.study.pruned_graph import PrunedSweep
+from quota_lab.study.pruned_graph import GivenSweep, JointSweep
 from quota_lab.study.variants import MEASURED, Variant
-
-Progress = Callable[[str, int, int], None]
-"""Called with the name of the step, how much of it is done, and how much there is."""
-
 
 CLOCK_TURNS = 60
 """Prefills of each schedule by which a budget of time is kept: more than elsewhere, as models are compared by it."""
@@ -70,7 +67,7 @@ class Workshop:
         questions: Sequence[Sample],
         calibration: Callable[[int, int], list[Sample]],
         cache: Path,
-        progress: Progress,
+        progress: Steps,
     ) -> None:
         """`calibration(count, seed)` draws calibration samples; `cache` is a folder for outcomes and checkpoints."""
         self.model = model
@@ -118,7 +115,7 @@ class Workshop:
 
     def measured(self, variant: Variant) -> Measured:
         """What recipes for this variant's calibration are made from."""
-        calibrated = Variant(scheme=variant.scheme or QuantizationScheme(), samples=variant.samples, seed=variant.seed)
+        calibrated = variant.measured_on()
         model, _ = self._quantized(calibrated)
         curves = json.loads((self._folder(calibrated) / "curves.json").read_text(encoding="utf-8"))
         tokens = curves.pop("reference_tokens")
@@ -142,7 +139,8 @@ class Workshop:
             self.progress(f"measuring drops, seed {variant.seed}", done, total)
 
         def whole(schedule: Schedule) -> float:
-            name = "_".join(["schedule", *(f"{layer}-{count}" for layer, count in schedule)])
+            cuts = zip(schedule.layers, schedule.counts(tokens), strict=True)
+            name = "_".join(["schedule", *(f"{layer}-{count}" for layer, count in cuts)])
             return stored(name, lambda drops: drops.error(schedule))
 
         errors = stored("drop_errors", lambda drops: drops.table(len(curves["sensitivity"]), progress=step))
@@ -204,7 +202,7 @@ class Workshop:
                 return Outcome(found.outcomes, [], [tokens] * depth, 1.0)
             chosen = pruner.recipe
             entering = chosen.tokens_per_layer(chosen.reference_tokens, depth)
-        price = self.measured(variant).cost(chosen.layers, list(chosen.keep_ratios))
+        price = self.measured(variant).cost(chosen.schedule)
         return Outcome(found.outcomes, list(chosen.layers), entering, price)
 
     @contextmanager
@@ -265,8 +263,8 @@ class Workshop:
             raise QuotaError("full precision is not calibrated")
         samples = self.calibration(variant.samples, variant.seed)
         plan = None
-        if variant.graph == "pruned" and pruning is not None:
-            plan = recipe(pruning, self.measured(variant), None)
+        if variant.graph != "unpruned" and pruning is not None:
+            plan = recipe(pruning, self.measured(variant), None if variant.graph == "pruned" else scheme)
         model, processor, _ = load_model(self.model)
         inputs = [build_inputs(processor, [sample]) for sample in samples]
 
@@ -276,7 +274,7 @@ class Workshop:
         if plan is None:
             found = calibrate(model, inputs, scheme, step)
         else:
-            found = PrunedSweep(model, inputs, scheme, plan, step).run()
+            found = (GivenSweep if variant.graph == "pruned" else JointSweep)(model, inputs, scheme, plan, step).run()
         attach_cache(model, scheme)
         mark(model, scheme, recipe=False)
         save_pretrained(model, processor, folder / "checkpoint")

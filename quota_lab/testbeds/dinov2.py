@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import Dinov2Config, Dinov2Model
 
-from quota_lab.bench.report import Progress, silent
+from quota.progress import Steps, silent
 from quota_lab.testbeds.layer_errors import layer_errors
 from quota_lab.testbeds.methods import METHODS, method_scheme
 from quota_lab.testbeds.packages import package_file, require
@@ -51,7 +51,7 @@ class Outcome:
         return {"crops": self.crops, "seeds": self.seeds, "relative_errors": self.errors}
 
 
-def measure(folder: Path, crops: int, seeds: int, progress: Progress = silent) -> Outcome:
+def measure(folder: Path, crops: int, seeds: int, progress: Steps = silent) -> Outcome:
     """Errors of every method on `crops` crops, calibrated on as many of other photographs, under `seeds` seeds.
 
     Raises QuotaError for a missing package and a folder with too few pictures.

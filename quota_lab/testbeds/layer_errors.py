@@ -9,7 +9,7 @@ long as the output projection rotates them back.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from copy import deepcopy
 from functools import partial
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from quota.calibration.blocks import Beside, capture, quantize_linears, run, run_all
 from quota.calibration.curves import relative_error
+from quota.progress import Progress
 from quota.quantization.folding import fold
 from quota.scheme import QuantizationScheme
 
@@ -34,9 +35,6 @@ KINDS = {
     "fc2": "fc2",
 }
 """What a linear is for, by the end of its name, which differs between versions of transformers."""
-
-Progress = Callable[[int, int], None]
-"""Called with the blocks done so far and their total."""
 
 
 @torch.no_grad()

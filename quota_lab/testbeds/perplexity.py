@@ -9,7 +9,7 @@ same windows; their losses are resampled window by window together, which takes 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -18,9 +18,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from quota.evaluation.statistics import RESAMPLES
-
-Progress = Callable[[int, int], None]
-"""Called with the windows scored so far and their total."""
+from quota.progress import Progress
 
 
 @torch.no_grad()

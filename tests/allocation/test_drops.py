@@ -9,7 +9,6 @@ import torch
 from support.tiny_llava import LAYERS, VISUAL_TOKENS, make_model, make_samples, processor
 
 from quota.allocation.drops import Drops, candidates, divergence, spoken, typical
-from quota.allocation.search import TRIED, quota_cuts
 from quota.attention.hook import attach_cache
 from quota.pruning.pruner import is_pruned
 from quota.pruning.schedule import Schedule
@@ -75,32 +74,11 @@ def test_keeping_all_is_no_error_and_the_model_is_left_alone() -> None:
 
 def test_a_schedule_is_worse_than_its_cuts_and_measured_in_any_order() -> None:
     drops = Drops(deployed(), processor(), make_samples(3), None, VISUAL_TOKENS)
-    both = drops.error(((2, 8), (3, 2)))
-    assert drops.error(()) == 0
-    assert 0 < drops.error(((-1, 8),)) != both
-    assert drops.error(((2, 8), (3, 2))) == both > drops.error(((2, 8),)) > 0
 
+    def error(*cuts: tuple[int, int]) -> float:
+        return drops.error(Schedule.of_counts(cuts, VISUAL_TOKENS))
 
-def test_quota_cuts_are_those_that_measure_best_whole() -> None:
-    config = make_model().config.get_text_config()
-    errors = {layer: {12: 0.05, 8: 0.1 + layer / 100, 5: 0.2} for layer in range(-1, 4)}
-    asked: list[Schedule] = []
-
-    def whole(schedule: Schedule) -> float:
-        asked.append(schedule)
-        return len(schedule) + schedule[0][0] / 10
-
-    cuts = quota_cuts(errors, whole, 16, LAYERS, 0.3, 0.6, config)
-    assert 1 < len(asked) <= TRIED and len(set(asked)) == len(asked)
-    best = min(asked, key=lambda one: len(one) + one[0][0] / 10)
-    assert cuts.layers == tuple(layer for layer, _ in best)
-    assert [round(ratio * 16) for ratio in cuts.keep_ratios] == [count for _, count in best]
-
-
-def test_quota_cuts_end_at_the_final_ratio() -> None:
-    config = make_model().config.get_text_config()
-    errors = {layer: {8: 0.1, 5: 0.2} for layer in (-1, 2)}
-    cuts = quota_cuts(errors, len, 16, LAYERS, 0.3, 0.8, config)
-    assert cuts.keep_ratios[-1] == 0.3 and cuts.scorer == "peaks"
-    everything = quota_cuts(errors, len, 16, LAYERS, 1.0, 1.0, config)
-    assert everything.keep_ratios == (1.0,)
+    both = error((2, 8), (3, 2))
+    assert error() == 0
+    assert 0 < error((-1, 8)) != both
+    assert error((2, 8), (3, 2)) == both > error((2, 8)) > 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -12,9 +11,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from quota.allocation.paper import candidate_layers, keep_ratios, normalize_sensitivities, schedule
-from quota.calibration.curves import relative_error, sensitivity
 from quota.errors import QuotaError
-from quota.pruning.schedule import keep_count, tokens_entering
+from quota.pruning.schedule import keep_count
 
 # METHOD section 3: these s, keep 30% and V0 = 576 give these counts.
 NORMALIZED = [0.9, 0.34, 0.35, 0.30, 0.1]
@@ -26,45 +24,6 @@ RAW = [1 + (1 - 0.4 * 0.35) / 0.6, 1.34, 1.35, 1.30, 1 - 0.4 * 0.30 / 0.6]
 sensitivities = st.lists(st.floats(0, 1e6), min_size=1, max_size=12)
 keeps = st.floats(1e-6, 1)
 temperatures = st.floats(1e-3, 1e3)
-
-
-class TestRelativeError:
-    def test_written_example(self) -> None:
-        x = torch.tensor([[3.0, 0.0], [0.0, 4.0]])
-        assert relative_error(x + torch.tensor([[0.0, 0.6], [0.8, 0.0]]), x) == pytest.approx(1 / 5)
-
-    def test_norms_are_not_squared(self) -> None:
-        x = torch.ones(4, 8)
-        assert relative_error(1.1 * x, x) == pytest.approx(0.1, rel=1e-4)
-
-    def test_zero_input_does_not_divide_by_zero(self) -> None:
-        assert relative_error(torch.full((1, 1), 1e-6), torch.zeros(1, 1)) == pytest.approx(1)
-
-    def test_bfloat16_is_measured_in_full(self) -> None:
-        x = torch.randn(64, 64, generator=torch.Generator().manual_seed(0)).bfloat16()
-        xq = x + 0.01 * x
-        expected = (xq.double() - x.double()).norm() / x.double().norm()
-        assert relative_error(xq, x) == pytest.approx(float(expected), rel=1e-6)
-
-    def test_shapes_must_agree(self) -> None:
-        with pytest.raises(QuotaError, match=r"\(2, 3\) and \(1, 3\)"):
-            relative_error(torch.zeros(2, 3), torch.zeros(1, 3))
-
-
-class TestSensitivity:
-    @pytest.mark.parametrize(
-        ("errors", "expected"), [([0.3], 0.3), ([0.1, 9.0, 0.2], 0.2), ([0.1, 0.2, 0.4, 9.0], 0.3)]
-    )
-    def test_is_the_median(self, errors: list[float], expected: float) -> None:
-        assert sensitivity(errors) == pytest.approx(expected)
-
-    def test_takes_a_tensor(self) -> None:
-        assert sensitivity(torch.tensor([1.0, 2.0, 3.0])) == 2.0
-
-    @pytest.mark.parametrize("errors", [[], [0.1, math.nan], [math.inf]], ids=["none", "nan", "infinite"])
-    def test_refuses(self, errors: list[float]) -> None:
-        with pytest.raises(QuotaError):
-            sensitivity(errors)
 
 
 class TestNormalize:
@@ -155,53 +114,6 @@ class TestKeepRatios:
     def test_refuses_sensitivities(self, values: list[float]) -> None:
         with pytest.raises(QuotaError, match="sensitivities"):
             keep_ratios(values)
-
-
-class TestKeepCount:
-    @given(st.integers(1, 10_000), st.integers(1, 10_000), st.integers(0, 1_000_000))
-    @example(3, 10, 100)
-    @example(7, 100, 100)
-    @example(5, 6, 6)
-    @example(9999, 10_000, 10_000)
-    def test_is_the_exact_ceiling(self, a: int, b: int, tokens: int) -> None:
-        a = min(a, b)
-        assert keep_count(a / b, tokens) == math.ceil(Fraction(a, b) * tokens)
-
-    @pytest.mark.parametrize(
-        ("ratio", "tokens", "count"),
-        [
-            (0.3, 100, 30),
-            (0.07, 100, 7),
-            (0.55, 100, 55),
-            (0.3, 10, 3),
-            (0.1 + 0.2, 100, 30),
-            (1 - 0.7, 100, 30),
-            (1.1 - 0.8, 10, 3),
-            (0.3, 576, 173),
-        ],
-    )
-    def test_round_off_adds_no_token(self, ratio: float, tokens: int, count: int) -> None:
-        assert keep_count(ratio, tokens) == count
-
-    @given(keeps, st.integers(1, 10_000))
-    def test_keeps_one_at_least_and_all_at_most(self, ratio: float, tokens: int) -> None:
-        assert 1 <= keep_count(ratio, tokens) <= tokens
-
-    def test_none_of_none(self) -> None:
-        assert keep_count(0.3, 0) == 0
-
-    @given(st.integers(0, 1_000_000))
-    def test_all_of_all(self, tokens: int) -> None:
-        assert keep_count(1.0, tokens) == tokens
-
-    @pytest.mark.parametrize("ratio", [0.0, -0.3, 1.5, math.nan])
-    def test_refuses_ratio(self, ratio: float) -> None:
-        with pytest.raises(QuotaError, match="keep must be"):
-            keep_count(ratio, 10)
-
-    def test_refuses_negative_tokens(self) -> None:
-        with pytest.raises(QuotaError, match="negative"):
-            keep_count(0.3, -1)
 
 
 Curve = list[float]
@@ -299,8 +211,3 @@ class TestCandidateLayers:
     def test_bad_points(self, bad: float) -> None:
         with pytest.raises(QuotaError, match="concentration_iqr"):
             candidate_layers([0.5] * 10, [0.1] * 9 + [bad], [0.5] * 10, 10)
-
-
-def test_a_cut_is_felt_by_the_layers_behind_it() -> None:
-    assert tokens_entering({-1: 90, 1: 40, 3: 7}, 100, 6) == [90, 90, 40, 40, 7, 7]
-    assert tokens_entering({5: 1}, 100, 6) == [100] * 6

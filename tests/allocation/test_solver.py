@@ -13,6 +13,7 @@ from quota.errors import QuotaError
 from quota.pruning.schedule import Schedule
 
 TOKENS, DEPTH, COUNTS = 8, 4, (6, 3, 1)
+Cuts = tuple[tuple[int, int], ...]
 tables = st.fixed_dictionaries(
     {layer: st.fixed_dictionaries({count: st.integers(0, 20) for count in COUNTS}) for layer in (-1, 0, 2)}
 )
@@ -22,8 +23,8 @@ def work(tokens: int) -> float:
     return float(tokens + tokens**2 // 4)
 
 
-def cost(schedule: Schedule, cut: int = 0) -> float:
-    after, entering, total = dict(schedule), TOKENS, float(cut * len(schedule))
+def cost(cuts: Cuts, cut: int = 0) -> float:
+    after, entering, total = dict(cuts), TOKENS, float(cut * len(cuts))
     entering = after.get(-1, TOKENS)
     for layer in range(DEPTH):
         total += work(entering)
@@ -31,18 +32,18 @@ def cost(schedule: Schedule, cut: int = 0) -> float:
     return total
 
 
-def error(schedule: Schedule, errors: dict[int, dict[int, int]]) -> float:
+def error(cuts: Cuts, errors: dict[int, dict[int, int]]) -> float:
     def at(layer: int, count: int) -> int:
         return max([0, *(errors[layer][other] for other in COUNTS if other >= count)])
 
     before, total = TOKENS, 0
-    for layer, count in schedule:
+    for layer, count in cuts:
         total += at(layer, count) - (at(layer, before) if before < TOKENS else 0)
         before = count
     return total
 
 
-def every_schedule() -> list[Schedule]:
+def every_schedule() -> list[Cuts]:
     found = set()
     for counts in product((TOKENS, *COUNTS), repeat=3):
         if list(counts) == sorted(counts, reverse=True):
@@ -55,25 +56,25 @@ def every_schedule() -> list[Schedule]:
     return sorted(found)
 
 
-def more_fits(schedule: Schedule, budget: int, final: int | None, cut: int) -> bool:
+def more_fits(cuts: Cuts, budget: int, final: int | None, cut: int) -> bool:
     """Whether some layers in a row, which keep the same, could keep more within the budget."""
 
-    def kept(one: Schedule) -> list[int]:
+    def kept(one: Cuts) -> list[int]:
         left, found = TOKENS, []
         for layer in (-1, 0, 2):
             left = dict(one).get(layer, left)
             found.append(left)
         return found
 
-    def raised(other: Schedule) -> bool:
-        changed = [(a, b) for a, b in zip(kept(schedule), kept(other), strict=True) if a != b]
+    def raised(other: Cuts) -> bool:
+        changed = [(a, b) for a, b in zip(kept(cuts), kept(other), strict=True) if a != b]
         return len(set(changed)) == 1 and changed[0][1] > changed[0][0]
 
     return any(raised(one) and cost(one, cut) <= budget and ends(one, final) for one in every_schedule())
 
 
-def ends(schedule: Schedule, final: int | None) -> bool:
-    return final is None or (schedule[-1][1] if schedule else TOKENS) == final
+def ends(cuts: Cuts, final: int | None) -> bool:
+    return final is None or (cuts[-1][1] if cuts else TOKENS) == final
 
 
 @settings(max_examples=300)
@@ -88,13 +89,15 @@ def test_the_best_of_all_schedules_within_the_budget_in_order(
         return
     full = [one for one in allowed if not more_fits(one, budget, final, cut)]
     expected = sorted(full, key=lambda one: (error(one, errors), cost(one, cut), one))
-    assert best_schedules(errors, TOKENS, DEPTH, work, budget, final, count, cut) == expected[:count]
+    found = best_schedules(errors, TOKENS, DEPTH, work, budget, final, count, cut)
+    assert found == [Schedule.of_counts(cuts, TOKENS) for cuts in expected[:count]]
+    assert [one.cost(TOKENS, DEPTH, work, cut) for one in found] == [cost(cuts, cut) for cuts in expected[:count]]
 
 
 def test_a_written_example() -> None:
     # Dropping half early costs 1 and late nothing; the budget of 24 tokens-in-layers allows the late cut only.
     errors = {-1: {4: 1.0}, 1: {4: 0.0}}
-    assert best_schedules(errors, 8, 4, float, 24.0) == [((1, 4),)]
-    assert best_schedules(errors, 8, 4, float, 16.0) == [((-1, 4),)]
-    assert best_schedules(errors, 8, 4, float, 32.0, final=8) == [()]
-    assert best_schedules(errors, 8, 4, float, 32.0, final=4, count=5) == [((1, 4),)]
+    assert best_schedules(errors, 8, 4, float, 24.0) == [Schedule((1,), (0.5,))]
+    assert best_schedules(errors, 8, 4, float, 16.0) == [Schedule((-1,), (0.5,))]
+    assert best_schedules(errors, 8, 4, float, 32.0, final=8) == [Schedule()]
+    assert best_schedules(errors, 8, 4, float, 32.0, final=4, count=5) == [Schedule((1,), (0.5,))]

@@ -69,7 +69,7 @@ def test_moments_are_those_of_the_attention_call() -> None:
     batch = tiny_batch([tiny_prompt(1, 5, seed=1)])
     with torch.no_grad():
         expected = model(**batch, use_cache=True)
-        with watch(model.config.get_text_config()) as moments:
+        with watch(model.config.get_text_config(), KeyMoments()) as moments:
             watched = model(**batch)
     assert torch.equal(watched.logits, expected.logits)
     keys = torch.cat([layer.keys for layer in expected.past_key_values.layers], dim=2)[0, 0]

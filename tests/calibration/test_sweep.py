@@ -10,12 +10,13 @@ import torch
 from support.tiny_llava import LAYERS, VISUAL_TOKENS, make_model, make_samples, processor
 from torch import Tensor
 
-from quota.attention.function import Observation
 from quota.attention.hook import attach_cache
-from quota.calibration.curves import attention_concentration, median_cosine
+from quota.attention.moments import KeyMoments
+from quota.calibration.storage import Storage
 from quota.calibration.sweep import Sweep, calibrate
 from quota.errors import QuotaError
 from quota.models import family
+from quota.progress import Meter
 from quota.prompts import build_inputs
 from quota.quantization.linear import W4A4Linear
 from quota.scheme import QuantizationScheme
@@ -71,7 +72,7 @@ SCHEMES = {
 @pytest.mark.parametrize("scheme", SCHEMES.values(), ids=SCHEMES.keys())
 def test_both_streams_are_what_the_whole_models_compute(scheme: QuantizationScheme, inputs: Inputs) -> None:
     model = make_model()
-    sweep = Sweep(model, inputs, scheme)
+    sweep = Sweep(model, inputs, scheme, Storage(), Meter())
     sweep.run()
     attach_cache(model, scheme)
     original = make_model()
@@ -160,6 +161,25 @@ def test_calibration_is_deterministic(transforms: Any, inputs: Inputs) -> None:
         assert torch.equal(tensor, second.state_dict()[name]), name
 
 
+@pytest.mark.parametrize("transforms", ["hadamard", "learned"])
+def test_the_order_of_samples_changes_no_bit(transforms: Any, inputs: Inputs) -> None:
+    scheme, models = QuantizationScheme(transforms=transforms), []
+    for order in ([0, 1, 2, 3, 4], [3, 1, 4, 0, 2]):
+        models.append(make_model())
+        calibrate(models[-1], [inputs[number] for number in order], scheme)
+    first, second = (model.state_dict() for model in models)
+    assert not [name for name, tensor in first.items() if not torch.equal(tensor, second[name])]
+
+
+def test_every_sample_counts_once_in_the_moments_of_keys(inputs: Inputs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The check of the fold runs the first sample once more."""
+    seen: list[int] = []
+    add = KeyMoments.add
+    monkeypatch.setattr(KeyMoments, "add", lambda self, query, key: (seen.append(key.shape[2]), add(self, query, key)))
+    calibrate(make_model(), inputs, QuantizationScheme())
+    assert seen == LAYERS * [sample["input_ids"].shape[1] for sample in inputs]
+
+
 def test_sensitivity_is_zero_where_nothing_is_quantized(inputs: Inputs) -> None:
     scheme = QuantizationScheme(weight_bits=16, activation_bits=16, kv_bits=16)
     calibration = calibrate(make_model(), inputs, scheme)
@@ -183,24 +203,3 @@ def test_sample_without_picture_or_text_is_refused(change: Any, message: str, in
 def test_no_samples_are_refused() -> None:
     with pytest.raises(QuotaError, match="at least one sample"):
         calibrate(make_model(), [], QuantizationScheme())
-
-
-def test_concentration_is_the_share_of_the_top_ten() -> None:
-    visual = torch.tensor([[False] + [True] * 20 + [False]])
-    observation = Observation(text=~visual, visual=visual, keys=torch.ones_like(visual))
-    # Two text tokens: the sums are twice the share of one.
-    observation.inter = torch.tensor([[9.0] + [0.08] * 10 + [0.02] * 10 + [9.0]])
-    assert attention_concentration(observation, visual) == pytest.approx(0.4)
-
-
-@pytest.mark.parametrize(
-    ("tokens", "expected"),
-    [
-        pytest.param([[1.0, 0.0], [2.0, 0.0], [0.5, 0.0]], 1.0, id="parallel"),
-        pytest.param([[1.0, 0.0], [0.0, 3.0]], 0.0, id="orthogonal"),
-        pytest.param([[1.0, 0.0], [-1.0, 0.0]], -1.0, id="opposite"),
-        pytest.param([[1.0, 2.0]], 1.0, id="one token"),
-    ],
-)
-def test_median_cosine(tokens: list[list[float]], expected: float) -> None:
-    assert median_cosine(torch.tensor(tokens)) == pytest.approx(expected)

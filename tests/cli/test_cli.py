@@ -67,17 +67,6 @@ def test_compress_inspect_eval_and_run(
     assert capsys.readouterr().out.strip() == answer(model, processor, Sample(picture, "what is this"), LONGEST_ANSWER)
 
 
-@pytest.mark.parametrize(("graph", "sweeps"), [("pruned", {2}), ("joint", {2, 3, 4})], ids=["pruned", "joint"])
-def test_another_graph_says_that_the_model_is_in_memory(
-    graph: str, sweeps: set[int], full_folder: Path, suite_folder: Path, tmp_path: Path, capsys
-) -> None:
-    out, figures = tmp_path / "small", tmp_path / "figures.json"
-    options = ("--calibration", suite_folder, "--samples", 2, "--graph", graph, "--method", "paper", "--json", figures)
-    assert call("compress", full_folder, out, *options) == 0
-    assert f"graph {graph}: the whole model is in memory" in capsys.readouterr().err
-    assert json.loads(figures.read_text())["sweeps"] in sweeps
-
-
 def test_the_seed_draws_the_calibration_samples(full_folder: Path, suite_folder: Path, tmp_path: Path) -> None:
     drawn = {}
     for name, seed in {"a": 1, "b": 1, "c": 2}.items():
@@ -125,13 +114,6 @@ def test_help_teaches_with_an_example(command: str, capsys) -> None:
             1,
             "1.5",
             id="keep above 1",
-        ),
-        pytest.param(
-            # Told before a model is looked for.
-            ["compress", "nothing", "new", "--calibration", "{suite}", "--samples", "2", "--graph", "round"],
-            1,
-            "unpruned, pruned, joint",
-            id="unknown graph",
         ),
         pytest.param(["compress", "{full}", "{full}", "--calibration", "{suite}"], 1, "not empty", id="foreign folder"),
         pytest.param(["inspect", "{full}"], 1, "not written by quota", id="not compressed"),

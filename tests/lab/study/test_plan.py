@@ -11,6 +11,7 @@ from quota.allocation.clock import Clock
 from quota.calibration.curves import Curves
 from quota.errors import QuotaError
 from quota.pruning.recipe import PruningRecipe
+from quota.pruning.schedule import Schedule
 from quota.scheme import QuantizationScheme
 from quota_lab.study.methods import methods
 from quota_lab.study.plan import Measured, recipe, reference_cost, resolve
@@ -42,30 +43,30 @@ def test_full_precision_has_no_risk_and_the_rest_fills_its_place(measured: Measu
 def test_no_method_costs_more_than_its_budget_and_one_token_more_would(name: str, measured: Measured) -> None:
     target = 0.7
     pruning = methods(target)[name]
-    layers, ratios = resolve(pruning, measured)
+    found = resolve(pruning, measured)
     if name == "VTW":
-        later = (layers[0] + 1,)
-        assert ratios == [1 / VISUAL_TOKENS]
-        assert measured.cost(layers, ratios) <= target < measured.cost(later, ratios)
+        later = Schedule((found.layers[0] + 1,), found.ratios)
+        assert found.ratios == (1 / VISUAL_TOKENS,)
+        assert measured.cost(found) <= target < measured.cost(later)
         return
-    assert measured.cost(layers, ratios) <= target
-    more = Pruning(**pruning.model_dump() | {"keep": ratios[-1] + 1 / VISUAL_TOKENS, "compute": None})
-    assert measured.cost(*resolve(more, measured)) > target
+    assert measured.cost(found) <= target
+    more = Pruning(**pruning.model_dump() | {"keep": found.ratios[-1] + 1 / VISUAL_TOKENS, "compute": None})
+    assert measured.cost(resolve(more, measured)) > target
 
 
 def test_as_costly_as_the_published_schedule(measured: Measured) -> None:
-    layers, ratios = resolve(Pruning(layers=(0, 1), schedule="linear", keep=None, as_costly_as=0.3), measured)
-    assert measured.cost(layers, ratios) <= reference_cost(0.3, measured)
+    found = resolve(Pruning(layers=(0, 1), schedule="linear", keep=None, as_costly_as=0.3), measured)
+    assert measured.cost(found) <= reference_cost(0.3, measured)
 
 
 def test_the_measured_schedule_ends_where_it_should_and_costs_no_more(measured: Measured) -> None:
     errors = {layer: {11: 0.1 / (layer + 2), 5: 1.0 / (layer + 2)} for layer in (-1, 1, 3)}
-    given = replace(measured, errors=errors, whole=len)
-    layers, ratios = resolve(Pruning(scorer="peaks", schedule="measured"), given)
-    assert ratios[-1] == 0.30
-    assert measured.cost(layers, ratios) <= reference_cost(0.3, measured)
-    _, alone = resolve(Pruning(scorer="peaks", schedule="measured", keep=None, compute=0.4), given)
-    assert alone[-1] == 5 / VISUAL_TOKENS
+    given = replace(measured, errors=errors, whole=lambda one: len(one.layers))
+    found = resolve(Pruning(scorer="peaks", schedule="measured"), given)
+    assert found.ratios[-1] == 0.30
+    assert measured.cost(found) <= reference_cost(0.3, measured)
+    alone = resolve(Pruning(scorer="peaks", schedule="measured", keep=None, compute=0.4), given)
+    assert alone.ratios[-1] == 5 / VISUAL_TOKENS
     with pytest.raises(QuotaError, match="needs the errors"):
         resolve(Pruning(schedule="measured"), measured)
 
@@ -80,9 +81,7 @@ class TestPrefillTime:
 
         def times(recipes: list[PruningRecipe | None]) -> list[float]:
             return [
-                10 + LAYERS
-                if made is None
-                else 10 + LAYERS * measured.cost(made.layers, list(made.keep_ratios)) + cut * len(made.layers)
+                10 + LAYERS if made is None else 10 + LAYERS * measured.cost(made.schedule) + cut * len(made.layers)
                 for made in recipes
             ]
 
@@ -92,17 +91,17 @@ class TestPrefillTime:
     @pytest.mark.parametrize("cut", [0.1, 0.5])
     def test_a_method_gets_what_its_own_cuts_leave(self, name: str, cut: float, measured: Measured) -> None:
         given = self.timed(measured, cut)
-        layers, ratios = resolve(methods(prefill=0.9)[name], given)
-        spent = LAYERS * measured.cost(layers, ratios) + cut * len(layers)
+        found = resolve(methods(prefill=0.9)[name], given)
+        spent = LAYERS * measured.cost(found) + cut * len(found.layers)
         assert 10 + spent <= 0.9 * (10 + LAYERS) + 1e-9
-        compute = (0.9 * (10 + LAYERS) - 10 - cut * len(layers)) / LAYERS
-        assert (layers, ratios) == resolve(methods(compute)[name], measured)
+        compute = (0.9 * (10 + LAYERS) - 10 - cut * len(found.layers)) / LAYERS
+        assert found == resolve(methods(compute)[name], measured)
 
     def test_ours_is_charged_for_its_cuts(self, measured: Measured) -> None:
         errors = {layer: {11: 0.1 / (layer + 2), 5: 1.0 / (layer + 2)} for layer in (-1, 1, 3)}
-        given = replace(self.timed(measured, 0.25), errors=errors, whole=len)
-        layers, ratios = resolve(Pruning(scorer="peaks", schedule="measured", keep=None, prefill=0.9), given)
-        assert LAYERS * measured.cost(layers, ratios) + 0.25 * len(layers) <= 0.9 * (10 + LAYERS) - 10
+        given = replace(self.timed(measured, 0.25), errors=errors, whole=lambda one: len(one.layers))
+        found = resolve(Pruning(scorer="peaks", schedule="measured", keep=None, prefill=0.9), given)
+        assert LAYERS * measured.cost(found) + 0.25 * len(found.layers) <= 0.9 * (10 + LAYERS) - 10
 
     def test_it_takes_a_clock(self, measured: Measured) -> None:
         with pytest.raises(QuotaError, match="needs a clock"):
@@ -111,8 +110,7 @@ class TestPrefillTime:
 
 def test_shares_of_the_depth_are_layers(measured: Measured) -> None:
     # Of 6 layers: after 1.5, 3 and 4.5 of them, rounded to even.
-    layers, _ = resolve(Pruning(depths=(0.25, 0.5, 0.75), schedule="uniform"), measured)
-    assert layers == (1, 2, 3)
+    assert resolve(Pruning(depths=(0.25, 0.5, 0.75), schedule="uniform"), measured).layers == (1, 2, 3)
 
 
 def test_a_variant_without_a_budget(measured: Measured) -> None:
