@@ -77,7 +77,7 @@ def load_model(name: str) -> tuple[PreTrainedModel, Any, str]:
     What is shipped is loaded in float32, everything else in the type its checkpoint is stored in. Weights stay on the
     device where transformers puts them, the CPU. Raises QuotaError, in one line, for a name that cannot be loaded.
     """
-    source = _folder(name)
+    source = find_folder(name)
     where = name if source is None else str(source)
     with _in_one_line(name):
         model = AutoModelForImageTextToText.from_pretrained(where, dtype=model_dtype(name) or "auto")
@@ -87,7 +87,7 @@ def load_model(name: str) -> tuple[PreTrainedModel, Any, str]:
 
 def model_folder(name: str) -> Path:
     """The folder of the model's files, fetched from the hub if need be. Errors as `load_model`."""
-    source = _folder(name)
+    source = find_folder(name)
     if source is None:
         with _in_one_line(name):
             source = Path(snapshot_download(name, allow_patterns=_FILES))
@@ -99,8 +99,8 @@ def model_dtype(name: str) -> torch.dtype | None:
     return torch.float32 if shipped(name) else None
 
 
-def _folder(name: str) -> Path | None:
-    """The folder that `name` means, None for a hub id."""
+def find_folder(name: str) -> Path | None:
+    """The folder that `name` means, None for a hub id. QuotaError for what can be neither."""
     source = Path(name) if (known := shipped(name)) is None else known.model_path()
     if source.is_dir():
         if not (source / "config.json").is_file():

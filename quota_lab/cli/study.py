@@ -9,9 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from quota.cli.app import Backend, app, console, notes
+from quota.errors import QuotaError
 
 if TYPE_CHECKING:
     from quota_lab.study.run import Study
+
+SCRATCH = Path(".study/tables")
+"""Where tables go that nobody has decided to publish: later ones replace earlier ones."""
 
 
 @app.command()
@@ -24,15 +28,21 @@ def study(
     calibration: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Questions to calibrate on; `reference` draws its own.")
     ] = None,
-    development: Annotated[
-        bool, typer.Option("--development", help="Ask the development half: what may be tuned on, not reported.")
-    ] = False,
+    half: Annotated[
+        str,
+        typer.Option(help="Questions: `reported`, `development` (what may be tuned on, not reported), or `all`."),
+    ] = "reported",
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N questions of each task.")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Calibration sets.")] = 5,
-    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where NAME.json, .md and .png go.")] = Path("docs/study"),
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where NAME.json, .md and .png go.")] = SCRATCH,
+    publish: Annotated[
+        bool, typer.Option("--publish", help="Replace a table that stands in another folder than the default one.")
+    ] = False,
     cache: Annotated[Path, typer.Option(metavar="FOLDER", help="Outcomes and checkpoints so far.")] = Path(".study"),
     timed: Annotated[bool, typer.Option("--timed", help="Also measure prefill times, on an idle machine.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would be measured.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check what is named, print the plan, and end.")
+    ] = False,
     backend: Backend = None,
 ) -> None:
     """Measure one table of the study: variants of a compressed model on the same questions, with intervals.
@@ -42,12 +52,14 @@ def study(
     ```text
     quota study stage-wise
     quota study methods --timed
-    quota study keep --development --limit 50 --seeds 1 --out scratch/
+    quota study keep --half development --limit 50 --seeds 1
+    quota study stage-wise --out docs/study --publish
     quota study stage-wise --model llava-hf/llava-1.5-7b-hf --suite vqa/ --calibration train.jsonl --dry-run
     ```
     """
     from quota.report.plot import require_matplotlib
     from quota.report.progress import progress_steps
+    from quota_lab.study.halves import as_half
     from quota_lab.study.report import markdown, write_report
     from quota_lab.study.run import Study, plan_lines, run_table
     from quota_lab.study.tables import TABLES, table
@@ -57,7 +69,9 @@ def study(
             typer.echo(f"{known}: {title}")
         return
     chosen = table(name)
-    what = Study(model, suite, calibration, "development" if development else "reported", limit, seeds)
+    what = Study(model, suite, calibration, as_half(half), limit, seeds)
+    if not publish and out != SCRATCH and (out / f"{name}.json").exists():
+        raise QuotaError(f"{out / name}.json is a table already; give another folder, or --publish to replace it")
     if dry_run:
         for line in plan_lines(chosen, what):
             typer.echo(line)
@@ -77,7 +91,7 @@ def _command(name: str, what: Study, timed: bool) -> str:
     for option, value in (("--model", what.model), ("--suite", what.suite), ("--calibration", what.calibration)):
         if value not in (None, "reference"):
             words += [option, Path(value).name if isinstance(value, Path) else value]
-    words += ["--development"] if what.questions == "development" else []
+    words += ["--half", what.questions] if what.questions != "reported" else []
     words += ["--limit", str(what.limit)] if what.limit is not None else []
     words += ["--seeds", str(what.seeds)] if what.seeds != 5 else []
     return shlex.join(words + (["--timed"] if timed else []))

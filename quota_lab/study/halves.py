@@ -10,13 +10,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+from quota.errors import QuotaError
 from quota.samples import Sample
 
-Half = Literal["development", "reported"]
+Half = Literal["development", "reported", "all"]
+HALVES: tuple[Half, ...] = ("development", "reported", "all")
 
 
 def half(samples: Sequence[Sample], name: Half) -> list[Sample]:
-    """The questions of one half, in their order."""
+    """The questions of one half, in their order; "all" is both, for suites that nothing was tuned on."""
+    if name == "all":
+        return list(samples)
     numbers: dict[object, int] = {}
     for sample in samples:
         numbers.setdefault(_picture(sample), len(numbers))
@@ -27,3 +31,11 @@ def half(samples: Sequence[Sample], name: Half) -> list[Sample]:
 def _picture(sample: Sample) -> object:
     # A picture in memory is the same picture only if it is the same object.
     return sample.image if hasattr(sample.image, "parts") else id(sample.image)
+
+
+def as_half(name: str) -> Half:
+    """The half of that name; QuotaError with the known names if there is none."""
+    for known in HALVES:
+        if known == name:
+            return known
+    raise QuotaError(f"a suite has no half {name!r}; choose one of {', '.join(HALVES)}")

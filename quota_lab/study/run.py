@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from quota.checkpoint.named import calibration_samples
+from quota.checkpoint.named import calibration_samples, find_folder
+from quota.errors import QuotaError
 from quota.progress import Steps
 from quota.samples import Sample, first_of_each_task, read_samples
 from quota_lab import reference
@@ -80,10 +81,18 @@ def _outcomes(table: Table, study: Study, workshop: Workshop) -> dict[str, list[
 
 
 def plan_lines(table: Table, study: Study) -> list[str]:
-    """What `run_table` would do, without loading anything."""
+    """What `run_table` would do. QuotaError for a suite, calibration questions or a model that are not there.
+
+    Nothing is loaded, and a hub id is taken on trust.
+    """
+    asked = study.samples()
+    if (missing := next((sample for sample in asked if sample.answer is None), None)) is not None:
+        raise QuotaError(f"the question {missing.question!r} has no answer to compare with; add one to its line")
+    find_folder(study.model)
+    most = max(variant.samples for variant in table.rows.values() if variant.calibrated)
+    study.calibration_samples(most, 0)
     lines = [
-        f"model {study.model}, {study.questions} half of {study.suite or 'the reference suite'}, "
-        f"{'all questions' if study.limit is None else f'{study.limit} questions of each task'}",
+        f"model {study.model}, {study.questions} of {study.suite or 'the reference suite'}, {len(asked)} questions",
         f"calibrated on {study.calibration or 'generated samples'}, seeds 0 to {study.seeds - 1}",
     ]
     for name, variant in table.rows.items():

@@ -16,6 +16,7 @@ def test_alternate_pictures_whatever_order_their_questions_have() -> None:
     samples = [Sample(picture, str(number)) for number, picture in enumerate([one, one, two, three, two])]
     assert [sample.question for sample in half(samples, "development")] == ["0", "1", "3"]
     assert [sample.question for sample in half(samples, "reported")] == ["2", "4"]
+    assert half(samples, "all") == samples
 
 
 def test_of_the_reference_suite_share_no_picture_and_ask_every_task() -> None:

@@ -15,6 +15,7 @@ from quota.errors import QuotaError
 from quota.pruning.pruner import Pruner
 from quota.samples import read_samples
 from quota.scheme import QuantizationScheme
+from quota_lab import reference
 from quota_lab.cli.study import _command
 from quota_lab.study import workshop as module
 from quota_lab.study.run import Study
@@ -39,6 +40,10 @@ VARIANTS = {
     "pruned": Variant(scheme=None, pruning=Pruning(layers=(1, 3)), samples=4),
     "both": Variant(pruning=Pruning(layers=(1, 3)), samples=4),
     "prune, then quantise": Variant(pruning=Pruning(layers=(1, 3), weights={"inter": 1.0}), graph="pruned", samples=4),
+    "joint": Variant(pruning=Pruning(layers=(1, 3)), graph="joint", samples=4),
+    "joint, 3 rounds": Variant(
+        pruning=Pruning(scorer="peaks", schedule="measured", keep=None, compute=0.5), graph="joint", rounds=3, samples=4
+    ),
     "scored in full precision": Variant(
         pruning=Pruning(layers=(1, 3), weights={"inter": 1.0}, scoring="full precision"), samples=4
     ),
@@ -150,21 +155,48 @@ def test_a_table_from_the_command_line(
     with pytest.raises(SystemExit) as ended:
         main(command)
     assert ended.value.code == 0
-    written = json.loads((tmp_path / "docs/study/stage-wise.json").read_text())
+    written = json.loads((tmp_path / ".study/tables/stage-wise.json").read_text())
     names = [row["name"] for row in written["rows"]]
-    assert names[0] == FULL and names[-1] == JOINT and against == JOINT
+    assert names[0] == FULL and names[-3:] == [JOINT, "joint, 2 rounds", "joint, 3 rounds"] and against == JOINT
     assert all(row["prefill_seconds"] > 0 for row in written["rows"])
-    text = (tmp_path / "docs/study/stage-wise.md").read_text()
+    text = (tmp_path / ".study/tables/stage-wise.md").read_text()
     assert "prune, then quantise" in text and "2 calibration seeds" in text
-    assert (tmp_path / "docs/study/stage-wise.png").read_bytes().startswith(b"\x89PNG")
+    assert (tmp_path / ".study/tables/stage-wise.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_dry_run_loads_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dry_run_loads_nothing(suite_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["study", "temperature", "--model", "llava-hf/llava-1.5-7b-hf", "--suite", str(suite_folder), "--dry-run"]
+    samples = reference.suite_path() / "questions.jsonl"
     with pytest.raises(SystemExit) as ended:
-        main(["study", "methods", "--model", "llava-hf/llava-1.5-7b-hf", "--dry-run"])
+        main([*words, "--calibration", str(samples)])
     assert ended.value.code == 0
     said = capsys.readouterr().out
-    assert "llava-hf/llava-1.5-7b-hf" in said and "CDPruner" in said
+    assert "llava-hf/llava-1.5-7b-hf" in said and "tau 1.25" in said
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        pytest.param(["--suite", "nowhere"], "does not exist", id="no suite"),
+        pytest.param(["--model", "/nowhere/at-all"], "no model folder", id="no model"),
+        pytest.param(["--calibration", "nowhere.jsonl"], "does not exist", id="no calibration"),
+        pytest.param(["--half", "third"], "development, reported, all", id="no such half"),
+    ],
+)
+def test_a_dry_run_checks_what_it_names(options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["study", "temperature", *options, "--dry-run"])
+    assert ended.value.code == 1
+    assert message in capsys.readouterr().err
+
+
+def test_a_published_table_is_replaced_only_when_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "keep.json").write_text("published")
+    with pytest.raises(SystemExit) as ended:
+        main(["study", "keep", "--out", str(tmp_path)])
+    assert ended.value.code == 1
+    assert "--publish" in capsys.readouterr().err
+    assert (tmp_path / "keep.json").read_text() == "published"
 
 
 def test_an_unknown_table() -> None:
@@ -196,5 +228,5 @@ def test_a_report_names_the_command_without_folders_of_this_machine() -> None:
     default = _command("keep", Study(), timed=False)
     assert default == "quota study keep"
     other = Study("owner/name", Path("/somewhere/vqa"), None, "development", 50, 1)
-    expected = "quota study keep --model owner/name --suite vqa --development --limit 50 --seeds 1 --timed"
+    expected = "quota study keep --model owner/name --suite vqa --half development --limit 50 --seeds 1 --timed"
     assert _command("keep", other, timed=True) == expected
