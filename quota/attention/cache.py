@@ -24,9 +24,10 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from quota import ops
-from quota.attention.function import from_cache, reads_packed
+from quota.attention.function import from_cache
 from quota.attention.keys import KeyTransform, key_transforms
 from quota.attention.slots import SlotLayer
+from quota.attention.state import reads_packed
 from quota.errors import QuotaError
 from quota.ops.interface import Backend, CacheSpec, PackedTensor
 from quota.scheme import QuantizationScheme

@@ -4,16 +4,18 @@
     intra_i = 1/H sum_h sum_{k in visual} A_h[k, i]           (METHOD section 4, equations 6-9)
     last_i  = 1/H sum_h A_h[last text token, i]
 
-The function is registered with transformers' `AttentionInterface` and switched on for as long as it is needed:
+The function is registered with transformers' `AttentionInterface` and switched on for as long as it is needed, by the
+pass that needs it (quota/attention/state.py):
 
     observe   for one decoder layer: A is the softmax of the very queries and keys of the pass, so `output_attentions`,
               eager attention and a second forward pass are all avoided
+    watch     for several: their queries and keys are added up (quota/attention/moments.py)
     deploy    for a pass over a quantised cache: attention is then the backend's. In a prefill it gives output and sums
               from one softmax; in a decoding step it reads the packed integers
 
 Under a quantised cache observing changes no bit, since the same function runs without it. In a full-precision model it
-changes none either: the output stays that of the implementation which the user has chosen. Masks of a layer observed
-there are made outside of the switch, for that implementation; those of a deployed pass are made inside, as sdpa's.
+changes none either: the output stays that of the implementation which the user has chosen, and so do the masks. Those
+of a deployed pass are sdpa's.
 
 Most decoders are causal, and of a mask only the keys that exist matter. Where attention is not (images that see
 themselves, sliding windows: `causal=False`), every query's keys are read from the layer's mask.
@@ -24,20 +26,18 @@ from __future__ import annotations
 import sys
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig
-from transformers.masking_utils import sdpa_mask
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from quota import ops
 from quota.attention.masks import as_truth
-
-NAME = "quota"
+from quota.attention.state import NAME, attending, chosen, current, implementation, reads_packed
 
 
 @dataclass
@@ -82,37 +82,18 @@ class PackedLayer(Protocol):
         ...
 
 
-_chosen: ContextVar[str] = ContextVar("implementation that the user has chosen", default="eager")
-_observation: ContextVar[Observation | None] = ContextVar("observation", default=None)
-_deployed: ContextVar[bool] = ContextVar("deployed", default=False)
-_causal: ContextVar[bool] = ContextVar("causal", default=True)
-
-
 @contextmanager
 def observe(config: PreTrainedConfig, observation: Observation, causal: bool = True) -> Iterator[Observation]:
     """Fill `observation` from the attention call made inside the block by a layer with this (text) config."""
-    with _switched_on(config, causal):
-        _observation.set(observation)
-        try:
-            yield observation
-        finally:
-            _observation.set(None)
+    with attending(config, observation=observation, causal=causal):
+        yield observation
 
 
 @contextmanager
 def deploy(config: PreTrainedConfig, causal: bool = True) -> Iterator[None]:
     """Let layers with this (text) config attend by the backend inside the block, to a quantised cache."""
-    with _switched_on(config, causal):
-        _deployed.set(True)
-        try:
-            yield
-        finally:
-            _deployed.set(False)
-
-
-def reads_packed(queries: int) -> bool:
-    """Whether the attention call that comes next, for so many queries a sample, does without the numbers themselves."""
-    return queries == 1 and _deployed.get() and _observation.get() is None
+    with attending(config, deployed=True, causal=causal, observation=None):
+        yield
 
 
 def from_cache(keys: Tensor, layer: PackedLayer) -> Tensor:
@@ -121,30 +102,16 @@ def from_cache(keys: Tensor, layer: PackedLayer) -> Tensor:
     return keys
 
 
-@contextmanager
-def _switched_on(config: PreTrainedConfig, causal: bool) -> Iterator[None]:
-    implementation = config._attn_implementation
-    _causal.set(causal)
-    if implementation == NAME:
-        yield
-        return
-    _chosen.set(implementation or "eager")
-    config._attn_implementation = NAME
-    try:
-        yield
-    finally:
-        # After an interrupted pass this may come late, when the user has made another choice.
-        if config._attn_implementation == NAME:
-            config._attn_implementation = implementation
-
-
 def _attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any
 ) -> tuple[Tensor, Tensor | None]:
-    observation, layer = _observation.get(), getattr(key, "quota_layer", None)
+    now = current(_config(module))
+    if now.moments is not None:
+        now.moments.add(query, key)
+    observation, layer = now.observation, getattr(key, "quota_layer", None)
+    if observation is None and not (now.deployed and layer is not None):
+        return _as_chosen(module, query, key, value, attention_mask, **kwargs)
     scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
-    if observation is None and layer is None:
-        raise RuntimeError(f"the {NAME!r} attention runs only inside quota.attention.function.observe or deploy")
     if layer is not None and reads_packed(query.shape[2]):
         valid = None if attention_mask is None else _visible(attention_mask, key)
         return layer.attend(query, valid, scaling).transpose(1, 2), None
@@ -154,7 +121,7 @@ def _attention(
     else:
         rows = query.new_zeros(len(query), 0, query.shape[2], dtype=torch.bool)
     visible = _visible(attention_mask, key) if observation is None else observation.keys
-    pairs = None if _causal.get() else attention_mask
+    pairs = None if now.causal else attention_mask
     if pairs is not None:
         visible = as_truth(pairs)[:, 0].expand(len(query), -1, -1)
     attention = ops.for_attention(query.device, causal=pairs is None).attention
@@ -167,10 +134,24 @@ def _attention(
             observation.states = key.detach()[:, :, -new:].transpose(1, 2).flatten(2)
     if layer is not None:
         return output.transpose(1, 2), None
+    return _as_chosen(module, query, key, value, attention_mask, **kwargs)
+
+
+def _as_chosen(module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
     # Eager attention has no entry in the interface: each modelling file brings its own.
     eager = sys.modules[type(module).__module__].eager_attention_forward
-    implementation = ALL_ATTENTION_FUNCTIONS.get_interface(_chosen.get(), eager)
-    return implementation(module, query, key, value, attention_mask, **kwargs)
+    return ALL_ATTENTION_FUNCTIONS.get_interface(chosen(_config(module)), eager)(module, *args, **kwargs)
+
+
+def _config(attention: Any) -> PreTrainedConfig:
+    return attention.config
+
+
+def _mask(*args: Any, config: PreTrainedConfig, **kwargs: Any) -> Any:
+    name = implementation(config)
+    make = sdpa_mask if name == NAME else ALL_MASK_ATTENTION_FUNCTIONS.get(name)
+    # transformers makes none either for an implementation that it has no masks for.
+    return None if make is None else make(*args, config=config, **kwargs)
 
 
 def _visible(mask: Tensor | None, key: Tensor) -> Tensor:
@@ -182,4 +163,4 @@ def _visible(mask: Tensor | None, key: Tensor) -> Tensor:
 
 
 AttentionInterface.register(NAME, _attention)
-AttentionMaskInterface.register(NAME, sdpa_mask)
+AttentionMaskInterface.register(NAME, _mask)

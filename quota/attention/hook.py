@@ -7,7 +7,8 @@ values.
 from __future__ import annotations
 
 from contextlib import ExitStack
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Self
 
 from torch import nn
 from torch.utils.hooks import RemovableHandle
@@ -17,24 +18,45 @@ from transformers.cache_utils import DynamicCache
 from quota.attention.cache import QuantizedLayer, adopt
 from quota.attention.function import deploy
 from quota.attention.masks import check_implementation
+from quota.attention.per_thread import PerThread
 from quota.models import family
 from quota.scheme import QuantizationScheme
 
 
+@dataclass(frozen=True)
+class _Pass:
+    """One pass through the decoder."""
+
+    cache: Any
+    """A DynamicCache of our layers."""
+    borrowed: bool
+    """The cache is for this one pass."""
+    deployed: ExitStack
+    """Closed when attention is no longer the backend's."""
+
+
 class CacheHook:
-    """Puts `scheme`'s layers into every cache that enters a model's decoder, until `detach`."""
+    """Puts `scheme`'s layers into every cache that enters a model's decoder, until `detach`.
+
+    As a context manager it detaches behind the block.
+    """
+
+    _pass = PerThread[_Pass]()
 
     def __init__(self, model: PreTrainedModel, scheme: QuantizationScheme | None) -> None:
         self.model: Any = model
         self.scheme = scheme
         self._handles: list[RemovableHandle] = []
-        self._borrowed = False
         self._causal = True
         self._windows: list[int | None] = []
-        self._cache: Any = None
-        self._deployed = ExitStack()
 
-    def attach(self) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.detach()
+
+    def attach(self) -> Self:
         """Take effect, in place of a hook attached earlier."""
         if isinstance(earlier := getattr(self.model, "quota_cache", None), CacheHook):
             earlier.detach()
@@ -47,10 +69,11 @@ class CacheHook:
             decoder.register_forward_hook(self._after, always_call=True),
         ]
         self.model.quota_cache = self
+        return self
 
     def detach(self) -> None:
-        """Leave the model as it was."""
-        self._deployed.close()
+        """Leave the model as it was. No pass may be in flight."""
+        self._end()
         for handle in self._handles:
             handle.remove()
         self._handles = []
@@ -59,29 +82,35 @@ class CacheHook:
 
     def _before(self, decoder: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         # A pass that was interrupted may not have come to its end.
-        self._deployed.close()
+        self._end()
         if not self._causal:
             check_implementation(decoder.config)
         cache, use_cache = kwargs.get("past_key_values"), kwargs.get("use_cache")
         # Without use_cache a new cache serves this one pass, and must not be taken for a past.
-        self._borrowed = cache is None and not (decoder.config.use_cache if use_cache is None else use_cache)
+        borrowed = cache is None and not (decoder.config.use_cache if use_cache is None else use_cache)
         if cache is None:
             cache = DynamicCache(config=decoder.config)
         adopt(cache, decoder.layers, self.scheme, self._windows)
-        self._cache = cache
+        self._pass = _Pass(cache, borrowed, ExitStack())
         if isinstance(cache.layers[0], QuantizedLayer) and _may_deploy(decoder, kwargs, self._causal):
-            self._deployed.enter_context(deploy(decoder.config, self._causal))
+            self._pass.deployed.enter_context(deploy(decoder.config, self._causal))
         return args, kwargs | {"past_key_values": cache}
 
     def _after(self, decoder: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        self._deployed.close()
-        cache, self._cache = self._cache, None
-        if output is None or cache is None:
+        ended = self._end()
+        if output is None or ended is None:
             return
-        for layer in cache.layers:
+        for layer in ended.cache.layers:
             layer.forget()
-        if self._borrowed:
+        if ended.borrowed:
             output.past_key_values = None
+
+    def _end(self) -> _Pass | None:
+        """Nothing of this thread's pass, which is returned, stays."""
+        ended, self._pass = self._pass, None
+        if ended is not None:
+            ended.deployed.close()
+        return ended
 
 
 def _may_deploy(decoder: Any, kwargs: dict[str, Any], causal: bool) -> bool:
@@ -93,10 +122,8 @@ def _may_deploy(decoder: Any, kwargs: dict[str, Any], causal: bool) -> bool:
 
 
 def attach_cache(model: PreTrainedModel, scheme: QuantizationScheme | None) -> CacheHook:
-    """Make every forward pass of `model` use a cache under `scheme`; undo with `.detach()`.
+    """Make every forward pass of `model` use a cache under `scheme`, until `.detach()` or to the end of a `with` block.
 
-    From then on a static, offloaded or foreign cache raises QuotaError when it is used.
+    A static, offloaded or foreign cache then raises QuotaError when it is used.
     """
-    hook = CacheHook(model, scheme)
-    hook.attach()
-    return hook
+    return CacheHook(model, scheme).attach()

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
 
+from quota.attention.state import NAME, implementation
 from quota.errors import QuotaError
 
-_AS_NUMBERS, _AS_TRUTH = "eager", ("sdpa", "quota")
+_AS_NUMBERS, _AS_TRUTH = "eager", ("sdpa", NAME)
 
 
 def allowed_pairs(queries: Tensor, keys: Tensor, present: Tensor, blocks: Tensor | None, window: int | None) -> Tensor:
@@ -33,8 +34,8 @@ def allowed_pairs(queries: Tensor, keys: Tensor, present: Tensor, blocks: Tensor
 
 
 def as_attention_mask(allowed: Tensor, config: PreTrainedConfig, dtype: torch.dtype) -> Tensor:
-    """[B, T, S] bool -> the [B, 1, T, S] that the implementation in `config` takes."""
-    if config._attn_implementation in _AS_TRUTH:
+    """[B, T, S] bool -> the [B, 1, T, S] that layers with this config take in this pass."""
+    if implementation(config) in _AS_TRUTH:
         return allowed[:, None]
     return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(
         ~allowed, torch.finfo(dtype).min
@@ -48,9 +49,9 @@ def as_truth(mask: Tensor) -> Tensor:
 
 def check_implementation(config: PreTrainedConfig) -> None:
     """QuotaError for an attention implementation that cannot be told more than which tokens are padding."""
-    chosen = config._attn_implementation
-    if chosen not in (_AS_NUMBERS, *_AS_TRUTH):
+    name = implementation(config)
+    if name not in (_AS_NUMBERS, *_AS_TRUTH):
         raise QuotaError(
-            f"attention of a {config.model_type} decoder is not causal, which {chosen} cannot do here; "
+            f"attention of a {config.model_type} decoder is not causal, which {name} cannot do here; "
             "use model.set_attn_implementation('sdpa')"
         )

@@ -2,26 +2,21 @@
 
     mean  = E[k]       keys = E[(k - mean)^T (k - mean)]       queries = E[q^T q]        for each key head
 
-A query counts for the key head that it reads. The attention function that adds these up stands in for the model's own
-while a layer is watched, and calls it.
+A query counts for the key head that it reads. quota's attention function adds these up while layers are watched
+(quota/attention/function.py).
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
-from typing import Any
 
 import torch
-from torch import Tensor, nn
-from transformers import AttentionInterface, PreTrainedConfig
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from torch import Tensor
+from transformers import PreTrainedConfig
 
 from quota.attention.keys import KeyTransform
-
-NAME = "quota_key_moments"
+from quota.attention.state import attending
 
 
 class KeyMoments:
@@ -33,6 +28,7 @@ class KeyMoments:
         self._keys: Tensor | None = None
         self._queries: Tensor | None = None
 
+    @torch.no_grad()
     def add(self, query: Tensor, key: Tensor) -> None:
         """query [B, H, T, D] and key [B, G, T, D], G dividing H."""
         groups, width = key.shape[1], key.shape[3]
@@ -55,34 +51,8 @@ class KeyMoments:
         return KeyTransform.from_moments(mean.float(), centred.float(), (self._queries / self.tokens).float())
 
 
-_watching: ContextVar[tuple[KeyMoments, str] | None] = ContextVar(
-    "moments and the model's implementation", default=None
-)
-
-
 @contextmanager
 def watch(config: PreTrainedConfig, moments: KeyMoments) -> Iterator[KeyMoments]:
     """Add to `moments` those of the attention calls made inside the block by a layer with this (text) config."""
-    chosen = config._attn_implementation or "eager"
-    token = _watching.set((moments, chosen))
-    config._attn_implementation = NAME
-    try:
+    with attending(config, moments=moments):
         yield moments
-    finally:
-        config._attn_implementation = chosen
-        _watching.reset(token)
-
-
-def _attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, **kwargs: Any) -> Any:
-    watching = _watching.get()
-    if watching is None:
-        raise RuntimeError(f"the {NAME!r} attention runs only inside quota.attention.moments.watch")
-    moments, chosen = watching
-    with torch.no_grad():
-        moments.add(query, key)
-    # Eager attention has no entry in the interface: each modelling file brings its own.
-    eager = sys.modules[type(module).__module__].eager_attention_forward
-    return ALL_ATTENTION_FUNCTIONS.get_interface(chosen, eager)(module, query, key, value, mask, **kwargs)
-
-
-AttentionInterface.register(NAME, _attention)
