@@ -8,6 +8,7 @@ keep different numbers of tokens are right-aligned, and the empty places on the 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
@@ -21,7 +22,20 @@ from transformers.masking_utils import create_causal_mask
 from quota.attention.masks import allowed_pairs, as_attention_mask
 from quota.attention.slots import SlotLayer
 from quota.errors import QuotaError
+from quota.models import Family
+from quota.models.images import split_frames
 from quota.ops.choice import Cut, rows_at
+
+
+def images_of(family: Family, given: Mapping[str, Any]) -> Tensor:
+    """Which image each position of a prompt belongs to, [B, L], -1 for text, from the arguments of `family.base`.
+
+    Images are encoded already where the family asks for it (quota/models/images.py).
+    """
+    # `generate` passes an empty dictionary when there is no image.
+    if any(given.get(name) is not None and len(given[name]) for name in family.image_arguments):
+        return family.index_images(given["input_ids"], given)
+    return torch.full_like(given["input_ids"], -1)
 
 
 class Presence:
@@ -61,6 +75,19 @@ class Presence:
         self._causal, self._blocks = causal, blocks
         self._look()
 
+    @classmethod
+    def of(
+        cls, family: Family, given: Mapping[str, Any], images: Tensor, position_ids: Tensor | None, past: int = 0
+    ) -> Presence:
+        """Of a pass that `family.base` was `given` these arguments for, and its text model these `position_ids`.
+
+        `images` are those of `images_of`.
+        """
+        if family.frames_in_positions:
+            images = split_frames(images, position_ids)
+        blocks = family.blocks and family.blocks(given, past)
+        return cls(images, given.get("attention_mask"), past, family.causal, blocks)
+
     @cached_property
     def sizes(self) -> list[list[int]]:
         """Of every sample, the tokens of its images (0: it has fewer) before anything was dropped."""
@@ -87,9 +114,14 @@ class Presence:
         """[B, T] bool: places with any other token."""
         return self.valid & ~self.visual
 
+    @cached_property
+    def numbers(self) -> Tensor:
+        """[B, T]: of each visual token its number within its sample, over all images; anything for other tokens."""
+        return ((self.all_images >= 0).cumsum(dim=1) - 1).gather(1, self.index)
+
     def _look(self) -> None:
         """What follows from which tokens are present, until the next cut."""
-        for name in ("visual", "text"):
+        for name in ("visual", "text", "numbers"):
             self.__dict__.pop(name, None)
         self.valid = self.filled
         """[B, T] bool: places with a token that is not padding."""

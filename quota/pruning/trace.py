@@ -13,7 +13,7 @@ from quota.pruning.ranking import Choice
 
 @dataclass
 class Trace:
-    """The latest prefill with images (of a `generate` call: its only one). Empty until there has been one.
+    """The latest prefill with images of its thread (of a `generate` call: its only one). Empty until there was one.
 
     Tokens are numbered within their sample, in the order of the prompt, over all its images. Under beam search every
     beam is a sample.
@@ -33,17 +33,15 @@ class Trace:
 
     def add(self, layer: int, presence: Presence, choice: Choice) -> None:
         """The choice at a candidate layer, among the places present there."""
-        every = presence.all_images >= 0
-        number = (every.cumsum(dim=1) - 1).gather(1, presence.index)
-        visual = presence.visual
-
+        number, visual = presence.numbers, presence.visual
         chosen, scores = choice.cut.kept & visual, choice.scores()
         beyond = presence.length
         ordered = number.masked_fill(~chosen, beyond).sort(dim=1).values[:, : int(chosen.sum(dim=1).max())]
         self.kept[layer] = ordered.masked_fill(ordered == beyond, -1)
 
         sample, place = visual.nonzero(as_tuple=True)
-        full = torch.full((len(every), int(every.sum(dim=1).max())), torch.nan, device=scores.device)
+        most = int((presence.all_images >= 0).sum(dim=1).max())
+        full = torch.full((len(visual), most), torch.nan, device=scores.device)
         full[sample, number[sample, place]] = scores[sample, place]
         self.scores[layer] = full
 

@@ -8,7 +8,7 @@ scoring under W4A4 loses or gains against it.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -33,7 +33,7 @@ class GuidedPruner(Pruner):
         self._guide = guide
         self._kept: dict[int, Tensor] = {}
 
-    def attach(self) -> GuidedPruner:
+    def attach(self) -> Self:
         super().attach()
         self._handles.append(self.model.register_forward_pre_hook(self._ask_the_guide, with_kwargs=True))
         return self
@@ -53,7 +53,5 @@ class GuidedPruner(Pruner):
 
     def _rank(self, index: int, presence: Presence, hidden: Tensor, observation: Observation | None) -> Choice:
         choice = super()._rank(index, presence, hidden, observation)
-        every = presence.all_images >= 0
-        number = (every.cumsum(dim=1) - 1).gather(1, presence.index)
-        chosen = (number[:, :, None] == self._kept[index][:, None]).any(dim=2)
+        chosen = (presence.numbers[:, :, None] == self._kept[index][:, None]).any(dim=2)
         return replace(choice, cut=Cut.of(presence.text | (presence.visual & chosen)))
