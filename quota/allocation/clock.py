@@ -14,7 +14,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -116,10 +116,7 @@ def _prefill(model: Any, inputs: Any) -> float:
 @contextmanager
 def attached(pruners: Sequence[Pruner]) -> Iterator[None]:
     """Attach them for as long as the block runs."""
-    try:
+    with ExitStack() as together:
         for pruner in pruners:
-            pruner.attach()
+            together.enter_context(pruner)
         yield
-    finally:
-        for pruner in pruners:
-            pruner.detach()

@@ -84,14 +84,11 @@ class Drops:
             return 0.0
         self._replay.begin_at(schedule.layers[0])
         recipe = schedule_recipe(self._model, schedule, self._tokens, self._scheme)
-        pruner = Pruner(self._model, recipe, self._scheme).attach()
-        try:
+        with Pruner(self._model, recipe, self._scheme):
             each = [
                 divergence(full, logits[said], said)
                 for full, logits, said in zip(self._full, self._replay.logits(), self._said, strict=True)
             ]
-        finally:
-            pruner.detach()
         return typical(torch.cat(each))
 
     def table(self, depth: int, ratios: Sequence[float] = RATIOS, progress: Progress | None = None) -> Table:

@@ -30,7 +30,8 @@ from quota.models import family
 class Replay:
     """What passes of `model` over `prompts`, arguments of its forward pass, and `answers` behind them have in common.
 
-    `answers` are token ids [B, T], T at least 1. The model's KV cache is quota's (quota/attention/cache.py).
+    `answers` are token ids [B, T], T at least 1. The model's KV cache is quota's (quota/attention/cache.py). While it
+    plays, no other thread may use the model: what is played are its modules.
     """
 
     def __init__(self, model: Any, prompts: Sequence[Any], answers: Sequence[Tensor]) -> None:

@@ -13,7 +13,11 @@ on the batch.
     before the text model      open the pass
     before each layer          masks and rotary tables of the tokens present (from the first candidate layer on)
     after a candidate layer    score, select, cut; for candidate layer -1, before the first layer
-    after the text model       restore the full length, close the pass
+    after the text model       restore the full length
+    after the base model       close the pass
+
+What a pass knows is its thread's own, so one model serves several threads at once; attaching and detaching are for a
+time when no pass is in flight.
 """
 
 from __future__ import annotations
@@ -21,22 +25,23 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from functools import lru_cache, partial
-from typing import Any
+from typing import Any, Self
 
-import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from quota.attention.function import Observation, observe
 from quota.attention.hook import CacheHook, attach_cache
+from quota.attention.per_thread import PerThread
 from quota.attention.slots import SlotLayer
 from quota.errors import QuotaError
 from quota.models import family, fingerprint
-from quota.models.images import encode, split_frames
+from quota.models.images import encode
 from quota.pruning.deepstack import DeepStack
-from quota.pruning.presence import Presence
+from quota.pruning.presence import Presence, images_of
 from quota.pruning.ranking import Choice, rank
 from quota.pruning.recipe import PruningRecipe
 from quota.pruning.scorers import scorer
@@ -45,8 +50,27 @@ from quota.pruning.trace import Trace
 from quota.scheme import QuantizationScheme
 
 
+@dataclass
+class _Pass:
+    """One forward pass, from the base model's arguments on."""
+
+    given: dict[str, Any]
+    images: Tensor
+    """[B, L]: the image of each position, -1 for text."""
+    presence: Presence | None = None
+    """There is one inside the text model."""
+    deepstack: DeepStack | None = None
+    observation: Observation | None = None
+    observing: ExitStack = field(default_factory=ExitStack)
+    """Closed when the candidate layer being observed has run."""
+
+
 class Pruner:
-    """Drops visual tokens in the prefill of `model`, as `recipe` says."""
+    """Drops visual tokens in the prefill of `model`, as `recipe` says, from `attach` to `detach` or in a `with`."""
+
+    traces = PerThread[tuple[Trace, ...]]()
+    """Of every `record` that this thread is in."""
+    _pass = PerThread[_Pass]()
 
     def __init__(self, model: PreTrainedModel, recipe: PruningRecipe, scheme: QuantizationScheme | None = None) -> None:
         """`scheme` is the one that the model is deployed under; None is full precision.
@@ -56,24 +80,22 @@ class Pruner:
         """
         self.model: Any = model
         self.family = family(model)
-        self._causal = self.family.causal
         self.recipe = recipe
         self.scheme = scheme
         recipe.verify(model_fingerprint=fingerprint(model), scheme=scheme)
         recipe.tokens_per_layer(recipe.reference_tokens, len(self.family.decoder_layers))
-        self.traces: list[Trace] = []
         self._handles: list[RemovableHandle] = []
         self._own_cache: CacheHook | None = None
-        self._given: dict[str, Any] | None = None
-        self._images: Tensor | None = None
-        self._presence: Presence | None = None
-        self._deepstack: DeepStack | None = None
-        self._observing = ExitStack()
-        self._observation: Observation | None = None
         self._signals = frozenset(scorer(recipe.scorer).SIGNALS)
         self._tower: TowerAttention | None = None
 
-    def attach(self) -> Pruner:
+    def __enter__(self) -> Self:
+        return self.attach()
+
+    def __exit__(self, *_: object) -> None:
+        self.detach()
+
+    def attach(self) -> Self:
         """Take effect, with a KV cache under `scheme` unless the model has one. QuotaError if it is pruned already."""
         model, layers = self.model, self.family.decoder_layers
         if is_pruned(model):
@@ -141,12 +163,7 @@ class Pruner:
             raise QuotaError("token pruning needs input_ids to know which tokens are visual; pass them, not embeddings")
         if self.family.encodes_first and given.get("mm_encoder_outputs") is None:
             given = encode(module, given)
-        self._given = given
-        # `generate` passes an empty dictionary when there is no image.
-        if any(given.get(name) is not None and len(given[name]) for name in self.family.image_arguments):
-            self._images = self.family.index_images(given["input_ids"], given)
-        else:
-            self._images = torch.full_like(given["input_ids"], -1)
+        self._pass = _Pass(given, images_of(self.family, given))
         return (), given
 
     def _after_base(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
@@ -155,51 +172,52 @@ class Pruner:
     def _before_decoder(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        images, given = self._images, self._given
+        now = self._pass
         # A text model called on its own has nothing visual to prune.
-        if images is None or given is None:
+        if now is None:
             return None
-        if self.family.frames_in_positions:
-            images = split_frames(images, kwargs.get("position_ids"))
         past = kwargs["past_key_values"].get_seq_length()
-        blocks = self.family.blocks and self.family.blocks(given, past)
-        self._presence = Presence(images, given.get("attention_mask"), past, self._causal, blocks)
-        if self._presence.has_images:
-            for trace in self.traces:
-                trace.begin(self._presence, len(self.family.decoder_layers))
-        self._deepstack, kwargs = DeepStack.take(kwargs)
+        now.presence = Presence.of(self.family, now.given, now.images, kwargs.get("position_ids"), past)
+        if now.presence.has_images:
+            for trace in self.traces or ():
+                trace.begin(now.presence, len(self.family.decoder_layers))
+        now.deepstack, kwargs = DeepStack.take(kwargs)
         return args, kwargs
 
     def _before_layer(
         self, index: int, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        presence = self._presence
-        if presence is None:
+        now = self._pass
+        if now is None or now.presence is None:
             return None
-        config = self.family.text_model.config
+        presence, config = now.presence, self.family.text_model.config
         if index == 0 and -1 in self.recipe.layers and presence.has_images:
             args = (self._cut(-1, presence, args[0], None, args[0], None), *args[1:])
         given = presence.arguments(index, args[0], kwargs, config, self.family.window(index))
         if index in self.recipe.layers and presence.has_images:
             keys = presence.keys(kwargs["past_key_values"].layers[index])
-            self._observation = Observation(presence.text, presence.visual, keys, self._signals)
-            self._observing.enter_context(observe(config, self._observation, self._causal))
+            now.observation = Observation(presence.text, presence.visual, keys, self._signals)
+            now.observing.enter_context(observe(config, now.observation, self.family.causal))
         return args, given
 
     def _after_layer(
         self, index: int, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
     ) -> Tensor | None:
-        presence, observation = self._presence, self._observation
-        self._stop_observing()
-        # Without an output the layer has failed, and its exception is on its way.
-        if output is None or presence is None or observation is None:
+        now = self._pass
+        if now is None:
             return None
-        return self._cut(index, presence, args[0], observation, output, kwargs["past_key_values"].layers[index])
+        observation, now.observation = now.observation, None
+        now.observing.close()
+        # Without an output the layer has failed, and its exception is on its way.
+        if output is None or now.presence is None or observation is None:
+            return None
+        return self._cut(index, now.presence, args[0], observation, output, kwargs["past_key_values"].layers[index])
 
     def _add_features(self, index: int, layer: nn.Module, args: tuple[Any, ...], output: Any) -> Tensor | None:
-        if output is None or self._presence is None or self._deepstack is None:
+        now = self._pass
+        if output is None or now is None or now.presence is None or now.deepstack is None:
             return None
-        return self._deepstack.add(index, output, self._presence)
+        return now.deepstack.add(index, output, now.presence)
 
     def _cut(
         self,
@@ -212,7 +230,7 @@ class Pruner:
     ) -> Tensor:
         """Choose among the tokens that entered layer `index` as `hidden`; its `output` at those that go on."""
         choice = self._rank(index, presence, hidden, observation)
-        for trace in self.traces:
+        for trace in self.traces or ():
             trace.add(index, presence, choice)
         # keep = 1.0 changes nothing, not even where padding stands.
         if choice.all_kept:
@@ -225,9 +243,10 @@ class Pruner:
         return rank(presence, hidden, observation, tower, self.recipe, index, self.scheme)
 
     def _after_decoder(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        presence, self._presence = self._presence, None
-        if output is None or presence is None or presence.whole:
+        now = self._pass
+        if output is None or now is None or now.presence is None or now.presence.whole:
             return
+        presence = now.presence
         layers = len(self.family.decoder_layers)
         output.last_hidden_state = presence.restore(output.last_hidden_state, layers)
         if output.get("hidden_states") is not None:
@@ -236,13 +255,11 @@ class Pruner:
                 for layer, hidden in enumerate(output.hidden_states)
             )
 
-    def _stop_observing(self) -> None:
-        self._observing.close()
-        self._observation = None
-
     def _close(self) -> None:
-        self._stop_observing()
-        self._given = self._images = self._presence = self._deepstack = None
+        """Nothing of this thread's pass stays."""
+        if (ended := self._pass) is not None:
+            ended.observing.close()
+            self._pass = None
 
 
 @lru_cache
@@ -259,15 +276,17 @@ def is_pruned(model: Any) -> bool:
 def record(model: Any) -> Iterator[Trace]:
     """What the model's Pruner does inside the block: `trace.kept[layer]` [batch, K], `scores`, `tokens_per_layer`.
 
+    Of the passes of this thread, whatever others ask the model. A thread that is to be seen too takes this one's
+    context with it: `Thread(target=contextvars.copy_context().run, args=(model.generate,), kwargs=...)`.
+
     Raises QuotaError for a model that is not pruned.
     """
     if not is_pruned(model):
         raise QuotaError("this model is not pruned, so there is nothing to record; attach a recipe first")
-    trace = Trace()
-    traces = model.quota_pruner.traces
-    traces.append(trace)
+    trace, pruner = Trace(), model.quota_pruner
+    pruner.traces = (*(pruner.traces or ()), trace)
     try:
         yield trace
     finally:
         # By identity: two traces with equal tensors are still two.
-        traces[:] = [other for other in traces if other is not trace]
+        pruner.traces = tuple(other for other in pruner.traces or () if other is not trace)

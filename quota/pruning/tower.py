@@ -16,12 +16,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from quota.attention.per_thread import PerThread
 from quota.errors import QuotaError
 from quota.models import Family
 
 
 class TowerAttention:
     """Watches one tower from construction on, until its `handles` are removed."""
+
+    _seen = PerThread[dict[str, Tensor]]()
+    """What `generate` has encoded before its prefill, which then has no pixels."""
 
     def __init__(self, family: Family) -> None:
         """QuotaError for a tower without separate projections of queries and keys."""
@@ -35,13 +39,12 @@ class TowerAttention:
         if not hasattr(attention, "q_proj") or not hasattr(attention, "k_proj"):
             raise QuotaError("this vision tower has no q_proj and k_proj to watch; use another scorer")
         self._heads: int = attention.num_heads
-        self._seen: dict[str, Tensor] = {}
         self.handles: list[RemovableHandle] = [
             getattr(attention, name).register_forward_hook(partial(self._note, name)) for name in ("q_proj", "k_proj")
         ]
 
     def _note(self, name: str, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
-        self._seen[name] = output.detach()
+        self._seen = (self._seen or {}) | {name: output.detach()}
 
     def received(self, images: Tensor) -> Tensor:
         """[B, L] (image of its sample that a position belongs to, -1 text) -> what it receives, [B, L], 0 for text.
@@ -50,9 +53,10 @@ class TowerAttention:
         """
         visual = images >= 0
         count = int(visual.sum())
-        if not self._seen:
+        seen = self._seen
+        if seen is None:
             raise QuotaError("the scorer needs the vision tower's attention; pass pixel_values, not encoded images")
-        query, key = (self._seen[name] for name in ("q_proj", "k_proj"))
+        query, key = (seen[name] for name in ("q_proj", "k_proj"))
         pictures = [row[row >= 0].unique().numel() for row in images]
         beams, rest = divmod(sum(pictures), len(key))
         if rest or not beams:

@@ -97,11 +97,8 @@ def pruning(variant: Variant) -> Iterator[None]:
         yield
         return
     recipe = variant.subject.recipe
-    pruner = Pruner(variant.subject.model, recipe, recipe.scheme).attach()
-    try:
+    with Pruner(variant.subject.model, recipe, recipe.scheme):
         yield
-    finally:
-        pruner.detach()
 
 
 def generate_timed(subject: Subject, new_tokens: int) -> tuple[float, float]:

@@ -54,18 +54,14 @@ class TimedPruner(Pruner):
 
 def overhead(subject: Subject, turns: int) -> tuple[float, float]:
     """(seconds spent on pruning, seconds of the whole prefill): medians over `turns`, after one that does not count."""
-    pruner = TimedPruner(subject.model, subject.recipe, subject.recipe.scheme)
-    pruner.attach()
     hooks, prefills = [], []
-    try:
+    with TimedPruner(subject.model, subject.recipe, subject.recipe.scheme) as pruner:
         for _ in range(turns + 1):
             pruner.seconds, began = 0.0, time.perf_counter()
             with torch.inference_mode():
                 subject.model(**subject.inputs, use_cache=True, logits_to_keep=1)
             prefills.append(time.perf_counter() - began)
             hooks.append(pruner.seconds)
-    finally:
-        pruner.detach()
     sums = sum(extra_attention(subject, tokens, turns) for tokens in candidate_lengths(subject))
     return statistics.median(hooks[1:]) + sums, statistics.median(prefills[1:])
 
