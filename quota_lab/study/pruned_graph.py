@@ -23,10 +23,10 @@ from quota.calibration.blocks import Beside
 from quota.calibration.storage import Storage
 from quota.calibration.sweep import Sweep
 from quota.errors import QuotaError
-from quota.models.images import encode, split_frames
+from quota.models.images import encode
 from quota.ops.choice import Cut
 from quota.progress import Meter, Progress
-from quota.pruning.presence import Presence
+from quota.pruning.presence import Presence, images_of
 from quota.pruning.pruner import Pruner, record
 from quota.pruning.ranking import rank
 from quota.pruning.recipe import PruningRecipe
@@ -108,11 +108,8 @@ class JointSweep(Sweep):
         arguments = dict(given)
         if self.family.encodes_first:
             arguments = encode(self.family.base, arguments)
-        images = self.family.index_images(given["input_ids"], arguments)
-        if self.family.frames_in_positions:
-            images = split_frames(images, beside.kwargs.get("position_ids"))
-        blocks = self.family.blocks and self.family.blocks(given, 0)
-        return Presence(images, torch.ones_like(images), 0, self.family.causal, blocks)
+        images = images_of(self.family, arguments)
+        return Presence.of(self.family, arguments, images, beside.kwargs.get("position_ids"))
 
 
 class GivenSweep(JointSweep):
@@ -134,21 +131,17 @@ class GivenSweep(JointSweep):
         if index not in self._kept[sample]:
             return None
         presence = self._presences[sample]
-        number = ((presence.all_images >= 0).cumsum(dim=1) - 1).gather(1, presence.index)
-        stays = (presence.images < 0) | torch.isin(number, self._kept[sample][index])
+        stays = (presence.images < 0) | torch.isin(presence.numbers, self._kept[sample][index])
         presence.cut(index, Cut.of(stays), hidden, None)
         return stays[0]
 
 
 def kept_in_full_precision(model: PreTrainedModel, inputs: Sequence[Mapping[str, Any]], recipe: PruningRecipe) -> Kept:
     """What `recipe`, one without a scheme, keeps of every sample (one a batch) in the model as it is."""
-    pruner = Pruner(model, recipe).attach()
     kept: Kept = []
-    try:
+    with Pruner(model, recipe):
         for sample in inputs:
             with torch.inference_mode(), record(model) as trace:
                 model(**sample, use_cache=False, logits_to_keep=1)
             kept.append({layer: numbers[0].clone() for layer, numbers in trace.kept.items()})
-    finally:
-        pruner.detach()
     return kept
