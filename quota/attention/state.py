@@ -3,6 +3,8 @@
 Layers look up which attention they call in a configuration that they share, and that threads share: so the switch is
 thrown by the first pass that wants quota's and thrown back by the last. What is done then is said by the context of
 each thread. A pass that wants nothing, and meets the switch thrown by another, does what the user has chosen.
+
+What an interrupted pass leaves is taken away by the next pass of its thread, or with the thread.
 """
 
 from __future__ import annotations

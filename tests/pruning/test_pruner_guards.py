@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from contextlib import suppress
 
 import pytest
 import torch
@@ -153,6 +154,24 @@ def test_detach_restores_the_model() -> None:
     after = generate(model, arguments)
     assert torch.equal(torch.stack(after.logits), torch.stack(expected.logits))
     assert type(after.past_key_values.layers[0]).__name__ == "DynamicLayer"
+
+
+@pytest.mark.parametrize("failure", [None, ValueError], ids=["ends", "fails"])
+def test_a_with_block_detaches(failure: type[Exception] | None) -> None:
+    model = tiny_llava()
+    with suppress(ValueError), attach_cache(model, None) as cache, Pruner(model, recipe_for(model)) as pruner:
+        assert model.quota_pruner is pruner and model.quota_cache is cache
+        if failure is not None:
+            raise failure
+    assert not is_pruned(model) and not hasattr(model, "quota_cache")
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_a_block_that_cannot_be_entered_leaves_the_pruner_before_it() -> None:
+    model = pruned()
+    with pytest.raises(QuotaError, match="already"), Pruner(model, recipe_for(model)):
+        pass
+    assert is_pruned(model)
 
 
 def test_detach_leaves_a_cache_that_was_attached_before() -> None:
