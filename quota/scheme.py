@@ -3,8 +3,9 @@
 The default is the regime of METHOD.md section 1, "W4A4KV4" in the vision tower, the projector and the
 language model: symmetric 4-bit weights in groups of 64 input channels, asymmetric 4-bit activations in
 groups of 64 channels measured anew for every token, a 4-bit KV cache, and a Hadamard rotation of blocks of
-64 channels in front of every quantised linear layer. 16 bits mean "left in floating point". `transforms` says
-what else is done to what is quantised:
+64 channels in front of every quantised linear layer. 16 bits mean "left in floating point"; with 16-bit weights and
+activations linear layers stay as they are, and the cache alone is quantised. `transforms` says what else is done to
+what is quantised:
 
     hadamard   nothing
     learned    diagonals folded into norms and weights, a matrix for the values of each head folded into the layers
@@ -16,11 +17,9 @@ what else is done to what is quantised:
 
 from __future__ import annotations
 
-import hashlib
-import json
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from quota.errors import QuotaError
 
@@ -58,7 +57,7 @@ class QuantizationScheme(BaseModel):
 
     weight_bits: Literal[4, 8, 16] = 4
     weight_group: GroupSize = 64
-    activation_bits: Literal[4, 8, 16] = 4
+    activation_bits: Annotated[Literal[4, 8, 16], Field(validate_default=True)] = 4
     activation_group: GroupSize = 64
     kv_bits: Literal[2, 3, 4, 8, 16] = 4
     hadamard: Annotated[int, AfterValidator(_block_size)] = 64
@@ -75,6 +74,13 @@ class QuantizationScheme(BaseModel):
             reason = first["msg"].removeprefix("Value error, ")
             raise QuotaError(f"quantisation scheme, {name}: {reason}") from None
 
+    @field_validator("activation_bits")
+    @classmethod
+    def _as_the_weights_allow(cls, value: int, others: ValidationInfo) -> int:
+        if others.data.get("weight_bits") == 16 and value < 16:
+            raise ValueError("must be 16 with 16-bit weights, under which layers stay as they are")
+        return value
+
     @property
     def name(self) -> str:
         """The usual short form, as "W4A4KV4"."""
@@ -84,11 +90,6 @@ class QuantizationScheme(BaseModel):
     def folds(self) -> bool:
         """Whether transforms learned from the calibration set are folded into weights and applied to cached keys."""
         return self.transforms != "hadamard"
-
-    def fingerprint(self) -> str:
-        """SHA-256 (hexadecimal) of the canonical JSON of every field: equal schemes, equal fingerprints."""
-        text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
-        return hashlib.sha256(text.encode()).hexdigest()
 
     def weight_group_for(self, in_features: int) -> int:
         """Weight group of a layer with `in_features` inputs: the largest power of two that divides."""

@@ -1,4 +1,4 @@
-"""The quantisation scheme: names, fingerprints, refused values, group sizes of odd layers."""
+"""The quantisation scheme: names, refused values, group sizes of odd layers."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_a_bad_value_is_refused_in_one_line_that_names_it(field: str, value: obj
     assert "\n" not in str(caught.value)
 
 
-def test_the_fingerprint_depends_on_every_field() -> None:
+def test_two_schemes_are_equal_only_if_every_field_is() -> None:
     changes = {
         "weight_bits": 8,
         "weight_group": 32,
@@ -60,17 +60,21 @@ def test_the_fingerprint_depends_on_every_field() -> None:
         "modules": ("decoder",),
     }
     assert set(changes) == set(QuantizationScheme.model_fields)
-    prints = {QuantizationScheme(**{field: value}).fingerprint() for field, value in changes.items()}
-    assert len(prints | {QuantizationScheme().fingerprint()}) == len(changes) + 1
+    schemes = {QuantizationScheme(**{field: value}) for field, value in changes.items()}
+    assert len(schemes | {QuantizationScheme()}) == len(changes) + 1
 
 
-def test_the_fingerprint_survives_json_and_the_order_of_modules() -> None:
+def test_equality_survives_json_and_the_order_of_modules() -> None:
     scheme = QuantizationScheme(modules=("decoder", "tower"))
     assert scheme.modules == ("tower", "decoder")
-    again = QuantizationScheme.model_validate_json(scheme.model_dump_json())
-    assert again == scheme
-    assert again.fingerprint() == scheme.fingerprint()
-    assert len(scheme.fingerprint()) == 64
+    assert QuantizationScheme.model_validate_json(scheme.model_dump_json()) == scheme
+
+
+@pytest.mark.parametrize("others", [{}, {"activation_bits": 4}, {"activation_bits": 8}], ids=str)
+def test_activations_alone_are_not_quantised(others: dict[str, int]) -> None:
+    with pytest.raises(QuotaError, match="activation_bits: must be 16 with 16-bit weights"):
+        QuantizationScheme(weight_bits=16, **others)
+    assert QuantizationScheme(weight_bits=16, activation_bits=16).name == "W16A16KV4"
 
 
 @given(st.integers(1, 20_000), st.sampled_from([1, 16, 64, 256]))

@@ -47,15 +47,7 @@ class QuotaQuantizer(CompressedTensorsHfQuantizer):
             self.recipe = PruningRecipe.load(_find_recipe(model, files))
             self.recipe.verify(model_fingerprint=fingerprint(model), scheme=scheme)
         for name, linear in family(model).linears(scheme.modules):
-            empty = W4A4Linear(
-                linear.in_features,
-                linear.out_features,
-                linear.bias is not None,
-                scheme,
-                dtype=linear.weight.dtype,
-                device=linear.weight.device,
-            )
-            model.set_submodule(name, empty)
+            model.set_submodule(name, W4A4Linear.empty_like(linear, scheme, linear.weight.device))
             _nothing_to_draw(model.get_submodule(name.rpartition(".")[0]))
         if scheme.folds and scheme.kv_bits < 16:
             add_key_transforms(family(model).text_model)

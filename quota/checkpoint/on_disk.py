@@ -68,8 +68,7 @@ class OnDisk(Storage):
             return False
         stored = load_file(self.file(self.blocks.index(block)))
         for name, linear in linears.items():
-            inputs, outputs, bias = linear.in_features, linear.out_features, linear.bias is not None
-            layer = W4A4Linear(inputs, outputs, bias, self.scheme, linear.weight.dtype)
+            layer = W4A4Linear.empty_like(linear, self.scheme, "cpu")
             layer.load_state_dict(
                 {key: stored[self.weights.key(f"{name}.{key}")].clone() for key in layer.state_dict()}
             )
@@ -95,10 +94,7 @@ class OnDisk(Storage):
             if isinstance(module, KeyTransform):
                 block.set_submodule(name, KeyTransform(*module.center.shape, device="meta"))
             elif isinstance(module, W4A4Linear):
-                inputs, outputs = module.in_features, module.out_features
-                block.set_submodule(
-                    name, W4A4Linear(inputs, outputs, module.bias is not None, self.scheme, device="meta")
-                )
+                block.set_submodule(name, W4A4Linear.empty_like(module, self.scheme, "meta"))
         block.to("meta")
 
     def assemble(self) -> None:

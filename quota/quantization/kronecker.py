@@ -49,10 +49,6 @@ class Kronecker(nn.Module):
         """X' of x [..., K], float32."""
         return turn(x, self.left.float(), self.right.float())
 
-    def turn_back(self, x: Tensor) -> Tensor:
-        """X of X' [..., K], float32."""
-        return turn(x, _inverse(self.left), _inverse(self.right))
-
     def turn_weight(self, weight: Tensor) -> Tensor:
         """W' of a weight [N, K], float32."""
         return turn(weight, _inverse(self.left).T, _inverse(self.right).T)

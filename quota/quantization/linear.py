@@ -17,16 +17,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from quota import ops
 from quota.errors import QuotaError
 from quota.ops.hadamard import block_hadamard
 from quota.ops.integer import (
-    dequantize_activation,
     dequantize_weight,
     pack_int32,
-    quantize_activation,
     quantize_weight,
     unpack_int32,
 )
@@ -35,33 +32,36 @@ from quota.quantization.gptq import gptq
 from quota.quantization.kronecker import Kronecker
 from quota.scheme import QuantizationScheme
 
+FLOATS = torch.bfloat16, torch.float16, torch.float32, torch.float64
+_DAMAGED = "copy the checkpoint again or compress again"
 
-def fake_quantize(x: Tensor, scheme: QuantizationScheme) -> Tensor:
-    """What a deployed linear layer sees of `x` [..., K]: rotated, quantised, dequantised, rotated back.
 
-    Same shape, dtype and basis as `x`, so `fake_quantize(x) - x` is the activation's quantisation error
-    (METHOD.md section 4, risk). With 16-bit activations it is `x` itself.
+def check_tensor(
+    name: str, tensor: Tensor, shape: tuple[int, ...], dtypes: tuple[torch.dtype, ...], positive: bool = False
+) -> None:
+    """QuotaError, which names the tensor, if a stored one has another type or shape, or holds what cannot be meant.
+
+    Floating numbers must be finite, and above zero if `positive`.
     """
-    if scheme.activation_bits == 16:
-        return x
-    channels = x.shape[-1]
-    block = scheme.hadamard_for(channels)
-    rotated = block_hadamard(x.float(), block)
-    seen = dequantize_activation(
-        *quantize_activation(rotated, scheme.activation_bits, scheme.activation_group_for(channels))
-    )
-    return block_hadamard(seen, block).to(x.dtype)
+    if tensor.dtype not in dtypes:
+        raise QuotaError(f"{name} is {tensor.dtype}, not {' or '.join(map(str, dtypes))}; {_DAMAGED}")
+    if tensor.shape != shape:
+        raise QuotaError(f"{name} has shape {list(tensor.shape)}, not {list(shape)}; {_DAMAGED}")
+    if not tensor.is_floating_point():
+        return
+    if not bool(tensor.isfinite().all()):
+        raise QuotaError(f"{name} holds NaN or infinity; {_DAMAGED}")
+    if positive and not bool((tensor > 0).all()):
+        raise QuotaError(f"{name} holds numbers that are not above zero; {_DAMAGED}")
 
 
 class W4A4Linear(nn.Module):
     """A linear layer under a `QuantizationScheme`, whatever its bits; the name is that of the default.
 
     Buffers: weight_packed int32 [N, ceil(K * bits / 32)], weight_scale [N, K / group], weight_shape int64
-    (N, K) and bias [N] or None. With 16-bit weights, `weight` [N, K] (not rotated) stands in place of the
-    first three. Under transforms="trained" the module `transform` holds what is done to inputs.
+    (N, K) and bias [N] or None. Under transforms="trained" the module `transform` holds what is done to inputs.
     """
 
-    weight: Tensor
     weight_packed: Tensor
     weight_scale: Tensor
     weight_shape: Tensor
@@ -77,8 +77,10 @@ class W4A4Linear(nn.Module):
         dtype: torch.dtype = torch.float32,
         device: torch.device | str | None = None,
     ) -> None:
-        """An empty layer, for loaders to fill; `dtype` is that of the bias and of a 16-bit weight."""
+        """An empty layer, for loaders to fill; `dtype` is that of the bias. QuotaError for 16-bit weights."""
         super().__init__()
+        if scheme.weight_bits == 16:
+            raise QuotaError(f"{scheme.name} leaves linear layers as they are; use 4- or 8-bit weights to quantise one")
         self.in_features = in_features
         self.out_features = out_features
         self.scheme = scheme
@@ -92,17 +94,22 @@ class W4A4Linear(nn.Module):
             hadamard=0 if self.transform else scheme.hadamard_for(in_features),
         )
         self._made: _Made | None = None
-        if scheme.weight_bits == 16:
-            self.register_buffer("weight", torch.empty(out_features, in_features, dtype=dtype, device=device))
-        else:
-            words = -(-in_features * scheme.weight_bits // 32)
-            groups = in_features // scheme.weight_group_for(in_features)
-            packed = torch.zeros(out_features, words, dtype=torch.int32, device=device)
-            self.register_buffer("weight_packed", packed)
-            scale = torch.ones(out_features, groups, dtype=torch.bfloat16, device=device)
-            self.register_buffer("weight_scale", scale)
-            self.register_buffer("weight_shape", torch.tensor([out_features, in_features], device=device))
+        words = -(-in_features * scheme.weight_bits // 32)
+        groups = in_features // scheme.weight_group_for(in_features)
+        packed = torch.zeros(out_features, words, dtype=torch.int32, device=device)
+        self.register_buffer("weight_packed", packed)
+        scale = torch.ones(out_features, groups, dtype=torch.bfloat16, device=device)
+        self.register_buffer("weight_scale", scale)
+        self.register_buffer("weight_shape", torch.tensor([out_features, in_features], device=device))
         self.register_buffer("bias", torch.zeros(out_features, dtype=dtype, device=device) if bias else None)
+
+    @classmethod
+    def empty_like(
+        cls, linear: nn.Linear | W4A4Linear, scheme: QuantizationScheme, device: torch.device | str
+    ) -> W4A4Linear:
+        """An empty layer in place of `linear`, for loaders to fill."""
+        dtype = torch.float32 if linear.bias is None else linear.bias.dtype
+        return cls(linear.in_features, linear.out_features, linear.bias is not None, scheme, dtype, device)
 
     @classmethod
     def from_linear(
@@ -120,14 +127,11 @@ class W4A4Linear(nn.Module):
         """
         weight, bias = linear.weight.detach(), linear.bias
         inputs = linear.in_features
-        layer = cls(inputs, linear.out_features, bias is not None, scheme, weight.dtype, weight.device)
+        layer = cls.empty_like(linear, scheme, weight.device)
         if bias is not None:
             layer.bias = bias.detach().clone()
         if transform is not None:
             layer.transform = deepcopy(transform)
-        if scheme.weight_bits == 16:
-            layer.weight = weight.clone()
-            return layer
         rotated = block_hadamard(weight.float(), layer.spec.hadamard)
         if layer.transform is not None:
             rotated = layer.transform.turn_weight(weight)
@@ -144,30 +148,38 @@ class W4A4Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., K] to [..., N] in x's dtype, without a gradient; QuotaError if x holds NaN or infinity."""
-        x = x.detach()
-        if self.scheme.weight_bits == 16:
-            # Autocast would round what was quantised to bfloat16.
-            with torch.autocast(x.device.type, enabled=False):
-                seen = self.fake_quantize_input(x).to(self.weight.dtype)
-                return functional.linear(seen, self.weight, self.bias).to(x.dtype)
+        x, operand = x.detach(), self._operand()
         rows = x if self.transform is None else self.transform(x)
         rows = rows.reshape(-1, self.in_features)
         if rows.dtype == torch.float64:
             rows = rows.float()
-        y = ops.for_linear(self.spec, x.device).linear(rows, self._operand())
+        y = ops.for_linear(self.spec, x.device).linear(rows, operand)
         return y.view(*x.shape[:-1], self.out_features).to(x.dtype)
-
-    def fake_quantize_input(self, x: Tensor) -> Tensor:
-        """`fake_quantize` by this layer's scheme and transform."""
-        if self.transform is None or self.scheme.activation_bits == 16:
-            return fake_quantize(x, self.scheme)
-        plain = self.scheme.model_copy(update={"hadamard": 0})
-        return self.transform.turn_back(fake_quantize(self.transform(x), plain)).to(x.dtype)
 
     def dequantized_weight(self) -> Tensor:
         """What the packed weights stand for, float32 [N, K], in the rotated basis."""
         q = unpack_int32(self.weight_packed, self.scheme.weight_bits, self.in_features)
         return dequantize_weight(q, self.weight_scale)
+
+    def check(self, name: str = "") -> None:
+        """Raise QuotaError, which names the tensor, if one is not what this layer holds: type, shape and values.
+
+        `name` is the layer's own in its model. Scales and biases may be of any floating type, as a model can be cast.
+        """
+        rows, columns = self.out_features, self.in_features
+        words, groups = -(-columns * self.scheme.weight_bits // 32), columns // self.scheme.weight_group_for(columns)
+        place = f"{name}." if name else ""
+        check_tensor(f"{place}weight_packed", self.weight_packed, (rows, words), (torch.int32,))
+        check_tensor(f"{place}weight_scale", self.weight_scale, (rows, groups), FLOATS, positive=True)
+        check_tensor(f"{place}weight_shape", self.weight_shape, (2,), (torch.int64,))
+        if (said := self.weight_shape.tolist()) != [rows, columns]:
+            raise QuotaError(f"{place}weight_shape says {said}, the layer is {[rows, columns]}; {_DAMAGED}")
+        if self.bias is not None:
+            check_tensor(f"{place}bias", self.bias, (rows,), FLOATS)
+        if self.transform is not None:
+            for part, expected in Kronecker(columns, self.scheme, "meta").named_buffers():
+                found = self.transform.get_buffer(part)
+                check_tensor(f"{place}transform.{part}", found, tuple(expected.shape), FLOATS)
 
     def extra_repr(self) -> str:
         return (
@@ -180,6 +192,7 @@ class W4A4Linear(nn.Module):
         buffers = packed, scale, bias = self.weight_packed, self.weight_scale, self.bias
         state, made = (_state(packed), _state(scale), _state(bias)), self._made
         if made is None or made.state != state:
+            self.check()
             weight = LinearWeight(
                 self.spec,
                 packed.contiguous(),

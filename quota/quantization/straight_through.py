@@ -23,13 +23,11 @@ from quota.scheme import QuantizationScheme
 def deployed_linear(x: Tensor, weight: Tensor, scale: Tensor, scheme: QuantizationScheme) -> Tensor:
     """x [M, K] and weight [N, G, g] at `scale` [N, G], float32 -> [M, N]; all three get gradients.
 
-    Both are quantised as they come, without a rotation. With 16 bits on a side it is left as it is.
+    Both are quantised as they come, without a rotation; x is left as it is with 16-bit activations.
     """
     features, group = x.shape[1], scheme.activation_group_for(x.shape[1])
     bits, input_bits = scheme.weight_bits, scheme.activation_bits
     seen = x if input_bits == 16 else _soft_activation(x, input_bits, group)
-    if bits == 16:
-        return seen @ weight.flatten(1).T
     scale = _straight(scale, scale.bfloat16().float()).unsqueeze(-1)
     ratio = weight / scale
     q = _straight(ratio, ratio.round()).clamp(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)

@@ -144,11 +144,10 @@ def _replace_linears(model: Any, replacement: Callable[[nn.Linear], W4A4Linear])
 
 
 def _random_linear(linear: nn.Linear) -> W4A4Linear:
-    inputs, outputs = linear.in_features, linear.out_features
-    layer = W4A4Linear(inputs, outputs, linear.bias is not None, SCHEME, linear.weight.dtype, "cpu")
+    layer = W4A4Linear.empty_like(linear, SCHEME, "cpu")
     # Every bit drawn: integers from -8 to 7, without the memory that rounding would take.
     layer.weight_packed.random_(-(2**31), 2**31)
-    layer.weight_scale.fill_(inputs**-0.5 / _SPREAD)
+    layer.weight_scale.fill_(linear.in_features**-0.5 / _SPREAD)
     return layer
 
 

@@ -62,7 +62,6 @@ SCHEMES = {
     "KV alone": QuantizationScheme(weight_bits=16, activation_bits=16),
     "learned": QuantizationScheme(transforms="learned"),
     "learned, decoder only": QuantizationScheme(transforms="learned", modules=("decoder",)),
-    "learned, 16-bit weights": QuantizationScheme(transforms="learned", weight_bits=16),
     "learned, KV alone": QuantizationScheme(transforms="learned", weight_bits=16, activation_bits=16),
     "learned, round to nearest": QuantizationScheme(transforms="learned", weight_rounding="rtn"),
     "trained": QuantizationScheme(transforms="trained"),

@@ -213,7 +213,7 @@ PLAIN_RECIPE: dict[str, Any] = {"layers": (2,), "keep_ratios": (0.5,), "keep": 0
 
 def sixteen_bit_weights() -> Any:
     model = make_model()
-    quantize_only(model, processor(), SAMPLES[:1], QuantizationScheme(weight_bits=16))
+    quantize_only(model, processor(), SAMPLES[:1], QuantizationScheme(weight_bits=16, activation_bits=16))
     return model
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.fake_quantize import fake_quantize
 from torch import Tensor
 
 from quota.ops import kv_integer
@@ -19,7 +20,6 @@ from quota.ops.reference.attention import (
     dequantize_kv,
     quantize_kv,
 )
-from quota.quantization.linear import fake_quantize
 from quota.scheme import QuantizationScheme
 
 

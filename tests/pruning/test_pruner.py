@@ -118,7 +118,7 @@ class TestFullLength:
 
 class TestCache:
     def test_holds_four_bits_of_kept_tokens_only(self) -> None:
-        scheme = QuantizationScheme(weight_bits=16)
+        scheme = QuantizationScheme(weight_bits=16, activation_bits=16)
         model = tiny_llava()
         Pruner(model, recipe_for(model, scheme=scheme), scheme).attach()
         batch = PROMPTS["two images and one"]

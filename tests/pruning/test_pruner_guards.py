@@ -176,7 +176,7 @@ def test_a_block_that_cannot_be_entered_leaves_the_pruner_before_it() -> None:
 
 def test_detach_leaves_a_cache_that_was_attached_before() -> None:
     model = tiny_llava()
-    hook = attach_cache(model, QuantizationScheme(weight_bits=16))
+    hook = attach_cache(model, QuantizationScheme(weight_bits=16, activation_bits=16))
     recipe = recipe_for(model, scheme=hook.scheme)
     Pruner(model, recipe, hook.scheme).attach().detach()
     assert model.quota_cache is hook

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from support.fake_quantize import fake_quantize
 from support.pruned import (
     NEW,
     PROMPTS,
@@ -22,7 +23,6 @@ from torch import Tensor
 
 from quota.ops.kv_integer import dequantize_kv, quantize_kv
 from quota.pruning.pruner import Pruner, record
-from quota.quantization.linear import fake_quantize
 from quota.scheme import QuantizationScheme
 
 
@@ -140,7 +140,7 @@ class TestAgreesWithTheNaiveLoop:
 
 class TestRisk:
     def test_is_the_error_of_the_deployed_activation_quantiser(self) -> None:
-        scheme = QuantizationScheme(weight_bits=16, kv_bits=16)
+        scheme = QuantizationScheme(kv_bits=16)
         model = tiny_llava()
         recipe = recipe_for(model, scheme=scheme, weights={"inter": 0.1, "risk": 0.9}, layers=(2,), keep_ratios=(0.3,))
         Pruner(model, recipe, scheme).attach()

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
+from support.fake_quantize import fake_quantize
 
 from quota.pruning.ranking import risk
-from quota.quantization.linear import fake_quantize
 from quota.scheme import QuantizationScheme
 
 

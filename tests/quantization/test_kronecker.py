@@ -44,7 +44,6 @@ def test_the_product_with_the_weights_does_not_change(features: int) -> None:
     x, weight, transform = random(2, 3, features), random(5, features, seed=3), disturbed(features)
     product = transform.turn(x) @ transform.turn_weight(weight).T
     torch.testing.assert_close(product, x @ weight.T, rtol=1e-3, atol=1e-3)
-    torch.testing.assert_close(transform.turn_back(transform.turn(x)), x, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("features", FEATURES, ids=lambda k: f"K{k}")

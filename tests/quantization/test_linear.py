@@ -11,13 +11,14 @@ from compressed_tensors.compressors.pack_quantized import PackedQuantizationComp
 from compressed_tensors.quantization import QuantizationArgs, QuantizationConfig, apply_quantization_config
 from compressed_tensors.quantization import QuantizationScheme as StockScheme
 from compressed_tensors.transform import TransformArgs, TransformConfig, TransformScheme, apply_transform_config
+from support.fake_quantize import fake_quantize
 from torch import Tensor, nn
 
 from quota import ops
 from quota.errors import QuotaError
 from quota.ops.hadamard import block_hadamard
 from quota.ops.integer import dequantize_activation, quantize_activation
-from quota.quantization.linear import W4A4Linear, fake_quantize
+from quota.quantization.linear import W4A4Linear
 from quota.scheme import QuantizationScheme
 
 RTN = QuantizationScheme(weight_rounding="rtn")
@@ -63,7 +64,7 @@ def test_it_computes_what_its_tensors_stand_for(in_features: int, hadamard: int,
 
 @pytest.mark.parametrize(
     ("bits", "bound"),
-    [((4, 4), 0.2), ((4, 16), 0.15), ((8, 8), 0.012), ((8, 4), 0.15), ((16, 4), 0.15), ((16, 16), 1e-6)],
+    [((4, 4), 0.2), ((4, 16), 0.15), ((8, 8), 0.012), ((8, 4), 0.15)],
     ids=lambda value: f"W{value[0]}A{value[1]}" if isinstance(value, tuple) else "",
 )
 def test_other_bits_are_honoured_and_come_close_to_the_layer(bits: tuple[int, int], bound: float) -> None:
@@ -72,8 +73,7 @@ def test_other_bits_are_honoured_and_come_close_to_the_layer(bits: tuple[int, in
     layer = W4A4Linear.from_linear(linear, scheme)
     x = random_input(50, 256)
     error = relative(layer(x), linear(x))
-    assert error <= bound
-    assert error > bound / 10 or bits == (16, 16)
+    assert bound / 10 < error <= bound
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -142,14 +142,83 @@ def test_the_original_layer_is_left_as_it_was() -> None:
     assert all(torch.equal(before[name], tensor) for name, tensor in linear.state_dict().items())
 
 
-@pytest.mark.parametrize("weight_bits", [4, 8, 16], ids=["W4", "W8", "W16"])
+@pytest.mark.parametrize("weight_bits", [4, 8], ids=["W4", "W8"])
 def test_the_state_dict_fills_an_empty_layer(weight_bits: int) -> None:
     scheme = QuantizationScheme(weight_bits=weight_bits, weight_rounding="rtn")
     layer = W4A4Linear.from_linear(random_linear(96), scheme)
-    empty = W4A4Linear(96, 24, True, scheme)
+    empty = W4A4Linear.empty_like(random_linear(96), scheme, "cpu")
     empty.load_state_dict(layer.state_dict())
     x = random_input(3, 96)
     assert torch.equal(empty(x), layer(x))
+
+
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
+def test_an_empty_layer_has_the_sizes_and_types_of_another(bias: bool) -> None:
+    linear = random_linear(96, bias=bias).to(torch.bfloat16)
+    expected = {
+        name: (tensor.shape, tensor.dtype) for name, tensor in W4A4Linear.from_linear(linear, RTN).named_buffers()
+    }
+    first = W4A4Linear.empty_like(linear, RTN, "meta")
+    for empty in (first, W4A4Linear.empty_like(first, RTN, "meta")):
+        assert {name: (tensor.shape, tensor.dtype) for name, tensor in empty.named_buffers()} == expected
+        assert all(tensor.is_meta for tensor in empty.buffers())
+
+
+def test_a_scheme_that_leaves_layers_as_they_are_has_none() -> None:
+    scheme = QuantizationScheme(weight_bits=16, activation_bits=16)
+    with pytest.raises(QuotaError, match="W16A16KV4 leaves linear layers as they are"):
+        W4A4Linear.from_linear(random_linear(), scheme)
+
+
+def broken(tensor: Tensor, value: float) -> Tensor:
+    """With one number replaced."""
+    tensor = tensor.clone()
+    tensor.view(-1)[-1] = value
+    return tensor
+
+
+DAMAGE = {
+    **{
+        f"{dtype} weights": ("weight_packed", lambda t, dtype=dtype: t.to(dtype), f"is {dtype}, not torch.int32")
+        for dtype in (torch.bool, torch.int8, torch.uint8, torch.int16, torch.int64, torch.float32)
+    },
+    "too few rows": ("weight_packed", lambda t: t[:-1], r"has shape \[23, 16\], not \[24, 16\]"),
+    "too few words": ("weight_packed", lambda t: t[:, :-1], r"has shape \[24, 15\], not \[24, 16\]"),
+    "flat weights": ("weight_packed", torch.flatten, "has shape"),
+    "integer scales": ("weight_scale", Tensor.int, "is torch.int32, not torch.bfloat16 or"),
+    "too few scales": ("weight_scale", lambda t: t[:, :1], r"has shape \[24, 1\], not \[24, 2\]"),
+    "a negative scale": ("weight_scale", lambda t: broken(t, -1.0), "not above zero"),
+    "a scale of zero": ("weight_scale", lambda t: broken(t, 0.0), "not above zero"),
+    "a scale that is not a number": ("weight_scale", lambda t: broken(t, float("nan")), "NaN or infinity"),
+    "another shape": ("weight_shape", lambda t: t.flip(0), r"says \[128, 24\], the layer is \[24, 128\]"),
+    "three sizes": ("weight_shape", lambda t: torch.cat((t, t[:1])), "has shape"),
+    "a floating shape": ("weight_shape", Tensor.float, "is torch.float32, not torch.int64"),
+    "too long a bias": ("bias", lambda t: torch.cat((t, t)), "has shape"),
+    "an integer bias": ("bias", Tensor.int, "is torch.int32"),
+    "an infinite bias": ("bias", lambda t: broken(t, float("inf")), "NaN or infinity"),
+    "a wide transform": ("transform.left", lambda t: torch.eye(3), r"has shape \[3, 3\], not \[2, 2\]"),
+    "a transform that is not a number": ("transform.right", lambda t: broken(t, float("nan")), "NaN or infinity"),
+    "integer clipping": ("transform.clip", Tensor.int, "is torch.int32"),
+}
+
+
+@pytest.mark.parametrize(("place", "change", "says"), DAMAGE.values(), ids=DAMAGE.keys())
+def test_a_tensor_that_cannot_be_meant_is_named_before_a_kernel_reads_it(place: str, change, says: str) -> None:
+    layer = W4A4Linear.from_linear(random_linear(), RTN.model_copy(update={"transforms": "trained"}))
+    layer.check()
+    owner, _, name = place.rpartition(".")
+    setattr(layer.get_submodule(owner), name, change(layer.get_buffer(place)))
+    with pytest.raises(QuotaError, match=f"^{place} .*{says}"):
+        layer(random_input(2, 128))
+    with pytest.raises(QuotaError, match=f"^model.layers.0.{place} .*{says}") as raised:
+        layer.check("model.layers.0")
+    assert len(str(raised.value)) <= 300
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_layer_may_be_cast(dtype: torch.dtype) -> None:
+    layer = W4A4Linear.from_linear(random_linear(), RTN.model_copy(update={"transforms": "trained"})).to(dtype)
+    layer.check()
 
 
 def test_it_is_for_inference_and_gives_no_gradient() -> None:
@@ -218,7 +287,7 @@ def test_fake_quantisation_is_what_the_layer_sees_in_the_basis_of_its_input() ->
     linear = random_linear(256, 32, bias=False)
     layer = W4A4Linear.from_linear(linear, QuantizationScheme(weight_bits=8, weight_rounding="rtn"))
     x = random_input(20, 256)
-    seen = layer.fake_quantize_input(x)
+    seen = fake_quantize(x, layer.scheme)
     unrotated = block_hadamard(layer.dequantized_weight(), 64)
     torch.testing.assert_close(layer(x), seen @ unrotated.T, rtol=1e-4, atol=1e-4)
     assert 0.01 < relative(seen, x) < 0.15
@@ -230,7 +299,7 @@ def test_fake_quantisation_keeps_dtype_and_leaves_16_bits_alone() -> None:
     assert fake_quantize(x, RTN.model_copy(update={"activation_bits": 16})) is x
 
 
-@pytest.mark.parametrize("weight_bits", [4, 16], ids=["W4", "W16"])
+@pytest.mark.parametrize("weight_bits", [4, 8], ids=["W4", "W8"])
 def test_an_input_that_is_not_finite_is_refused(weight_bits: int) -> None:
     layer = W4A4Linear.from_linear(random_linear(), QuantizationScheme(weight_bits=weight_bits, weight_rounding="rtn"))
     x = random_input(2, 128)

@@ -33,7 +33,7 @@ def error(transform: Kronecker | None, scheme: QuantizationScheme) -> float:
     return float((made(x) - layer(x)).norm() / layer(x).norm())
 
 
-@pytest.mark.parametrize("bits", [(4, 4), (4, 8), (8, 4), (4, 16), (16, 4)], ids=lambda b: f"W{b[0]}A{b[1]}")
+@pytest.mark.parametrize("bits", [(4, 4), (4, 8), (8, 4), (4, 16)], ids=lambda b: f"W{b[0]}A{b[1]}")
 def test_the_error_on_other_tokens_falls(bits: tuple[int, int]) -> None:
     fields = {"weight_bits": bits[0], "activation_bits": bits[1], "weight_rounding": "rtn"}
     rotated, trained = (QuantizationScheme(transforms=name, **fields) for name in ("hadamard", "trained"))
