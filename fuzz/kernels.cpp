@@ -22,19 +22,19 @@ int quota_best_isa();
 int quota_linear(int, int, const void*, int, int64_t, int64_t, int64_t, int64_t, const uint8_t*, const uint16_t*, int64_t,
                  int64_t, const float*, void*);
 int quota_group_sums(int, int, const int8_t*, int64_t, int64_t, int64_t, const uint8_t*, int64_t, int32_t*);
-int quota_quantize(int, const void*, int, int64_t, int64_t, int64_t, int64_t, int8_t*, float*);
+int quota_quantize(int, int, const void*, int, int64_t, int64_t, int64_t, int64_t, int8_t*, float*);
 int quota_kv4_quantize(int, int, const void*, int, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t,
                        uint8_t*, uint16_t*, uint16_t*);
-void quota_kv4_dequantize(int, int, const quota::PackedTensor*, int64_t, int64_t, int64_t, int64_t, void*, int);
+int quota_kv4_dequantize(int, int, const quota::PackedTensor*, int64_t, int64_t, int64_t, int64_t, void*, int);
 int quota_kv4_decode(int, int, const void*, int, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t,
                      const quota::PackedTensor*, const quota::PackedTensor*, const uint8_t*, float, void*);
 int quota_softmax_sums(int, int, void*, int, int64_t, int64_t, int64_t, int64_t, const uint8_t*, const uint8_t*, int64_t,
                        int64_t, float, int64_t, float*);
-int quota_attention_amx(int, const void*, const void*, const void*, void*, const int64_t*, int64_t, int64_t, int64_t,
+int quota_attention_amx(int, int, const void*, const void*, const void*, void*, const int64_t*, int64_t, int64_t, int64_t,
                         int64_t, int64_t, const uint8_t*, const uint8_t*, int64_t, float, float*, void*);
-void quota_activation_error(int, int, const void*, int, int64_t, int64_t, int64_t, int64_t, int64_t, int, float*);
+int quota_activation_error(int, int, const void*, int, int64_t, int64_t, int64_t, int64_t, int64_t, int, float*);
 int quota_peaks(int, int, const float*, const float*, const uint8_t*, int64_t, int64_t, int64_t, float*);
-int quota_cut(const float*, const uint8_t*, const int64_t*, const int64_t*, int64_t, int64_t, uint8_t*, int64_t, int64_t,
+int quota_cut(int, int, const float*, const uint8_t*, const int64_t*, const int64_t*, int64_t, int64_t, uint8_t*, int64_t, int64_t,
               int64_t*, uint8_t*, int64_t*);
 }
 
@@ -164,11 +164,11 @@ void quantize() {
     Numbers x(draw(0, 1), rows * columns, !chance(10));
     std::vector<int8_t> expected(rows * columns);
     std::vector<float> scale(rows * columns / group);
-    const int status = quota_quantize(0, x.data(), x.type, rows, columns, 0, group, expected.data(), scale.data());
+    const int status = quota_quantize(0, 1, x.data(), x.type, rows, columns, 0, group, expected.data(), scale.data());
     for (int isa = 1; isa <= quota_best_isa(); isa++) {
         std::vector<int8_t> codes(rows * columns);
         std::vector<float> found(rows * columns / group);
-        require(status == quota_quantize(isa, x.data(), x.type, rows, columns, 0, group, codes.data(), found.data()),
+        require(status == quota_quantize(isa, threads(), x.data(), x.type, rows, columns, 0, group, codes.data(), found.data()),
                 "quantize refuses with one instruction set only");
         require(status || (codes == expected && found == scale), "codes differ");
     }
@@ -250,7 +250,7 @@ void attention() {
     std::vector<float> sums(heads * bands * sets * length);
     std::vector<uint16_t> tiles(2 * groups * width * ((length + 31) / 32 * 32));
     const int64_t strides[] = {queries * width, width, length * width, width, length * width, width, queries * width, width};
-    quota_attention_amx(threads(), query.data(), key.data(), value.data(), out.data(), strides, heads, groups, queries,
+    quota_attention_amx(3, threads(), query.data(), key.data(), value.data(), out.data(), strides, heads, groups, queries,
                         length, width, visible.data(), given.data(), sets, 1e-3f, sums.data(), tiles.data());
     double total = 0;
     for (const float sum : sums) total += sum;
@@ -287,7 +287,7 @@ void ranking() {
     }
     const auto text = kept;
     int64_t most = -1, largest = 0;
-    require(!quota_cut(static_cast<const float*>(weights.data()), valid.data(), places.data(), counts.data(), batch,
+    require(!quota_cut(0, 1, static_cast<const float*>(weights.data()), valid.data(), places.data(), counts.data(), batch,
                        tokens, kept.data(), batch, length, slots.data(), filled.data(), &most),
             "numbers are refused");
     for (int64_t row = 0; row < batch; row++) {

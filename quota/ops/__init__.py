@@ -27,12 +27,12 @@ __all__ = [
     "ENVIRONMENT_VARIABLE",
     "NAMES",
     "Usage",
-    "available_backends",
     "backend",
     "device_of",
     "for_attention",
     "for_cache",
     "for_linear",
+    "for_tokens",
     "forced",
     "order",
     "record",
@@ -63,11 +63,6 @@ def why_not(name: str) -> str | None:
     """Why the backend called `name` cannot run on this machine; None if it can. QuotaError for an unknown name."""
     found = _load(name)
     return found if isinstance(found, str) else found.why_not()
-
-
-def available_backends() -> tuple[str, ...]:
-    """Names of the backends that can run on this machine."""
-    return tuple(name for name in NAMES if why_not(name) is None)
 
 
 def forced() -> str | None:
@@ -133,6 +128,11 @@ def for_attention(device: torch.device, causal: bool = True) -> Backend:
         )
     faster = [name for name in order(device.type) if name != "reference" and why_not(name) is None]
     return note("attention", backend("reference", device), [f"{name}: causal attention only" for name in faster])
+
+
+def for_tokens(device: torch.device) -> Backend:
+    """The backend for activation_error, peaks and cut; QuotaError if one is forced and not made for the device."""
+    return note("tokens", *_choose(forced(), device.type, None))
 
 
 @lru_cache(maxsize=1024)

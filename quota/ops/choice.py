@@ -51,7 +51,7 @@ def right_align(kept: Tensor) -> tuple[Tensor, Tensor]:
     if len(kept) == 1:
         slots = kept.nonzero()[None, :, 1]
         return slots, torch.ones_like(slots, dtype=torch.bool)
-    most = int(kept.sum(dim=1).max())
+    most = max(kept.sum(dim=1).tolist(), default=0)
     slots = kept.int().argsort(dim=1, stable=True)[:, kept.shape[1] - most :]
     return slots, kept.gather(1, slots)
 

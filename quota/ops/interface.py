@@ -1,14 +1,15 @@
 """What an operator backend is: the jobs, the data they work on, and what a backend must say of itself.
 
-Six jobs, each defined by the reference backend (`quota.ops.reference.backend`), which every other one must equal
-exactly up to the integer sums and to rounding behind them:
+Four jobs, each defined by the reference backend (`quota.ops.reference`), which every other one must equal exactly up to
+the integer sums and to rounding behind them:
 
-    linear            y = dequantise(Q_a(x H) . Q_w) + b         rotate, quantise, multiply, scale, add bias
-    quantize_kv       keys or values -> packed integers, and back by dequantize_kv
-    decode_attention  one query a sequence over the packed cache
-    attention         prefill attention that also adds up what each token receives (the scores' cues)
-    peaks             QUOTA's own score of visual tokens (quota/pruning/scorers/peaks.py)
-    cut               the best so many tokens by any score (equation 5), and where they stand then (quota/ops/choice.py)
+    linear     linear            y = dequantise(Q_a(x H) . Q_w) + b      rotate, quantise, multiply, scale, add bias
+    cache      quantize_kv       keys or values -> packed integers, and back by dequantize_kv
+               decode_attention  one query a sequence over the packed cache
+    attention  attention         prefill attention that also adds up what each token receives (the scores' cues)
+    tokens     activation_error  how far the activation quantiser moves each visual token
+               peaks             QUOTA's own score of visual tokens (quota/pruning/scorers/peaks.py)
+               cut               the best so many by any score (equation 5), and where they stand then
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ S_g += (128 - zero) * (sum of W_g over the group). Scales differ from group to g
 would not do, and torch has no batched one.
 
 It needs no compiler and no GPU, and pays with memory: a byte a weight, in place of half of one. Tiles of rows keep the
-sums in the cache between the product and the scaling. Keys, values and attention are those of the reference.
+sums in the cache between the product and the scaling. All other jobs are those of the reference.
 
 Processors without VNNI add pairs of products in 16 bits, which overflow with 8-bit numbers. `lacks` finds that out by
 multiplying the largest ones.
@@ -24,12 +24,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from quota.ops.choice import cut
 from quota.ops.hadamard import block_hadamard
 from quota.ops.integer import quantize_activation, unpack_int32
-from quota.ops.interface import CacheSpec, LinearSpec, LinearWeight
-from quota.ops.reference import attention as reference_attention
-from quota.ops.reference import tokens as reference_peaks
+from quota.ops.interface import LinearSpec, LinearWeight
+from quota.ops.reference.plain import PlainTorch
 
 # What CUDA's `_int_mm` wants: K and N multiples of 8, M above 16. Weights are padded alike on every device.
 _MULTIPLE = 8
@@ -40,21 +38,10 @@ _TILE = {"cuda": 1 << 26}
 _CPU_TILE = 1 << 18
 
 
-class TorchBackend:
+class TorchBackend(PlainTorch):
     """`torch._int_mm` on int8 weights; runs wherever torch does."""
 
     name = "torch"
-
-    quantize_kv = staticmethod(reference_attention.quantize_kv)
-    dequantize_kv = staticmethod(reference_attention.dequantize_kv)
-    decode_attention = staticmethod(reference_attention.decode_attention)
-    attention = staticmethod(reference_attention.attention)
-    activation_error = staticmethod(reference_attention.activation_error)
-    peaks = staticmethod(reference_peaks.peaks)
-    cut = staticmethod(cut)
-
-    def why_not(self) -> str | None:
-        return None
 
     def lacks(self, spec: LinearSpec) -> str | None:
         bits = spec.weight_bits, spec.activation_bits
@@ -62,9 +49,6 @@ class TorchBackend:
             return "it multiplies integers of 4 and 8 bits only"
         if not _products_are_exact(*bits):
             return "int8 products overflow on this processor, which lacks VNNI instructions"
-        return None
-
-    def lacks_cache(self, spec: CacheSpec) -> str | None:
         return None
 
     def linear(self, x: Tensor, weight: LinearWeight) -> Tensor:
@@ -144,7 +128,7 @@ def _group_sums(q: Tensor, zero: Tensor, bits: int, weight: _Prepared) -> Iterat
     least = _ROWS.get(q.device.type, 1)
     x = functional.pad(x, (0, width - x.shape[2], 0, -len(q) % least)).contiguous()
 
-    step = max(least, 16, _TILE.get(q.device.type, _CPU_TILE) // outputs // least * least)
+    step = max(least, 16, _TILE.get(q.device.type, _CPU_TILE) // max(1, outputs) // least * least)
     sums = torch.empty(min(step, x.shape[1]), outputs, dtype=torch.int32, device=q.device)
     for start in range(0, len(q), step):
         rows = slice(start, min(start + step, len(q)))

@@ -15,7 +15,7 @@ from quota.ops.interface import Backend
 
 @dataclass
 class Usage:
-    """How often each backend was taken for each job ("linear", "cache", "attention")."""
+    """How often each backend was taken for each job ("linear", "cache", "attention", "tokens")."""
 
     calls: Counter[tuple[str, str]] = field(default_factory=Counter)
     """(job, backend) -> calls."""

@@ -80,7 +80,7 @@ def rank(
     score = method.score(signals, weights, recipe.percentiles)
 
     places = rows.flat(images.shape[1])
-    cut = ops.for_attention(images.device).cut(score, counts, rows.valid, places, presence.text)
+    cut = ops.for_tokens(images.device).cut(score, counts, rows.valid, places, presence.text)
     return Choice(cut, counts == rows.counts, places, rows.valid, score)
 
 
@@ -103,7 +103,7 @@ def risk(tokens: Tensor, scheme: QuantizationScheme) -> Tensor:
     if "decoder" not in scheme.modules:
         return torch.zeros(tokens.shape[:2], device=tokens.device)
     width = tokens.shape[-1]
-    error = ops.for_attention(tokens.device).activation_error
+    error = ops.for_tokens(tokens.device).activation_error
     rows = tokens.reshape(-1, width)
     group, block = scheme.activation_group_for(width), scheme.hadamard_for(width)
     return error(rows, scheme.activation_bits, group, block).view(tokens.shape[:2])

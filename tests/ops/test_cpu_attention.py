@@ -254,37 +254,6 @@ class TestAttention:
         assert torch.equal(*outputs)
 
 
-class TestActivationError:
-    @dtypes
-    @pytest.mark.parametrize(
-        ("width", "group", "block"),
-        [(8, 8, 8), (24, 8, 0), (80, 16, 16), (192, 64, 64), (256, 32, 128), (2048, 64, 64)],
-    )
-    @pytest.mark.parametrize("bits", [4, 8])
-    def test_equals_the_reference(self, width: int, group: int, block: int, bits: int, dtype: torch.dtype) -> None:
-        x = (random(7, 2 * width) * 3)[:, :width].to(dtype)
-        x[3, width // 2] = 1000
-        expected = reference.activation_error(x, bits, group, block)
-        actual = prefill.activation_error(x, bits, group, block)
-        # Behind a rotation that adds in another order, a number may be rounded to the other side.
-        torch.testing.assert_close(actual, expected, atol=1e-4, rtol=1e-3 if block else 1e-5)
-
-    @pytest.mark.parametrize("value", [0.0, -3.0, 1e-40], ids=str)
-    def test_rows_without_spread(self, value: float) -> None:
-        x = torch.full((2, 64), value)
-        torch.testing.assert_close(prefill.activation_error(x, 4, 64, 0), reference.activation_error(x, 4, 64, 0))
-
-    @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf], ids=str)
-    def test_what_is_not_a_number_is_not_hidden(self, value: float) -> None:
-        x = random(3, 128)
-        x[1, 77] = value
-        assert prefill.activation_error(x, 4, 64, 64).isnan().tolist() == [False, True, False]
-
-    def test_sixteen_bits_and_no_rows(self) -> None:
-        assert prefill.activation_error(random(3, 64), 16, 64, 64).tolist() == [0.0] * 3
-        assert prefill.activation_error(random(0, 64), 4, 64, 64).shape == (0,)
-
-
 def test_threads_change_no_bit() -> None:
     query, key, value = (random(2, 4, 150, 64, seed=seed) for seed in range(3))
     rows, visible = random(2, 2, 150) > 0, torch.ones(2, 150, dtype=torch.bool)

@@ -72,7 +72,6 @@ def test_every_backend_says_whether_it_runs_and_why_not() -> None:
         "its engine is missing",
         None,
     ]
-    assert ops.available_backends() == ("cpu", "reference")
 
 
 def test_a_registered_name_without_its_class_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,7 +83,7 @@ def test_the_fastest_that_runs_is_taken() -> None:
     assert ops.backend().name == "cpu"
     assert ops.for_linear(FOUR, CPU).name == "cpu"
     assert ops.for_cache(CacheSpec(4, 64, 64), CPU).name == "cpu"
-    assert ops.for_attention(CPU).name == "cpu"
+    assert ops.for_attention(CPU).name == ops.for_tokens(CPU).name == "cpu"
 
 
 def test_a_device_has_its_own_order() -> None:
@@ -141,6 +140,7 @@ def test_one_that_is_asked_for_and_cannot_run_is_an_error(
         pytest.param(lambda: ops.for_linear(EIGHT, CPU), "8-bit weights", id="lacks the layer"),
         pytest.param(lambda: ops.for_cache(CacheSpec(3, 64, 64), CPU), "3-bit caches", id="lacks the cache"),
         pytest.param(lambda: ops.for_attention(CUDA), "the tensors are on cuda", id="other device"),
+        pytest.param(lambda: ops.for_tokens(CUDA), "the tensors are on cuda", id="other device, tokens"),
     ],
 )
 def test_one_that_is_asked_for_is_not_replaced(choose, says: str) -> None:
@@ -173,9 +173,10 @@ def test_a_record_says_what_ran_each_job() -> None:
         ops.for_linear(FOUR, CPU)
         with ops.record() as inner:
             ops.for_cache(CacheSpec(4, 64, 64), CPU)
+        ops.for_tokens(CPU)
     ops.for_attention(CPU)
-    assert usage.backends() == {"cache": ["cpu"], "linear": ["cpu", "reference"]}
-    assert str(usage) == "cache: cpu; linear: cpu, reference (cpu: 8-bit weights)"
+    assert usage.backends() == {"cache": ["cpu"], "linear": ["cpu", "reference"], "tokens": ["cpu"]}
+    assert str(usage) == "cache: cpu; linear: cpu, reference; tokens: cpu (cpu: 8-bit weights)"
     assert inner.backends() == {"cache": ["cpu"]} and not inner.lacking
     with ops.record(inner):
         ops.for_linear(FOUR, CPU)

@@ -13,13 +13,13 @@ from quota.ops import kv_integer
 from quota.ops.hadamard import block_hadamard
 from quota.ops.reference import attention as reference_attention
 from quota.ops.reference.attention import (
-    activation_error,
     attention,
     attention_naive,
     decode_attention,
     dequantize_kv,
     quantize_kv,
 )
+from quota.ops.reference.tokens import activation_error
 from quota.scheme import QuantizationScheme
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from support.instruction_sets import every_isa, needs_library, using
+from support.instruction_sets import HERE, every_isa, needs_library, using
 from torch import Tensor
 
 from quota.errors import QuotaError
@@ -120,3 +120,46 @@ def test_the_number_of_threads_changes_nothing(isa: str) -> None:
     finally:
         torch.set_num_threads(threads)
     assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+
+
+def random(*shape: int) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(params=HERE)
+def isa(request: pytest.FixtureRequest) -> Iterator[None]:
+    with using(request.param):
+        yield
+
+
+@needs_library
+@pytest.mark.usefixtures("isa")
+class TestActivationError:
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+    @pytest.mark.parametrize(
+        ("width", "group", "block"),
+        [(8, 8, 8), (24, 8, 0), (80, 16, 16), (192, 64, 64), (256, 32, 128), (2048, 64, 64)],
+    )
+    @pytest.mark.parametrize("bits", [4, 8])
+    def test_equals_the_reference(self, width: int, group: int, block: int, bits: int, dtype: torch.dtype) -> None:
+        x = (random(7, 2 * width) * 3)[:, :width].to(dtype)
+        x[3, width // 2] = 1000
+        expected = reference_peaks.activation_error(x, bits, group, block)
+        actual = ranking.activation_error(x, bits, group, block)
+        # Behind a rotation that adds in another order, a number may be rounded to the other side.
+        torch.testing.assert_close(actual, expected, atol=1e-4, rtol=1e-3 if block else 1e-5)
+
+    @pytest.mark.parametrize("value", [0.0, -3.0, 1e-40], ids=str)
+    def test_rows_without_spread(self, value: float) -> None:
+        x = torch.full((2, 64), value)
+        torch.testing.assert_close(ranking.activation_error(x, 4, 64, 0), reference_peaks.activation_error(x, 4, 64, 0))
+
+    @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf], ids=str)
+    def test_what_is_not_a_number_is_not_hidden(self, value: float) -> None:
+        x = random(3, 128)
+        x[1, 77] = value
+        assert ranking.activation_error(x, 4, 64, 64).isnan().tolist() == [False, True, False]
+
+    def test_sixteen_bits_and_no_rows(self) -> None:
+        assert ranking.activation_error(random(3, 64), 16, 64, 64).tolist() == [0.0] * 3
+        assert ranking.activation_error(random(0, 64), 4, 64, 64).shape == (0,)

@@ -22,8 +22,8 @@ class CpuBackend:
     quantize_kv = staticmethod(cache.quantize_kv)
     dequantize_kv = staticmethod(cache.dequantize_kv)
     decode_attention = staticmethod(cache.decode_attention)
-    activation_error = staticmethod(attention.activation_error)
     attention = staticmethod(attention.attention)
+    activation_error = staticmethod(tokens.activation_error)
     peaks = staticmethod(tokens.peaks)
     cut = staticmethod(tokens.cut)
 

@@ -1,4 +1,4 @@
-"""What the scores are made of, on the CPU: prefill attention with its column sums, and the activations' errors.
+"""Prefill attention with its column sums on the CPU.
 
 In bfloat16, on a processor with AMX, attention is one kernel. Otherwise its two matrix products are torch's, and what
 stands between them is one pass: mask, softmax, and the sums of what each token receives. Either way the sums cost next
@@ -7,14 +7,13 @@ to nothing, and a sample's result depends neither on the rest of its batch nor o
 
 from __future__ import annotations
 
-from ctypes import c_float, c_int, c_int64
+from ctypes import c_int64
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from quota.ops.cpu.library import ISAS, integers, isa, library, machine, pointers, rows_of, typed
-from quota.ops.reference import attention as reference_attention
+from quota.ops.cpu.library import FLOATS, ISAS, address, isa, require, rows_of, run, typed
 
 # Logits held at once, in numbers.
 _LOGITS = 1 << 22
@@ -23,21 +22,29 @@ _LOGITS = 1 << 22
 _QUERIES = {torch.float32: 256, torch.bfloat16: 1024}
 # Rows whose sums are added up one after the other (PREFILL_BAND of src/kv.h): fixed, whatever the threads.
 _BAND = 64
-_LARGEST_GROUP = 256
 
 
 def attention(
     query: Tensor, key: Tensor, value: Tensor, rows: Tensor, visible: Tensor, scaling: float
 ) -> tuple[Tensor, Tensor]:
     """Causal attention and its column sums, as `quota.ops.reference.attention.attention`."""
-    batch, _, queries, _ = query.shape
+    (batch, heads, queries, width), (groups, length) = query.shape, key.shape[1:3]
     query, key, value = (rows_of(x.detach()) for x in (query, key, value))
+    # Each group of heads shares keys, and the queries are the last tokens.
+    fitting = batch, heads - heads % max(1, groups), min(queries, length), width
+    require("queries", query, fitting, *FLOATS, rows=True)
+    require("keys", key, (batch, groups, length, width), *FLOATS, rows=True)
+    require("values", value, (batch, groups, length, width), *FLOATS, rows=True)
+    require("rows", rows := rows.contiguous(), (batch, rows.shape[1], queries), torch.bool)
+    require("visible", visible := visible.contiguous(), (batch, length), torch.bool)
     output = torch.zeros_like(query)
-    sums = torch.zeros(batch, rows.shape[1], key.shape[2])
+    sums = torch.zeros(batch, rows.shape[1], length)
+    if not query.numel():
+        return output, sums
     for sample in range(batch):
         # Padding stands in front. Cut off, it cannot change a bit of what the others do.
         first = visible[sample].numpy().tobytes().find(1)
-        own = max(0, first - (key.shape[2] - queries))
+        own = max(0, first - (length - queries))
         if first < 0 or own == queries:
             continue
         part = _Sample(
@@ -49,23 +56,9 @@ def attention(
             scaling,
             output[sample, :, own:],
         )
-        one_kernel = query.dtype == torch.bfloat16 and query.shape[3] % 32 == 0 and ISAS[isa()] == "amx"
+        one_kernel = query.dtype == torch.bfloat16 and width % 32 == 0 and ISAS[isa()] == "amx"
         sums[sample, :, first:] = _with_amx(part) if one_kernel else _with_torch(part)
     return output, sums
-
-
-def activation_error(x: Tensor, bits: int, group: int, hadamard: int) -> Tensor:
-    """||Q(x H) - x H||_2 of each row of x [M, K], as `quota.ops.reference.attention.activation_error`."""
-    if bits == 16 or max(group, hadamard) > _LARGEST_GROUP:
-        return reference_attention.activation_error(x, bits, group, hadamard)
-    x = rows_of(x.detach())
-    errors = torch.empty(len(x))
-    library().quota_activation_error(
-        *(*machine(), *typed(x)),
-        *integers(*x.shape, x.stride(0), hadamard, group),
-        *(c_int(bits), *pointers(errors)),
-    )
-    return errors
 
 
 @dataclass(frozen=True)
@@ -91,18 +84,24 @@ def _with_amx(part: _Sample) -> Tensor:
     """Write the output and return the sums [R, S]."""
     heads, queries, width = part.query.shape
     groups, length = part.key.shape[:2]
-    tensors = part.query, part.key, part.value, part.output
-    strides = [stride for tensor in tensors for stride in tensor.stride()[:2]]
+    tensors = {"queries": part.query, "keys": part.key, "values": part.value, "outputs": part.output}
+    shapes = [(heads, queries, width), *[(groups, length, width)] * 2, (heads, queries, width)]
+    strides = [stride for tensor in tensors.values() for stride in tensor.stride()[:2]]
     given = torch.zeros(heads, -(-queries // _BAND), len(part.rows), length)
     tiles = torch.empty(2 * groups * width * (-(-length // 32) * 32), dtype=torch.bfloat16)
-    failed = library().quota_attention_amx(
-        *(c_int(torch.get_num_threads()), *pointers(*tensors), (c_int64 * len(strides))(*strides)),
-        *integers(heads, groups, queries, length, width),
-        *pointers(part.visible, part.rows),
-        *(*integers(len(part.rows)), c_float(part.scaling)),
-        *pointers(given, tiles),
+    run(
+        "quota_attention_amx",
+        *(
+            address(name, tensor, shape, torch.bfloat16, rows=True)
+            for (name, tensor), shape in zip(tensors.items(), shapes, strict=True)
+        ),
+        (c_int64 * len(strides))(*strides),
+        *(heads, groups, queries, length, width),
+        address("visible", part.visible, (length,), torch.bool),
+        address("rows", part.rows, (len(part.rows), queries), torch.bool),
+        *(len(part.rows), part.scaling, given.data_ptr(), tiles.data_ptr()),
+        work=f"the attention weights of {length} tokens",
     )
-    _check(failed, length)
     return given.sum(dim=(0, 1)) / heads
 
 
@@ -134,18 +133,15 @@ def _with_torch(part: _Sample) -> Tensor:
 def _softmax(logits: Tensor, rows: Tensor, visible: Tensor, scaling: float) -> Tensor:
     """Causal softmax of [H, T, S] in place; what the rows of [R, T or more] give to each key, summed: [R, S]."""
     heads, queries, length = logits.shape
-    given = torch.empty(heads, -(-queries // _BAND), len(rows), length)
-    failed = library().quota_softmax_sums(
-        *(*machine(), *typed(logits)),
-        *integers(heads, queries, length, length - queries),
-        *pointers(visible, rows),
-        *integers(len(rows), rows.stride(0)),
-        *(c_float(scaling), *integers(_BAND), *pointers(given)),
+    sets = rows.shape[0]
+    given = torch.empty(heads, -(-queries // _BAND), sets, length)
+    run(
+        "quota_softmax_sums",
+        *typed("logits", logits, (heads, queries, length)),
+        *(heads, queries, length, length - queries),
+        address("visible", visible[:length], (length,), torch.bool),
+        address("rows", rows[:, :queries], (sets, queries), torch.bool, rows=True),
+        *(sets, rows.stride(0), scaling, _BAND, given.data_ptr()),
+        work=f"the attention weights of {length} tokens",
     )
-    _check(failed, length)
     return given.sum(dim=(0, 1))
-
-
-def _check(failed: int, length: int) -> None:
-    if failed:
-        raise MemoryError(f"no memory for the attention weights of {length} tokens")

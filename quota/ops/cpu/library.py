@@ -1,16 +1,21 @@
-"""The compiled kernels: finding and loading them, and the instruction set that they are to use.
+"""The compiled kernels: finding and loading them, and the one way in.
 
 The library is built when the package is installed (setup.py) from `src/`, and is plain C to the outside. Every function
 takes the instruction set as its first argument: the best that the machine has, or the one that QUOTA_CPU_ISA names.
+
+The kernels cannot know how large a buffer is. So every pointer comes from `address`, which compares a tensor with the
+sizes that the kernel is told, and `run` raises what the kernel says of sizes that it is not made for.
 """
 
 from __future__ import annotations
 
 import ctypes
 import os
-from ctypes import c_int, c_int64, c_void_p
+from collections.abc import Sequence
+from ctypes import c_float, c_int, c_int64, c_void_p
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,20 +25,30 @@ from quota.errors import QuotaError
 ENVIRONMENT_VARIABLE = "QUOTA_CPU_ISA"
 # In the order of `Isa` in src/isa.h.
 ISAS = ("portable", "avx2", "avx512", "amx")
+# In the order of `FloatType` in src/linear.h.
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 _FILE = Path(__file__).with_name("libquota_cpu.so")
 
-# Name -> argument types; each function returns a C int.
+# In the order of `Status` in src/checks.h.
+_REFUSED, _NO_MEMORY, _WRONG_SIZES = 1, 2, 3
+
+_KINDS = {"i": c_int, "n": c_int64, "p": c_void_p, "f": c_float}
+# Name -> kinds of arguments; each function returns an int. The first two are instruction set and threads, and "pi" a
+# tensor of any floating type, with its type.
 _FUNCTIONS = {
-    "quota_best_isa": (),
-    "quota_linear": (
-        *(c_int, c_int),
-        *(c_void_p, c_int, c_int64, c_int64, c_int64, c_int64),
-        *(c_void_p, c_void_p, c_int64, c_int64),
-        *(c_void_p, c_void_p),
-    ),
-    "quota_group_sums": (c_int, c_int, c_void_p, c_int64, c_int64, c_int64, c_void_p, c_int64, c_void_p),
-    "quota_quantize": (c_int, c_void_p, c_int, c_int64, c_int64, c_int64, c_int64, c_void_p, c_void_p),
+    "quota_best_isa": "",
+    "quota_linear": "ii pi nnnn pp nn pp",
+    "quota_group_sums": "ii p nnn p n p",
+    "quota_quantize": "ii pi nnnn pp",
+    "quota_kv4_quantize": "ii pi nnnn nnn n ppp",
+    "quota_kv4_dequantize": "ii p nnnn pi",
+    "quota_kv4_decode": "ii pi nnnnn nn pp p f p",
+    "quota_softmax_sums": "ii pi nnnn pp nn f n p",
+    "quota_attention_amx": "ii pppp p nnnnn pp n f pp",
+    "quota_activation_error": "ii pi nn n nn i p",
+    "quota_peaks": "ii ppp nnn p",
+    "quota_cut": "ii ppp p nn p nn pp p",
 }
 
 
@@ -75,35 +90,50 @@ def _load() -> ctypes.CDLL | str:
         return "not built: the install found no working C++ compiler; install one (g++) and reinstall quota-vlm"
     try:
         loaded = ctypes.CDLL(str(_FILE))
-        for name, arguments in _FUNCTIONS.items():
-            getattr(loaded, name).argtypes = arguments
+        for name, kinds in _FUNCTIONS.items():
+            getattr(loaded, name).argtypes = [_KINDS[kind] for kind in kinds.replace(" ", "")]
     except (OSError, AttributeError) as error:
         return f"not built: {_FILE.name} cannot be loaded ({error}); reinstall quota-vlm"
     return loaded
 
 
-TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-"""Type of a tensor -> how the kernels call it."""
+def run(name: str, *arguments: Any, refusal: str = "", work: str) -> None:
+    """Call the kernel `name` with its arguments behind instruction set and threads.
+
+    QuotaError for sizes that it is not made for, and with `refusal` for numbers that cannot be stored or ranked;
+    MemoryError, which says for what `work`, if it finds none.
+    """
+    status = getattr(library(), name)(isa(), torch.get_num_threads(), *arguments)
+    if status == _REFUSED:
+        raise QuotaError(refusal)
+    if status == _NO_MEMORY:
+        raise MemoryError(f"no memory for {work}")
+    if status == _WRONG_SIZES:
+        raise QuotaError(f"the cpu backend is not made for such sizes of {work}; choose another backend")
 
 
-def machine() -> tuple[c_int, c_int]:
-    """Instruction set and threads, the first arguments of every function."""
-    return c_int(isa()), c_int(torch.get_num_threads())
+def require(name: str, tensor: Tensor, shape: Sequence[int], *types: torch.dtype, rows: bool = False) -> None:
+    """QuotaError, which names the tensor, unless it is of this shape, one of `types`, in main memory and contiguous.
+
+    With `rows` its last dimension alone must be contiguous.
+    """
+    dense = tensor.is_contiguous() or (rows and (tensor.stride(-1) == 1 or tensor.shape[-1] == 1))
+    if dense and tensor.dtype in types and tensor.shape == shape and tensor.is_cpu:
+        return
+    found = f"{tensor.dtype} {list(tensor.shape)} with strides {list(tensor.stride())} on {tensor.device.type}"
+    meant = f"contiguous {' or '.join(map(str, types))} {list(shape)}"
+    raise QuotaError(f"the cpu backend takes {name} as {meant}; convert what it was given: {found}")
 
 
-def typed(x: Tensor) -> tuple[c_void_p, c_int]:
-    """Where x starts, and its type."""
-    return c_void_p(x.data_ptr()), c_int(TYPES[x.dtype])
+def address(name: str, tensor: Tensor, shape: Sequence[int], *types: torch.dtype, rows: bool = False) -> int:
+    """Where a tensor starts that is as `require` says."""
+    require(name, tensor, shape, *types, rows=rows)
+    return tensor.data_ptr()
 
 
-def pointers(*tensors: Tensor) -> tuple[c_void_p, ...]:
-    """Where each of these starts."""
-    return tuple(c_void_p(tensor.data_ptr()) for tensor in tensors)
-
-
-def integers(*numbers: int) -> tuple[c_int64, ...]:
-    """Sizes and strides."""
-    return tuple(map(c_int64, numbers))
+def typed(name: str, tensor: Tensor, shape: Sequence[int], rows: bool = False) -> tuple[int, int]:
+    """`address` of a floating tensor, and how the kernels call its type."""
+    return address(name, tensor, shape, *FLOATS, rows=rows), FLOATS.index(tensor.dtype)
 
 
 def rows_of(x: Tensor) -> Tensor:

@@ -10,17 +10,15 @@ import torch
 from torch import Tensor
 
 from quota.errors import QuotaError
-from quota.ops.cpu.library import isa, library
+from quota.ops.cpu.library import address, run, typed
 from quota.ops.interface import LinearSpec, LinearWeight
 
 SMALLEST_GROUP = 8
 """Channels that one 32-bit word of packed weights holds."""
 LARGEST_GROUP = 256
 
-# In the order of `FloatType` in src/linear.h.
-_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-
-_NOT_FINITE = 1
+_WORK = "the codes of the activations"
+_NOT_FINITE = "activations hold NaN or infinity and cannot be quantised; run the model in float32 to find where"
 
 
 def lacks(spec: LinearSpec) -> str | None:
@@ -39,19 +37,25 @@ def linear(x: Tensor, weight: LinearWeight) -> Tensor:
 
     A row of the result depends neither on the other rows and their number nor on the number of threads.
     """
-    spec, x = weight.spec, x.contiguous()
+    spec, x, bias = weight.spec, x.contiguous(), weight.bias
     # Exact: scales are stored as bfloat16 holds them, even where a caller has converted the whole model.
     scale = weight.scale.to(torch.bfloat16)
-    if spec.columns // scale.shape[1] < SMALLEST_GROUP:
+    rows, groups = len(x), scale.shape[-1]
+    if spec.columns < SMALLEST_GROUP * groups:
         raise QuotaError(f"the cpu backend needs weight groups of {SMALLEST_GROUP} channels; choose another backend")
-    y = torch.empty(x.shape[0], spec.rows, dtype=x.dtype)
-    status = library().quota_linear(
-        *(isa(), torch.get_num_threads()),
-        *(x.data_ptr(), _TYPES[x.dtype], x.shape[0], spec.columns, spec.hadamard, spec.activation_group),
-        *(weight.packed.data_ptr(), scale.data_ptr(), scale.shape[1], spec.rows),
-        *(None if weight.bias is None else weight.bias.data_ptr(), y.data_ptr()),
+    y = torch.empty(rows, spec.rows, dtype=x.dtype)
+    run(
+        "quota_linear",
+        *typed("inputs", x, (rows, spec.columns)),
+        *(rows, spec.columns, spec.hadamard, spec.activation_group),
+        address("packed weights", weight.packed, (spec.rows, spec.columns // SMALLEST_GROUP), torch.int32),
+        address("weight scales", scale, (spec.rows, groups), torch.bfloat16),
+        *(groups, spec.rows),
+        None if bias is None else address("bias", bias, (spec.rows,), torch.float32),
+        y.data_ptr(),
+        refusal=_NOT_FINITE,
+        work=_WORK,
     )
-    _check(status)
     return y
 
 
@@ -63,13 +67,16 @@ def group_sums(q: Tensor, zero: Tensor, packed: Tensor, bits: int, group: int) -
     if bits != 4:
         raise QuotaError(f"the cpu backend has kernels for 4-bit weights, not {bits}; choose another backend")
     codes = (q.to(torch.int32) - zero.repeat_interleave(group, dim=1)).to(torch.int8)
-    rows, columns = q.shape
-    sums = torch.empty(rows, packed.shape[0], columns // group, dtype=torch.int32)
-    status = library().quota_group_sums(
-        *(isa(), torch.get_num_threads()),
-        *(codes.data_ptr(), rows, columns, group, packed.data_ptr(), packed.shape[0], sums.data_ptr()),
+    (rows, columns), outputs = q.shape, len(packed)
+    sums = torch.empty(rows, outputs, columns // group, dtype=torch.int32)
+    run(
+        "quota_group_sums",
+        address("codes", codes, (rows, columns), torch.int8),
+        *(rows, columns, group),
+        address("packed weights", packed, (outputs, columns // SMALLEST_GROUP), torch.int32),
+        *(outputs, sums.data_ptr()),
+        work=_WORK,
     )
-    _check(status)
     return sums
 
 
@@ -78,18 +85,11 @@ def quantize(x: Tensor, group: int, hadamard: int) -> tuple[Tensor, Tensor]:
     x = x.contiguous()
     rows, columns = x.shape
     codes, scale = torch.empty(rows, columns, dtype=torch.int8), torch.empty(rows, columns // group)
-    status = library().quota_quantize(
-        *(isa(), x.data_ptr(), _TYPES[x.dtype], rows, columns, hadamard, group),
-        *(codes.data_ptr(), scale.data_ptr()),
+    run(
+        "quota_quantize",
+        *typed("inputs", x, (rows, columns)),
+        *(rows, columns, hadamard, group, codes.data_ptr(), scale.data_ptr()),
+        refusal=_NOT_FINITE,
+        work=_WORK,
     )
-    _check(status)
     return codes, scale
-
-
-def _check(status: int) -> None:
-    if status == _NOT_FINITE:
-        raise QuotaError(
-            "activations hold NaN or infinity and cannot be quantised; run the model in float32 to find where"
-        )
-    if status:
-        raise MemoryError("no memory for the codes of the activations")

@@ -1,4 +1,4 @@
-"""Scores of visual tokens and the choice among them on the CPU: one pass each, where torch takes some twenty."""
+"""Risk and scores of visual tokens, and the choice among them, on the CPU: one pass each, where torch takes twenty."""
 
 from __future__ import annotations
 
@@ -10,32 +10,64 @@ from torch import Tensor
 
 from quota.errors import QuotaError
 from quota.ops.choice import NOT_A_NUMBER, Cut
-from quota.ops.cpu.library import integers, library, machine, pointers
+from quota.ops.cpu.library import address, rows_of, run, typed
+from quota.ops.reference import tokens as reference
+
+_LARGEST_GROUP = 256
+
+
+def activation_error(x: Tensor, bits: int, group: int, hadamard: int) -> Tensor:
+    """||Q(x H) - x H||_2 of each row of x [M, K], as `quota.ops.reference.tokens.activation_error`."""
+    if bits == 16 or max(group, hadamard) > _LARGEST_GROUP:
+        return reference.activation_error(x, bits, group, hadamard)
+    x = rows_of(x.detach())
+    rows, columns = x.shape
+    errors = torch.empty(rows)
+    run(
+        "quota_activation_error",
+        *typed("tokens", x, (rows, columns), rows=True),
+        *(rows, columns, x.stride(0), hadamard, group, bits, errors.data_ptr()),
+        work="the errors of activations",
+    )
+    return errors
 
 
 def peaks(hidden: Tensor, weight: Tensor, valid: Tensor) -> Tensor:
     """[B, V, D] -> [B, V] float32, as `quota.ops.reference.tokens.peaks`."""
     hidden, weight, valid = hidden.float().contiguous(), weight.float().contiguous(), valid.contiguous()
-    scores = torch.empty(valid.shape)
-    given = pointers(hidden, weight, valid), integers(*hidden.shape), pointers(scores)
-    failed = library().quota_peaks(*machine(), *(argument for group in given for argument in group))
-    if failed:
-        raise MemoryError(f"no memory for the scores of {valid.shape[1]} tokens")
+    batch, tokens, width = hidden.shape
+    scores = torch.empty(batch, tokens)
+    run(
+        "quota_peaks",
+        address("tokens", hidden, (batch, tokens, width), torch.float32),
+        address("weights", weight, (batch, tokens), torch.float32),
+        address("valid", valid, (batch, tokens), torch.bool),
+        *(batch, tokens, width, scores.data_ptr()),
+        work=f"the scores of {tokens} tokens",
+    )
     return scores
 
 
 def cut(score: Tensor, counts: Sequence[int], valid: Tensor, places: Tensor, others: Tensor) -> Cut:
     """As `quota.ops.choice.cut`."""
-    score, valid, places, kept = score.float().contiguous(), valid.contiguous(), places.contiguous(), others.clone()
+    score, valid, places = score.float().contiguous(), valid.contiguous(), places.contiguous()
+    kept = others.clone(memory_format=torch.contiguous_format)
+    (rows, tokens), (batch, length) = score.shape, kept.shape
+    if len(counts) != rows:
+        raise QuotaError(f"there must be a count for each of {rows} rows of visual tokens, not {len(counts)}")
     slots, filled = torch.empty(kept.numel(), dtype=torch.int64), torch.empty(kept.numel(), dtype=torch.bool)
     most = c_int64()
-    failed = library().quota_cut(
-        *(*pointers(score, valid, places), (c_int64 * len(counts))(*counts), *integers(*score.shape)),
-        *(*pointers(kept), *integers(*kept.shape), *pointers(slots, filled), byref(most)),
+    run(
+        "quota_cut",
+        address("scores", score, (rows, tokens), torch.float32),
+        address("valid", valid, (rows, tokens), torch.bool),
+        address("places", places, (rows, tokens), torch.int64),
+        (c_int64 * rows)(*counts),
+        *(rows, tokens),
+        address("other tokens", kept, (batch, length), torch.bool),
+        *(batch, length, slots.data_ptr(), filled.data_ptr(), byref(most)),
+        refusal=NOT_A_NUMBER,
+        work=f"a choice among {tokens} tokens",
     )
-    if failed == 1:
-        raise QuotaError(NOT_A_NUMBER)
-    if failed:
-        raise MemoryError(f"no memory to choose among {score.shape[1]} tokens")
-    layout = (len(kept), most.value), (most.value, 1)
+    layout = (batch, most.value), (most.value, 1)
     return Cut(kept, slots.as_strided(*layout), filled.as_strided(*layout))

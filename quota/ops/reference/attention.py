@@ -1,4 +1,4 @@
-"""The jobs of cache and attention, and the activations' errors, in plain torch: what every backend's must equal.
+"""The jobs of cache and attention in plain torch: what every backend's must equal.
 
     quantize_kv       rotate each head by a Hadamard matrix, quantise, pack
     decode_attention  softmax(scaling * q K^T) V over the dequantised cache
@@ -6,8 +6,6 @@
 
                       inter_i = 1/H sum_h sum_{j in text}   A_h[j, i]
                       intra_i = 1/H sum_h sum_{k in visual} A_h[k, i]       (METHOD section 4, equations 6-9)
-
-    activation_error  ||Q(v) - v||_2, how far the deployed activation quantiser moves a token: its risk
 
 A is the softmax that makes the output, so the sums cost no second pass. All arithmetic is float32, so other backends
 differ by rounding.
@@ -20,7 +18,6 @@ from torch import Tensor
 
 from quota.ops import kv_integer
 from quota.ops.hadamard import block_hadamard
-from quota.ops.integer import dequantize_activation, quantize_activation
 from quota.ops.interface import PackedTensor
 
 # Attention weights held at once, in numbers; 2^24 of them are 64 MiB.
@@ -67,10 +64,12 @@ def attention(
     """
     batch, heads, queries, width = query.shape
     groups, length = key.shape[1], key.shape[2]
+    sums = torch.zeros(batch, rows.shape[1], length, device=key.device)
+    if not query.numel() or not length:
+        return torch.zeros_like(query), sums
     grouped = query.reshape(batch, groups, heads // groups, queries, width)
     transposed, values = key.float().transpose(-1, -2).unsqueeze(2), value.float().unsqueeze(2)
     places = torch.arange(length, device=key.device)
-    sums = torch.zeros(batch, rows.shape[1], length, device=key.device)
     output = torch.empty_like(grouped)
     step = max(1, _CHUNK // max(1, batch * heads * length))
     for start in range(0, queries, step):
@@ -104,15 +103,3 @@ def attention_naive(
         outputs.append((weights @ value[:, head // shared].float()).to(query.dtype))
         sums += rows.float() @ weights / heads
     return torch.stack(outputs, dim=1), sums
-
-
-def activation_error(x: Tensor, bits: int, group: int, hadamard: int) -> Tensor:
-    """||Q(x H) - x H||_2 of each row of x [M, K] -> [M] float32; zeros for 16 bits.
-
-    H turns vectors without stretching them, so this is the error in the basis of x too.
-    """
-    if bits == 16:
-        return torch.zeros(len(x), device=x.device)
-    rotated = block_hadamard(x.float(), hadamard)
-    seen = dequantize_activation(*quantize_activation(rotated, bits, group))
-    return torch.linalg.vector_norm(seen.sub_(rotated), dim=-1)

@@ -7,7 +7,7 @@ Every other backend must produce the same S, to the last unit, and this one is w
 S comes from float32 matrix products, which are far faster in torch than integer ones and exact here:
 products are at most 255 * 128 in size, so a sum of up to 512 of them stays below 2^24, and float32 holds
 every integer up to there, in whatever order the terms are added. `group_sums_naive` is the same in int32,
-for the tests. The jobs of cache and attention are defined in `quota.ops.reference.attention`.
+for the tests. The other jobs are those of `quota.ops.reference.plain`.
 """
 
 from __future__ import annotations
@@ -17,34 +17,18 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from quota.ops.choice import cut
 from quota.ops.hadamard import block_hadamard
 from quota.ops.integer import dequantize_weight, quantize_activation, unpack_int32
-from quota.ops.interface import CacheSpec, LinearSpec, LinearWeight
-from quota.ops.reference import attention as reference_attention
-from quota.ops.reference import tokens as reference_peaks
+from quota.ops.interface import LinearSpec, LinearWeight
+from quota.ops.reference.plain import PlainTorch
 
 
-class ReferenceBackend:
+class ReferenceBackend(PlainTorch):
     """Runs everywhere and lacks nothing; meant to be right, not fast."""
 
     name = "reference"
 
-    quantize_kv = staticmethod(reference_attention.quantize_kv)
-    dequantize_kv = staticmethod(reference_attention.dequantize_kv)
-    decode_attention = staticmethod(reference_attention.decode_attention)
-    attention = staticmethod(reference_attention.attention)
-    activation_error = staticmethod(reference_attention.activation_error)
-    peaks = staticmethod(reference_peaks.peaks)
-    cut = staticmethod(cut)
-
-    def why_not(self) -> str | None:
-        return None
-
     def lacks(self, spec: LinearSpec) -> str | None:
-        return None
-
-    def lacks_cache(self, spec: CacheSpec) -> str | None:
         return None
 
     def linear(self, x: Tensor, weight: LinearWeight) -> Tensor:

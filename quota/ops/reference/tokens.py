@@ -1,9 +1,12 @@
-"""The score `peaks` of visual tokens, in plain torch: what every backend's must equal.
+"""The jobs of visual tokens in plain torch: what every backend's must equal.
 
-    c_ij    = v_i . v_j / (|v_i| |v_j|)
-    mass_i  = sum_j w_j max(0, c_ij)^16
-    nov_i   = 1 - max of c_ij over the j ahead of i                 2 for the first of all
-    score_i = sqrt(mass_i) nov_i
+    activation_error  ||Q(v) - v||_2, how far the deployed activation quantiser moves a token: its risk
+    peaks             QUOTA's own score,
+
+                      c_ij    = v_i . v_j / (|v_i| |v_j|)
+                      mass_i  = sum_j w_j max(0, c_ij)^16
+                      nov_i   = 1 - max of c_ij over the j ahead of i                 2 for the first of all
+                      score_i = sqrt(mass_i) nov_i
 
 j is ahead of i if w_j > w_i, or w_j = w_i and j < i. quota/pruning/scorers/peaks.py says what it is for.
 """
@@ -16,6 +19,8 @@ import torch
 from torch import Tensor
 
 from quota.ops.choice import places
+from quota.ops.hadamard import block_hadamard
+from quota.ops.integer import dequantize_activation, quantize_activation
 
 _LARGEST = 2.0
 _SMALLEST = 1e-12
@@ -24,11 +29,25 @@ _ENTRIES = 2**24
 """Products at a time: the square of 4,096 tokens."""
 
 
+def activation_error(x: Tensor, bits: int, group: int, hadamard: int) -> Tensor:
+    """||Q(x H) - x H||_2 of each row of x [M, K] -> [M] float32; zeros for 16 bits.
+
+    H turns vectors without stretching them, so this is the error in the basis of x too.
+    """
+    if bits == 16:
+        return torch.zeros(len(x), device=x.device)
+    rotated = block_hadamard(x.float(), hadamard)
+    seen = dequantize_activation(*quantize_activation(rotated, bits, group))
+    return torch.linalg.vector_norm(seen.sub_(rotated), dim=-1)
+
+
 def peaks(hidden: Tensor, weight: Tensor, valid: Tensor) -> Tensor:
     """Score of visual tokens [B, V, D], float32 [B, V], 0 at padding.
 
     weight [B, V] float; valid [B, V] bool. What stands at padding is never read.
     """
+    if not valid.numel():
+        return torch.zeros(valid.shape, device=valid.device)
     hidden = hidden.float()
     length, place = lengths(hidden), places(weight, valid)
     scores = []

@@ -1,4 +1,4 @@
-"""The "triton" backend: kernels for CUDA, all jobs.
+"""The "triton" backend: kernels for CUDA. What is done with visual tokens is left to torch.
 
 Nothing here imports triton before a job is run, so `why_not` can tell a machine without it what is missing. With
 TRITON_INTERPRET=1 the same kernels run on the CPU, one program after the other, in triton's interpreter: slow, but
@@ -12,23 +12,20 @@ the rows concerned come out as NaN, and the error is raised by the first call th
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from importlib.util import find_spec
 
 import torch
 from torch import Tensor
 
-from quota.ops.choice import Cut, cut
 from quota.ops.interface import CacheSpec, LinearSpec, LinearWeight, PackedTensor
-from quota.ops.reference import attention as reference_attention
-from quota.ops.reference import tokens as reference_peaks
+from quota.ops.reference.plain import PlainTorch
 
 # A program holds the matrix in registers, which more would overflow.
 _LARGEST_ROTATION = 64
 _WIDEST_HEAD = 256
 
 
-class TritonBackend:
+class TritonBackend(PlainTorch):
     """Needs triton and an NVIDIA GPU of compute capability 8.0 or later."""
 
     name = "triton"
@@ -97,18 +94,6 @@ class TritonBackend:
         from quota.ops.triton.attention import attention
 
         return attention(query, key, value, rows, visible, scaling)
-
-    def activation_error(self, x: Tensor, bits: int, group: int, hadamard: int) -> Tensor:
-        """||Q(x H) - x H||_2 of each row of x [M, K] -> [M] float32; torch's own operations do."""
-        return reference_attention.activation_error(x, bits, group, hadamard)
-
-    def peaks(self, hidden: Tensor, weight: Tensor, valid: Tensor) -> Tensor:
-        """Scores [B, V] float32 of visual tokens; torch's own operations do."""
-        return reference_peaks.peaks(hidden, weight, valid)
-
-    def cut(self, score: Tensor, counts: Sequence[int], valid: Tensor, places: Tensor, others: Tensor) -> Cut:
-        """The best of each row of visual tokens [R, V], and all others [B, T]; torch's own operations do."""
-        return cut(score, counts, valid, places, others)
 
 
 def _lacks_rotation(block: int) -> str | None:

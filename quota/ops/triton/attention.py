@@ -34,7 +34,7 @@ def attention(
     logsum = torch.zeros(batch, heads, queries, dtype=torch.float32, device=query.device)
     sums = torch.zeros(batch, heads, rows.shape[1], length, dtype=torch.float32, device=query.device)
     visible, weights = visible.contiguous(), rows.float().contiguous()
-    common = (heads, heads // groups, queries, length, scaling)
+    common = (heads, heads // max(1, groups), queries, length, scaling)
     # The tiles of float32 would not fit the shared memory at the size of those of 16 bits.
     side = 64 if query.element_size() == 2 else 32
     tile: dict[str, Any] = {"WIDTH": width, "SIDE": power_of_two(width, DOT), "QUERIES": side, "KEYS": side}
@@ -54,7 +54,7 @@ def attention(
         SETS=power_of_two(rows.shape[1], DOT),
         **tile,
     )
-    return result, sums.mean(dim=1)
+    return result, sums.mean(dim=1) if heads else sums.sum(dim=1)
 
 
 @triton.jit

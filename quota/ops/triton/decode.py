@@ -37,7 +37,7 @@ def decode_attention(
     batch, heads, _, width = query.shape
     groups, tokens = keys.packed.shape[1:3]
     pieces = tiles(tokens, _PIECE)
-    shared = heads // groups
+    shared = heads // max(1, groups)
     tile = {"WIDTH": width, "HEADS": _HEADS, "SIDE": power_of_two(width, 2 * DOT)}
     partial = torch.empty(batch, heads, pieces, width, dtype=torch.float32, device=query.device)
     largest = torch.empty(batch, heads, pieces, dtype=torch.float32, device=query.device)

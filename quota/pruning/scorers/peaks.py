@@ -33,5 +33,5 @@ WEIGHTS: Mapping[str, float] = {}
 
 def score(signals: Signals, weights: Mapping[str, float], percentiles: tuple[float, float] = (1.0, 99.0)) -> Tensor:
     """Signals of B rows with V visual tokens -> score [B, V] float32, 0 at padding."""
-    peaks = ops.for_attention(signals.hidden.device).peaks
+    peaks = ops.for_tokens(signals.hidden.device).peaks
     return peaks(signals.hidden, text_attention(signals), signals.valid)

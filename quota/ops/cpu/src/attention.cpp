@@ -3,8 +3,11 @@
 #include <memory>
 #include <new>
 
+#include "checks.h"
 #include "kv.h"
 
+using quota::is_head;
+using quota::LARGEST_GROUP;
 using quota::MAX_SHARED;
 using quota::PackedTensor;
 using quota::size_of;
@@ -19,11 +22,14 @@ Scratch scratch_of(int64_t floats) { return Scratch(new (std::nothrow) float[flo
 extern "C" {
 
 // query [batch, groups * shared, width] in `type`, heads and samples with these strides; valid [batch, tokens] or null
-// -> out contiguous [batch, groups * shared, width] in `type`. Returns 0, or 2 if memory runs out.
+// -> out contiguous [batch, groups * shared, width] in `type`. NO_MEMORY if it runs out.
 int quota_kv4_decode(int isa, int threads, const void* query, int type, int64_t batch, int64_t groups, int64_t shared,
                      int64_t width, int64_t tokens, int64_t sample_stride, int64_t head_stride,
                      const PackedTensor* keys, const PackedTensor* values, const uint8_t* valid, float scaling,
                      void* out) {
+    if (!runs_here(isa, threads) || !is_type(type) || !are_sizes({batch, groups, shared, tokens}) ||
+        !is_head(width, keys->hadamard) || !is_head(width, values->hadamard))
+        return WRONG_SIZES;
     const quota::KvKernels& kernels = quota::kv_kernels(isa);
     const int64_t size = size_of(type);
     std::atomic<bool> enough{true};
@@ -59,15 +65,18 @@ int quota_kv4_decode(int isa, int threads, const void* query, int type, int64_t 
             }
         }
     }
-    return enough ? 0 : 2;
+    return enough ? DONE : NO_MEMORY;
 }
 
 // Causal softmax in place over logits contiguous [heads, rows, columns] in `type`, row i seeing columns up to first + i
 // that are `visible` [columns]; sums [heads, bands, set_count, columns] gets what each set of rows gives, in bands of
-// `band` rows. sets [set_count, set_step]. Returns 0, or 2 if memory runs out.
+// `band` rows. sets [set_count, set_step]. NO_MEMORY if it runs out.
 int quota_softmax_sums(int isa, int threads, void* logits, int type, int64_t heads, int64_t rows, int64_t columns,
                        int64_t first, const uint8_t* visible, const uint8_t* sets, int64_t set_count, int64_t set_step,
                        float scaling, int64_t band, float* sums) {
+    if (!runs_here(isa, threads) || !is_type(type) || !are_sizes({heads, rows, columns, first, set_count, band - 1}) ||
+        first + rows > columns || set_step < rows)
+        return WRONG_SIZES;
     const quota::KvKernels& kernels = quota::kv_kernels(isa);
     const int64_t bands = (rows + band - 1) / band;
     std::atomic<bool> enough{true};
@@ -89,17 +98,21 @@ int quota_softmax_sums(int isa, int threads, void* logits, int type, int64_t hea
                             scratch.get());
         }
     }
-    return enough ? 0 : 2;
+    return enough ? DONE : NO_MEMORY;
 }
 
 // Causal attention of one sample in bfloat16, for AMX: query and out [heads, queries, width], key and value [groups,
 // length, width], each with the strides of heads and tokens in `strides`; width a multiple of 32. visible [length],
 // sets [set_count, queries]; `tiles` is memory for 2 * groups * width * (length rounded up to 32) numbers. sums
-// [heads, bands of 64 queries, set_count, length], zeros at first. Returns 0, or 2 if memory runs out.
-int quota_attention_amx(int threads, const void* query, const void* key, const void* value, void* out,
+// [heads, bands of 64 queries, set_count, length], zeros at first. NO_MEMORY if it runs out.
+int quota_attention_amx(int isa, int threads, const void* query, const void* key, const void* value, void* out,
                         const int64_t* strides, int64_t heads, int64_t groups, int64_t queries, int64_t length,
                         int64_t width, const uint8_t* visible, const uint8_t* sets, int64_t set_count, float scaling,
                         float* sums, void* tiles) {
+    if (!runs_here(isa, threads) || isa != AMX ||
+        !are_sizes({heads, groups - 1, queries, length - queries, set_count}) || heads % groups != 0 || width <= 0 ||
+        width % 32 != 0)
+        return WRONG_SIZES;
     const auto rows = [&](const void* first, int64_t index) {
         uint16_t* start = static_cast<uint16_t*>(const_cast<void*>(first));
         return quota::Rows{start, strides[2 * index], strides[2 * index + 1]};
@@ -122,17 +135,22 @@ int quota_attention_amx(int threads, const void* query, const void* key, const v
             if (scratch) quota::attend_amx(job, unit % heads, bands - 1 - unit / heads, scratch.get());
         }
     }
-    return enough ? 0 : 2;
+    return enough ? DONE : NO_MEMORY;
 }
 
 // ||Q(x H) - x H|| of each row of x [rows, columns] in `type`, rows `step` apart -> errors [rows].
-void quota_activation_error(int isa, int threads, const void* x, int type, int64_t rows, int64_t columns, int64_t step,
-                            int64_t hadamard, int64_t group, int bits, float* errors) {
+int quota_activation_error(int isa, int threads, const void* x, int type, int64_t rows, int64_t columns, int64_t step,
+                           int64_t hadamard, int64_t group, int bits, float* errors) {
+    if (!runs_here(isa, threads) || !is_type(type) || !are_sizes({rows, columns, step}) ||
+        !is_rotation(hadamard, LARGEST_GROUP, columns) || !is_block(group, 1, LARGEST_GROUP, columns) ||
+        bits < 2 || bits > 16)
+        return WRONG_SIZES;
     const quota::KvKernels& kernels = quota::kv_kernels(isa);
 #pragma omp parallel for schedule(static) num_threads(threads) if (rows > 16)
     for (int64_t row = 0; row < rows; ++row) {
         const char* from = static_cast<const char*>(x) + size_of(type) * row * step;
         errors[row] = kernels.activation_error(from, type, columns, hadamard, group, bits);
     }
+    return DONE;
 }
 }

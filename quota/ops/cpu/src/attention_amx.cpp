@@ -6,6 +6,7 @@
 //
 // Nothing larger than a block's logits is ever stored, and keys behind the diagonal are not touched. Tiles of queries
 // and weights are rows as they lie in memory; those of keys and values are laid out once for all heads that share them.
+#include "amx.h"
 #include "attention_kernels.h"
 
 using quota::Prefill;
@@ -16,20 +17,11 @@ namespace {
 
 constexpr int64_t SIDE = 16, PAIR = 2 * SIDE, TILE = SIDE * PAIR;
 
-// Four tiles of sums (0 to 3), two of the first operand (4, 5) and two of the second (6, 7), all of 16 rows of 64
-// bytes.
-inline void configure() {
-    struct alignas(64) {
-        uint8_t palette = 1, start_row = 0, reserved[14] = {};
-        uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-        uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-    } layout;
-    _tile_loadconfig(&layout);
-}
-
-// to [32, 32] = a [32, 32 * steps] times b, of which each step takes the two tiles at b and goes `b_step` further.
+// to [32, 32] = a [32, 32 * steps] times b, of which each step takes the two tiles at b and goes `b_step` further. Tiles:
+// four of sums (0 to 3), two of the first operand (4, 5) and two of the second (6, 7).
 inline void multiply(const uint16_t* a, int64_t a_row, const uint16_t* b, int64_t b_next, int64_t b_step, int64_t steps,
                      float* to, int64_t to_row) {
+    stored_before();
     _tile_zero(0);
     _tile_zero(1);
     _tile_zero(2);
@@ -94,7 +86,7 @@ void attend_amx(const Prefill& job, int64_t head, int64_t band, float* scratch) 
     uint16_t* weights = reinterpret_cast<uint16_t*>(block + PAIR * PAIR);
     uint16_t* query = weights + PREFILL_BAND * step;
     const bool all_visible = std::memchr(job.visible, 0, job.length) == nullptr;
-    configure();
+    configure_tiles();
 
     const int64_t start = band * PREFILL_BAND;
     const int64_t bands = (job.queries + PREFILL_BAND - 1) / PREFILL_BAND;

@@ -9,7 +9,7 @@
 
 namespace {
 
-constexpr int64_t MAX_GROUP = 256;
+constexpr int64_t MAX_GROUP = quota::LARGEST_GROUP;
 
 // To the nearest integer, half to even, for less than 2^22.
 inline Floats round_even(Floats x) { return x + ROUNDER - ROUNDER; }

@@ -3,6 +3,8 @@
 
 #include <atomic>
 
+#include "checks.h"
+
 namespace quota {
 
 extern const KvKernels kv_kernels_portable, kv_kernels_avx2, kv_kernels_avx512;
@@ -13,6 +15,7 @@ const KvKernels& kv_kernels(int isa) {
 
 }  // namespace quota
 
+using quota::is_head;
 using quota::size_of;
 
 // Rows for which starting threads would take longer than the work.
@@ -21,10 +24,12 @@ constexpr int64_t FEW = 64;
 extern "C" {
 
 // x [batch, heads, tokens, width] in `type` with these strides (the last dimension contiguous) -> packed, scale, zero,
-// all contiguous. Returns 0, or 1 if x holds what cannot be stored.
+// all contiguous. REFUSED if x holds what cannot be stored.
 int quota_kv4_quantize(int isa, int threads, const void* x, int type, int64_t batch, int64_t heads, int64_t tokens,
                        int64_t width, int64_t sample_stride, int64_t head_stride, int64_t token_stride,
                        int64_t hadamard, uint8_t* packed, uint16_t* scale, uint16_t* zero) {
+    if (!runs_here(isa, threads) || !is_type(type) || !are_sizes({batch, heads, tokens}) || !is_head(width, hadamard))
+        return WRONG_SIZES;
     const quota::KvKernels& kernels = quota::kv_kernels(isa);
     std::atomic<bool> stored{true};
 #pragma omp parallel for collapse(3) schedule(static) num_threads(threads) if (batch * heads * tokens > FEW)
@@ -39,12 +44,15 @@ int quota_kv4_quantize(int isa, int threads, const void* x, int type, int64_t ba
             }
         }
     }
-    return stored ? 0 : 1;
+    return stored ? DONE : REFUSED;
 }
 
 // The way back: x contiguous [batch, heads, tokens, width] in `type`.
-void quota_kv4_dequantize(int isa, int threads, const quota::PackedTensor* stored, int64_t batch, int64_t heads,
-                          int64_t tokens, int64_t width, void* x, int type) {
+int quota_kv4_dequantize(int isa, int threads, const quota::PackedTensor* stored, int64_t batch, int64_t heads,
+                         int64_t tokens, int64_t width, void* x, int type) {
+    if (!runs_here(isa, threads) || !is_type(type) || !are_sizes({batch, heads, tokens}) ||
+        !is_head(width, stored->hadamard))
+        return WRONG_SIZES;
     const quota::KvKernels& kernels = quota::kv_kernels(isa);
 #pragma omp parallel for collapse(3) schedule(static) num_threads(threads) if (batch * heads * tokens > FEW)
     for (int64_t sample = 0; sample < batch; ++sample) {
@@ -56,5 +64,6 @@ void quota_kv4_dequantize(int isa, int threads, const quota::PackedTensor* store
             }
         }
     }
+    return DONE;
 }
 }

@@ -7,6 +7,8 @@ namespace quota {
 
 // Heads of up to this many channels; the kernels keep one in a buffer of fixed size.
 constexpr int MAX_WIDTH = 1024;
+// Channels of the largest group and rotation of activations.
+constexpr int64_t LARGEST_GROUP = 256;
 // Query heads of one key head that are served together.
 constexpr int MAX_SHARED = 4;
 
@@ -65,6 +67,12 @@ struct PeakRow {
     float inverse;          // 1 / |v_i|
     int64_t index, tokens;
 };
+
+// Whether a head of `width` channels, rotated in blocks of `hadamard`, fits the kernels.
+constexpr bool is_head(int64_t width, int64_t hadamard) {
+    return width > 0 && width <= MAX_WIDTH && width % 8 == 0 && hadamard >= 0 && (hadamard & (hadamard - 1)) == 0 &&
+           (hadamard == 0 || width % hadamard == 0);
+}
 
 // `type` of a tensor: 0 float32, 1 bfloat16, 2 float16. `scratch` is memory for the kernel's own use.
 struct KvKernels {

@@ -1,4 +1,4 @@
-// What Python calls: checks nothing but the numbers in the activations, takes tokens MOST_ROWS at a time, and spreads
+// What Python calls: checks sizes and the numbers in the activations, takes tokens MOST_ROWS at a time, and spreads
 // rows, then blocks of outputs, over threads.
 #include "linear.h"
 
@@ -6,11 +6,13 @@
 #include <cstdlib>
 #include <memory>
 
+#include "checks.h"
 #include "isa.h"
 
 namespace {
 
-enum Status { DONE = 0, NOT_FINITE = 1, NO_MEMORY = 2 };
+// Channels in one word of packed weights, and in the largest group and rotation.
+constexpr int64_t WORD = 8, LARGEST = 256;
 
 // Below this many multiplications, starting threads takes longer than the work.
 constexpr int64_t WORTH_THREADS = 1 << 19;
@@ -127,7 +129,7 @@ Status run(int isa, int threads, int64_t rows, int64_t columns, int64_t group, W
             for (int64_t first = 0; first < x.rows; first += step) {
                 const int64_t count = x.rows - first < step ? x.rows - first : step;
                 for (int64_t row = 0; row < count && buffer; row++)
-                    if (!fill(part + first + row, tiles ? row : first, to, buffer)) status = NOT_FINITE;
+                    if (!fill(part + first + row, tiles ? row : first, to, buffer)) status = REFUSED;
                 if (tiles && buffer) arrange_amx(draft, count, first / TILE, x);
             }
             if (status == DONE) {
@@ -147,9 +149,13 @@ extern "C" {
 int quota_linear(int isa, int threads, const void* x, int type, int64_t rows, int64_t columns, int64_t hadamard,
                         int64_t activation_group, const uint8_t* packed, const uint16_t* scale, int64_t scales,
                         int64_t outputs, const float* bias, void* y) {
-    const int64_t weight_group = columns / scales;
+    const int64_t weight_group = scales > 0 && columns % scales == 0 ? columns / scales : 0;
     int64_t group = activation_group < weight_group ? activation_group : weight_group;
     if (group > CHUNK) group = CHUNK;
+    if (!runs_here(isa, threads) || !is_type(type) || !are_sizes({rows, columns, outputs}) ||
+        !is_block(activation_group, WORD, LARGEST, columns) || !is_rotation(hadamard, LARGEST, columns) ||
+        !is_block(group, WORD, CHUNK, columns) || weight_group % group != 0)
+        return WRONG_SIZES;
     const Weights w = {outputs, packed, scale, scales, weight_group / group, 0};
     const Result out = {y, FloatType(type), bias, nullptr};
     const Quantize quantize = kernels(isa, false, false).quantize;
@@ -163,6 +169,8 @@ int quota_linear(int isa, int threads, const void* x, int type, int64_t rows, in
 // For tests: S [rows, outputs, columns / group] of codes [rows, columns], by the kernel that quota_linear would take.
 int quota_group_sums(int isa, int threads, const int8_t* codes, int64_t rows, int64_t columns, int64_t group,
                             const uint8_t* packed, int64_t outputs, int32_t* sums) {
+    if (!runs_here(isa, threads) || !are_sizes({rows, columns, outputs}) || !is_block(group, WORD, CHUNK, columns))
+        return WRONG_SIZES;
     const uint16_t one = 0x3f80;
     const Weights w = {outputs, packed, &one, 0, columns, 0};
     const Result out = {nullptr, FLOAT32, nullptr, sums};
@@ -182,8 +190,11 @@ int quota_group_sums(int isa, int threads, const int8_t* codes, int64_t rows, in
 }
 
 // For tests: codes [rows, columns] and scale [rows, columns / group] of x.
-int quota_quantize(int isa, const void* x, int type, int64_t rows, int64_t columns, int64_t hadamard,
-                          int64_t group, int8_t* codes, float* scale) {
+int quota_quantize(int isa, int threads, const void* x, int type, int64_t rows, int64_t columns, int64_t hadamard,
+                   int64_t group, int8_t* codes, float* scale) {
+    if (!runs_here(isa, threads) || !is_type(type) || !are_sizes({rows, columns}) ||
+        !is_block(group, WORD, LARGEST, columns) || !is_rotation(hadamard, LARGEST, columns))
+        return WRONG_SIZES;
     // Groups of at most CHUNK stand for the caller's, if they are larger.
     const int64_t part = group < CHUNK ? group : CHUNK;
     float* buffer;
@@ -191,7 +202,7 @@ int quota_quantize(int isa, const void* x, int type, int64_t rows, int64_t colum
     if (!take_codes(own, to, columns, &buffer)) return NO_MEMORY;
     for (int64_t row = 0; row < rows; row++) {
         const void* from = rows_after(x, FloatType(type), row, columns);
-        if (!kernels(isa, false, false).quantize(from, FloatType(type), hadamard, group, 0, to, buffer)) return NOT_FINITE;
+        if (!kernels(isa, false, false).quantize(from, FloatType(type), hadamard, group, 0, to, buffer)) return REFUSED;
         for (int64_t k = 0; k < columns; k++) codes[row * columns + k] = *place(to, 0, k);
         for (int64_t g = 0; g < columns / group; g++) scale[row * (columns / group) + g] = to.scale[g * (group / part)];
     }

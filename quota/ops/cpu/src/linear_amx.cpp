@@ -4,22 +4,12 @@
 // second, laid out once for all outputs by `arrange_amx`. S of every group is stored, scaled and added to 16 vectors of
 // floats. A panel of 64 outputs and 4 groups stays in the first-level cache while all tokens pass; several panels of the
 // same groups follow one another, so that the tokens' tiles of these groups are read from the second-level cache.
-#include <immintrin.h>
-
+#include "amx.h"
 #include "avx512.h"
 
 namespace {
 
 constexpr int64_t GROUP = 64, TILE_BYTES = 1024, GROUPS = TILE_GROUPS, PANEL = BLOCK_AMX, TILES = PANEL / TILE;
-
-inline void configure() {
-    struct alignas(64) {
-        uint8_t palette = 1, start_row = 0, reserved[14] = {};
-        uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-        uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-    } layout;
-    _tile_loadconfig(&layout);
-}
 
 // The weights of one output in one group, less 8 and times 16: even channels, then odd ones. A nibble that is not moved
 // down is 16 times its value, and its top bit inverted makes it a signed number.
@@ -117,6 +107,7 @@ inline void write_tile(const float* y, const Activations& x, const Weights& w, c
 void multiply_panel(const Activations& x, const Weights& w, const Result& out, int64_t first, int64_t g, const Panel& panel,
                     float (*y)[TILES][TILE * TILE], int32_t (*sums)[TILE * TILE]) {
     const int64_t row_tiles = divide_up(x.rows, TILE);
+    stored_before();
     // S is used two steps after it is made: used at once, it would wait for the store.
     Total total;
     for (int64_t step = 0; step <= row_tiles * TILES; step++) {
@@ -171,7 +162,7 @@ void arrange_amx(const Activations& codes, int64_t count, int64_t tile, Activati
 }
 
 void multiply_amx(const Activations& x, const Weights& w, const Result& out, int64_t first) {
-    configure();
+    configure_tiles();
     const int64_t row_tiles = divide_up(x.rows, TILE);
     const int64_t panels = divide_up(w.outputs - first < w.block ? w.outputs - first : w.block, PANEL);
     Panel panel;

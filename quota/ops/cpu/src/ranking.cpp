@@ -4,6 +4,7 @@
 #include <memory>
 #include <new>
 
+#include "checks.h"
 #include "kv.h"
 
 namespace {
@@ -17,9 +18,10 @@ constexpr float SMALLEST = 1e-12f;
 extern "C" {
 
 // hidden contiguous [batch, tokens, width], weights and valid [batch, tokens] -> scores [batch, tokens], 0 at padding.
-// Returns 0, or 2 if memory runs out.
+// NO_MEMORY if it runs out.
 int quota_peaks(int isa, int threads, const float* hidden, const float* weights, const uint8_t* valid, int64_t batch,
                 int64_t tokens, int64_t width, float* scores) {
+    if (!runs_here(isa, threads) || !are_sizes({batch, tokens, width})) return WRONG_SIZES;
     using quota::TokenProducts;
     const quota::KvKernels& kernels = quota::kv_kernels(isa);
     // Whole vectors of the widest kind: inverse lengths, weights, and the weights by which tokens are ordered.
@@ -28,7 +30,7 @@ int quota_peaks(int isa, int threads, const float* hidden, const float* weights,
     const int64_t panel = std::min(tokens, std::max<int64_t>(LARGEST / std::max<int64_t>(tokens, 1), 1));
     const int64_t rows = (panel + TokenProducts::BLOCK - 1) / TokenProducts::BLOCK * TokenProducts::BLOCK;
     const std::unique_ptr<float[]> memory(new (std::nothrow) float[3 * padded + rows * tokens]);
-    if (!memory) return 2;
+    if (!memory) return NO_MEMORY;
     float *inverses = memory.get(), *weight = inverses + padded, *order = weight + padded, *products = order + padded;
     for (int64_t sample = 0; sample < batch; ++sample) {
         const float* own = hidden + sample * tokens * width;
@@ -58,24 +60,28 @@ int quota_peaks(int isa, int threads, const float* hidden, const float* weights,
             }
         }
     }
-    return 0;
+    return DONE;
 }
 
 // Which of `length` places of each sample go on: those of text [batch, length], copied to kept, and of the visual tokens
 // at places [rows, tokens] of the flattened batch the counts[row] highest scores among the valid, ties by index. Then
 // slots and filled, contiguous [batch, most]: what stands at the right end of a sample is kept, in order; before it, the
-// last that it drops. Their memory is for batch * length. Returns 0, 1 if a valid score is NaN, or 2 if memory runs out.
-int quota_cut(const float* scores, const uint8_t* valid, const int64_t* places, const int64_t* counts, int64_t rows,
-              int64_t tokens, uint8_t* kept, int64_t batch, int64_t length, int64_t* slots, uint8_t* filled,
-              int64_t* most) {
+// last that it drops. Their memory is for batch * length. REFUSED if a valid score is NaN, WRONG_SIZES for a place
+// beyond the batch.
+int quota_cut(int isa, int threads, const float* scores, const uint8_t* valid, const int64_t* places,
+              const int64_t* counts, int64_t rows, int64_t tokens, uint8_t* kept, int64_t batch, int64_t length,
+              int64_t* slots, uint8_t* filled, int64_t* most) {
+    if (!runs_here(isa, threads) || !are_sizes({rows, tokens, batch, length})) return WRONG_SIZES;
     const std::unique_ptr<int64_t[]> memory(new (std::nothrow) int64_t[std::max(tokens, batch) + 1]);
-    if (!memory) return 2;
+    if (!memory) return NO_MEMORY;
     for (int64_t row = 0; row < rows; ++row) {
         const float* score = scores + row * tokens;
         int64_t there = 0;
         for (int64_t j = 0; j < tokens; ++j) {
             if (!valid[row * tokens + j]) continue;
-            if (std::isnan(score[j])) return 1;
+            if (std::isnan(score[j])) return REFUSED;
+            const int64_t place = places[row * tokens + j];
+            if (place < 0 || place >= batch * length) return WRONG_SIZES;
             memory[there++] = j;
         }
         const int64_t count = std::clamp<int64_t>(counts[row], 0, there);
@@ -86,7 +92,7 @@ int quota_cut(const float* scores, const uint8_t* valid, const int64_t* places, 
     *most = 0;
     for (int64_t sample = 0; sample < batch; ++sample) {
         const uint8_t* own = kept + sample * length;
-        memory[sample] = std::count(own, own + length, uint8_t{1});
+        memory[sample] = length - std::count(own, own + length, uint8_t{0});
         *most = std::max(*most, memory[sample]);
     }
     for (int64_t sample = 0; sample < batch; ++sample) {
@@ -103,6 +109,6 @@ int quota_cut(const float* scores, const uint8_t* valid, const int64_t* places, 
             }
         }
     }
-    return 0;
+    return DONE;
 }
 }

@@ -1,0 +1,26 @@
+"""The jobs of cache, attention and tokens in plain torch, as one class: what a backend has that brings no better."""
+
+from __future__ import annotations
+
+from quota.ops.choice import cut
+from quota.ops.interface import CacheSpec
+from quota.ops.reference import attention, tokens
+
+
+class PlainTorch:
+    """Runs wherever torch does, and stores and reads every cache."""
+
+    # The job that is called as its module hides it from what follows, so it comes last of it.
+    quantize_kv = staticmethod(attention.quantize_kv)
+    dequantize_kv = staticmethod(attention.dequantize_kv)
+    decode_attention = staticmethod(attention.decode_attention)
+    attention = staticmethod(attention.attention)
+    activation_error = staticmethod(tokens.activation_error)
+    peaks = staticmethod(tokens.peaks)
+    cut = staticmethod(cut)
+
+    def why_not(self) -> str | None:
+        return None
+
+    def lacks_cache(self, spec: CacheSpec) -> str | None:
+        return None
