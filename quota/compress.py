@@ -28,7 +28,7 @@ from quota.calibration.curves import Curves
 from quota.calibration.storage import Storage
 from quota.calibration.sweep import Calibration, Sweep, calibrate
 from quota.checkpoint.save import mark, settings
-from quota.errors import QuotaError, first_problem
+from quota.errors import QuotaError, check_number, first_problem
 from quota.models import family, fingerprint
 from quota.progress import Meter, Progress
 from quota.prompts import build_inputs
@@ -75,10 +75,10 @@ class Options(BaseModel):
     def _consistent(self) -> Options:
         # The equations themselves say what they refuse, on any numbers.
         keep_ratios([0.0], self.keep, self.temperature)
-        if self.compute is not None and not 0 < self.compute <= 1:
-            raise QuotaError(f"compute must be above 0 and at most 1, got {self.compute}")
-        if self.milliseconds is not None and self.milliseconds <= 0:
-            raise QuotaError(f"milliseconds must be positive, got {self.milliseconds}")
+        if self.compute is not None:
+            check_number("compute", self.compute, above=0, at_most=1)
+        if self.milliseconds is not None:
+            check_number("milliseconds", self.milliseconds, above=0)
         if self.compute is not None and self.milliseconds is not None:
             raise QuotaError("compute and milliseconds are two budgets; give one of them")
         if self.method == "quota" and self.layers is not None:

@@ -1,22 +1,37 @@
-"""Write files and folders so that a reader never sees half of one.
+"""Write files and folders so that a reader never sees half of one, and read JSON that others have written.
 
 Both helpers write under a temporary name in the target's own folder (same file system, so the final rename
 is atomic) and rename when all is there. If anything fails in between, the temporary is removed and the old
-target stays as it was.
+target stays as it was. A folder takes the place of an older one by exchanging their names, in one step where the file
+system can do that, else in two. What a run that was killed has left beside the target is put in order by the next one
+(`tidy`):
+
+    .OUT.01234567.partial           half of a folder, or an older OUT on its way out
+    .replaced                       in a folder: it is the older of two, and goes, unless OUT is missing
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
+import fcntl
+import glob
 import json
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from quota.errors import QuotaError
+
+_REPLACED = ".replaced"
+"""A file that marks the older of two folders while they change places."""
+_AT_CURRENT_FOLDER, _EXCHANGE = -100, 2
+"""Of Linux, for renameat2."""
 
 
 def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> None:
@@ -59,9 +74,13 @@ def staged_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     target = Path(path).resolve()
     refuse_foreign(target)
+    tidy(target)
     temporary = _temporary_name(target)
     try:
         temporary.mkdir(parents=True)
+        # Tells `tidy` that somebody is at work here; the system takes it away from a process that ends.
+        held = os.open(temporary, os.O_RDONLY)
+        fcntl.flock(held, fcntl.LOCK_SH)
     except OSError as error:
         raise cannot_write(target, error) from error
     try:
@@ -74,15 +93,15 @@ def staged_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
         replace_folder(temporary, target)
     finally:
         _remove(temporary)
+        os.close(held)
 
 
 def is_checkpoint(folder: Path) -> bool:
     """Whether `folder` holds a checkpoint written by this package: a config.json with a "quota" key."""
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return "quota" in read_json(folder / "config.json")
+    except QuotaError:
         return False
-    return isinstance(config, dict) and "quota" in config
 
 
 def refuse_foreign(target: Path) -> None:
@@ -100,7 +119,7 @@ def refuse_foreign(target: Path) -> None:
 
 
 def replace_folder(temporary: Path, target: Path) -> None:
-    """Rename `temporary` to `target`; an older target is moved aside first and comes back on failure.
+    """Rename `temporary` to `target`; an older target is gone afterwards, or still there on failure.
 
     Raises QuotaError for a target that `staged_folder` would refuse.
     """
@@ -108,17 +127,112 @@ def replace_folder(temporary: Path, target: Path) -> None:
     refuse_foreign(target)
     older = _temporary_name(target)
     try:
-        if target.exists():
-            target.rename(older)
-        try:
+        if not target.exists():
             temporary.rename(target)
-        except OSError:
-            if older.exists():
+            return
+        (target / _REPLACED).touch()
+        if _exchange(temporary, target):
+            # Out of the way in one step: half removed, it might be taken for half finished.
+            with contextlib.suppress(OSError):
+                temporary.rename(older)
+        else:
+            target.rename(older)
+            try:
+                temporary.rename(target)
+            except OSError:
                 older.rename(target)
-            raise
+                raise
     except OSError as error:
+        (target / _REPLACED).unlink(missing_ok=True)
         raise cannot_write(target, error) from error
     _remove(older)
+    _remove(temporary)
+
+
+def tidy(target: Path, *working: Path) -> None:
+    """Put in order what killed runs have left beside `target`; `working` are more folders that it may have been in.
+
+    An older target that was moved aside comes back if nothing has taken its place. Folders that a living process writes
+    to stay.
+    """
+    with contextlib.suppress(OSError):
+        (target / _REPLACED).unlink(missing_ok=True)
+        for folder in (*working, *target.parent.glob(f".{glob.escape(target.name)}.????????.partial")):
+            if not folder.is_dir():
+                continue
+            if (folder / _REPLACED).exists() and not target.exists():
+                folder.rename(target)
+                (target / _REPLACED).unlink()
+            elif (folder / _REPLACED).exists() or (folder not in working and not _in_use(folder)):
+                _remove(folder)
+
+
+def _in_use(folder: Path) -> bool:
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(opened)
+    return False
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Let two folders change names in one step; False where the system or the file system cannot."""
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if rename is None:
+        return False
+    done = rename(_AT_CURRENT_FOLDER, os.fsencode(one), _AT_CURRENT_FOLDER, os.fsencode(other), _EXCHANGE)
+    return done == 0
+
+
+def parse_json(text: str | bytes) -> Any:
+    """What JSON says. ValueError, with a reason of one line, for all that cannot be read as such."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not valid JSON ({error.msg}, line {error.lineno}, column {error.colno})") from None
+    except RecursionError:
+        raise ValueError("JSON nested too deeply") from None
+    except UnicodeDecodeError:
+        raise ValueError("not text in UTF-8") from None
+    except ValueError:
+        # Python's limit on the digits of an integer.
+        raise ValueError("a number of thousands of digits") from None
+
+
+def read_json(file: Path, kind: str = "file") -> dict[str, Any]:
+    """The JSON object in `file`, which should be a `kind`. QuotaError, naming it, if it is anything else."""
+    data = read_bytes(file)
+    try:
+        found = parse_json(data)
+    except ValueError as error:
+        raise QuotaError(f"{file}: not a whole {kind} ({error}); restore it") from None
+    if not isinstance(found, dict):
+        raise QuotaError(f"{file}: not a {kind} (a JSON object); restore it")
+    return found
+
+
+def read_bytes(file: Path) -> bytes:
+    """All of an ordinary file. QuotaError if it cannot be read, or is a pipe or device, which might never end."""
+    check_file(file)
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise QuotaError(f"cannot read {file}: {error.strerror}; correct its permissions") from None
+
+
+def check_file(file: Path) -> None:
+    """QuotaError unless `file` is an ordinary file, or a link to one."""
+    try:
+        kind = file.stat().st_mode
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "a name with a zero byte"
+        raise QuotaError(f"cannot read {file}: {reason}; give the name of a file") from None
+    if not stat.S_ISREG(kind):
+        what = "a folder" if stat.S_ISDIR(kind) else "a pipe or a device"
+        raise QuotaError(f"{file} is {what}; give the name of an ordinary file")
 
 
 def _temporary_name(target: Path) -> Path:

@@ -2,16 +2,42 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from quota import files
 from quota.errors import QuotaError
-from quota.files import staged_folder, write_atomically
+from quota.files import parse_json, read_bytes, read_json, replace_folder, staged_folder, tidy, write_atomically
+
+
+class Death(BaseException):
+    """The end of the process: nothing that would clean up runs."""
+
+
+def die_before(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the change number `step` of the disk (touch, rename, exchange, removal) not happen, nor any later one."""
+    done = 0
+
+    def counted(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            nonlocal done
+            done += 1
+            if done > step:
+                raise Death
+            return function(*arguments, **options)
+
+        return call
+
+    for owner, name in ((Path, "touch"), (Path, "rename"), (files, "_exchange"), (files, "_remove")):
+        monkeypatch.setattr(owner, name, counted(getattr(owner, name)))
 
 
 def checkpoint(folder: Path, content: str) -> None:
@@ -100,11 +126,44 @@ class TestStagedFolder:
             raise RuntimeError
         assert (tmp_path / "out" / "weights").read_text() == "old"
 
+    @pytest.mark.parametrize("exchange", [True, False], ids=["in one step", "in two steps"])
+    @pytest.mark.parametrize("step", range(5))
+    def test_death_at_any_step_leaves_the_old_or_the_new(
+        self, step: int, exchange: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The process dies before its n-th change of the disk; the next run of anybody puts the rest in order."""
+        target = tmp_path / "out"
+        with staged_folder(target) as folder:
+            checkpoint(folder, "old")
+        with monkeypatch.context() as dying:
+            if not exchange:
+                dying.setattr(files, "_exchange", lambda one, other: False)
+            die_before(step, dying)
+            temporary = tmp_path / ".out.01234567.partial"
+            temporary.mkdir()
+            checkpoint(temporary, "new")
+            with contextlib.suppress(Death):
+                replace_folder(temporary, target)
+        assert exchange is False or (target / "weights").read_text() in ("old", "new")
+        tidy(target)
+        assert (target / "weights").read_text() in ("old", "new")
+        assert sorted(os.listdir(target)) == ["config.json", "weights"]
+        assert os.listdir(tmp_path) == ["out"]
+
+    def test_what_a_living_process_stages_is_left_alone(self, tmp_path: Path) -> None:
+        with staged_folder(tmp_path / "out") as first:
+            checkpoint(first, "first")
+            with staged_folder(tmp_path / "out") as second:
+                checkpoint(second, "second")
+        assert (tmp_path / "out" / "weights").read_text() == "first"
+        assert os.listdir(tmp_path) == ["out"]
+
     def test_failing_rename_brings_the_old_checkpoint_back(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         with staged_folder(tmp_path / "out") as folder:
             checkpoint(folder, "old")
+        monkeypatch.setattr(files, "_exchange", lambda one, other: False)
         rename = Path.rename
         with pytest.raises(QuotaError, match="cannot write"), staged_folder(tmp_path / "out") as folder:
             checkpoint(folder, "new")
@@ -152,3 +211,36 @@ class TestStagedFolder:
     def test_other_errors_of_the_block_pass_through(self, tmp_path: Path) -> None:
         with pytest.raises(FileNotFoundError), staged_folder(tmp_path / "out"):
             (tmp_path / "missing").read_text()
+
+
+class TestReading:
+    @pytest.mark.parametrize(
+        ("text", "says"),
+        [
+            ("{", "not valid JSON"),
+            ("[" * 100_000, "nested too deeply"),
+            ("1" * 5000, "thousands of digits"),
+            (b"\xff\x00", "UTF-8|not valid JSON"),
+        ],
+    )
+    def test_every_reason_is_one_line(self, text: str | bytes, says: str) -> None:
+        with pytest.raises(ValueError, match=says) as raised:
+            parse_json(text)
+        assert "\n" not in str(raised.value)
+
+    def test_an_object_is_wanted(self, tmp_path: Path) -> None:
+        (tmp_path / "list.json").write_text("[]")
+        with pytest.raises(QuotaError, match=r"list\.json: not a file"):
+            read_json(tmp_path / "list.json")
+
+    def test_pipes_devices_and_impossible_names_are_refused_at_once(self, tmp_path: Path) -> None:
+        os.mkfifo(tmp_path / "pipe")
+        for path, says in {
+            tmp_path / "pipe": "a pipe or a device",
+            Path("/dev/zero"): "a pipe or a device",
+            tmp_path: "a folder",
+            tmp_path / ("x" * 300): "too long",
+            tmp_path / "zero\0byte": "zero byte",
+        }.items():
+            with pytest.raises(QuotaError, match=says):
+                read_bytes(path)

@@ -21,7 +21,7 @@ import math
 from collections.abc import Sequence
 
 from quota.calibration.curves import Curves, Numbers, finite_numbers
-from quota.errors import QuotaError
+from quota.errors import QuotaError, check_number
 from quota.pruning.schedule import Schedule, check_keep
 
 # The published rule chose five layers for both models that were published (28 and 32 layers).
@@ -51,8 +51,7 @@ def schedule(normalized: Numbers, keep: float = 0.30, temperature: float = 1.25)
     """
     values = finite_numbers(normalized, "sensitivities")
     check_keep(keep)
-    if not (math.isfinite(temperature) and temperature > 0):
-        raise QuotaError(f"temperature must be a positive number, got {temperature}")
+    check_number("temperature", temperature, above=0)
     # The largest exponent is 0 (smallest s), so exp cannot overflow however low the temperature.
     lowest = min(values)
     weights = [math.exp((lowest - value) / temperature) for value in values]

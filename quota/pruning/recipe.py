@@ -11,7 +11,6 @@ schedule that contradicts itself or another model's recipe is refused with one l
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from itertools import pairwise
@@ -20,8 +19,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from quota.errors import QuotaError, first_problem
-from quota.files import write_atomically
+from quota.errors import QuotaError, check_number, first_problem
+from quota.files import read_json, write_atomically
 from quota.pruning.schedule import Schedule, check_keep
 from quota.pruning.scorers import scorer
 from quota.scheme import QuantizationScheme
@@ -98,8 +97,7 @@ class PruningRecipe(BaseModel):
         for name, weight in self.weights.items():
             if name not in known:
                 raise QuotaError(f"scorer {self.scorer!r} has no metric {name!r}; known: {', '.join(known)}")
-            if weight < 0:
-                raise QuotaError(f"the weight of {name!r} must not be negative, got {weight}")
+            check_number(f"the weight of {name!r}", weight, at_least=0)
         if known and not any(self.weights.values()):
             raise QuotaError("at least one score weight must be above 0")
         if self.scheme is None and self.weights.get("risk"):
@@ -143,7 +141,10 @@ class PruningRecipe(BaseModel):
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> PruningRecipe:
         """Read a recipe. QuotaError, naming the file, if any of it is missing, unknown, wrong or too new."""
-        fields = _read_object(Path(path))
+        file = Path(path)
+        if not file.exists():
+            raise QuotaError(f"{path}: no such recipe; `quota compress` writes one")
+        fields = read_json(file, "recipe")
         version = fields.get("version")
         if version != VERSION:
             raise QuotaError(f"{path}: recipe version {version!r}, this quota reads {VERSION}; update quota")
@@ -171,17 +172,3 @@ def _differences(recipe: QuantizationScheme | None, model: QuantizationScheme | 
         return "recipe {}, model {}".format(*names)
     ours, theirs = recipe.model_dump(), model.model_dump()
     return ", ".join(f"{key}: recipe {ours[key]}, model {theirs[key]}" for key in ours if ours[key] != theirs[key])
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise QuotaError(f"{path}: no such recipe; `quota compress` writes one") from None
-    except OSError as error:
-        raise QuotaError(f"{path}: cannot be read ({error.strerror}); correct the path or its permissions") from None
-    except ValueError as error:
-        raise QuotaError(f"{path}: not a whole recipe ({error}); restore the file or compress again") from None
-    if not isinstance(fields, dict):
-        raise QuotaError(f"{path}: not a recipe (a JSON object); `quota compress` writes one")
-    return fields

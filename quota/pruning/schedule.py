@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from quota.errors import QuotaError
+from quota.errors import QuotaError, check_number
 
 # Far above the round-off of a ratio (1e-16 of its value), far below what one token of an image is worth.
 _ROUND_OFF = 1e-12
@@ -72,8 +72,7 @@ def keep_count(ratio: float, tokens: int) -> int:
 
 def check_keep(keep: float) -> None:
     """Raise QuotaError unless `keep` is a ratio in (0, 1]."""
-    if not 0 < keep <= 1:
-        raise QuotaError(f"keep must be above 0 and at most 1 (0.30 keeps 30% of the visual tokens), got {keep}")
+    check_number("keep", keep, above=0, at_most=1, hint="0.30 keeps 30% of the visual tokens")
 
 
 def layer_work(tokens: int, text_config: Any) -> Work:

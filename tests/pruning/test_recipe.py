@@ -92,12 +92,17 @@ class TestFile:
         saved.write_bytes(b"\x80\x00\xff")
         refused(saved, "not a whole recipe")
 
+    @pytest.mark.parametrize("text", ["[" * 100_000, '{"version": ' + "1" * 5000 + "}"], ids=["deep", "5000 digits"])
+    def test_json_that_python_cannot_read(self, saved: Path, text: str) -> None:
+        saved.write_text(text)
+        refused(saved, "not a whole recipe")
+
     def test_not_an_object(self, saved: Path) -> None:
         saved.write_text("[1, 2]")
         refused(saved, "not a recipe")
 
     def test_a_folder(self, saved: Path) -> None:
-        refused(saved.parent, "cannot be read")
+        refused(saved.parent, "is a folder")
 
     def test_unknown_key(self, saved: Path) -> None:
         edit(saved, kepe_ratio=0.3)
@@ -159,7 +164,7 @@ class TestConsistency:
             ({"percentiles": (99.0, 1.0)}, "percentiles"),
             ({"scorer": "oracle"}, "unknown scorer 'oracle'"),
             ({"weights": {"luck": 1.0}}, "no metric 'luck'"),
-            ({"weights": {"inter": -0.1}}, "must not be negative"),
+            ({"weights": {"inter": -0.1}}, "'inter' must be at least 0"),
             ({"weights": {"inter": 0.0}}, "above 0"),
             ({"weights": {}}, "above 0"),
             (
