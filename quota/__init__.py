@@ -93,3 +93,18 @@ def _register(auto: Any) -> None:
         return QuotaQuantizer(*args, **kwargs)
 
     auto.AUTO_QUANTIZER_MAPPING["compressed-tensors"] = quantizer
+
+
+@when_imported("transformers.modeling_utils")
+def _guard(modeling: Any) -> None:
+    """Refuse a checkpoint of ours whose configuration has lost what makes transformers ask the loader at all."""
+    inner = modeling.get_hf_quantizer
+
+    def get_hf_quantizer(config: Any, *args: Any, **kwargs: Any) -> Any:
+        if getattr(config, "quota", None) is not None:
+            from quota.checkpoint.stored import check_config
+
+            check_config(config)
+        return inner(config, *args, **kwargs)
+
+    modeling.get_hf_quantizer = get_hf_quantizer

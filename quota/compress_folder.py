@@ -16,6 +16,7 @@ states a sample once more (quota/allocation/replay.py).
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Sequence
@@ -25,17 +26,19 @@ from typing import Any
 import torch
 from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, GenerationConfig
-from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME
+from transformers.utils import GENERATION_CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME
 
 from quota import ops
 from quota.checkpoint.card import CARD_FILE, model_card
 from quota.checkpoint.lock import held
+from quota.checkpoint.manifest import seal
 from quota.checkpoint.on_disk import OnDisk, empty_model
 from quota.checkpoint.save import RECIPE_FILE
 from quota.checkpoint.weights import Weights, weight_files
 from quota.compress import CompressionResult, Options, compress
 from quota.errors import QuotaError
-from quota.files import refuse_foreign, replace_folder, write_atomically
+from quota.files import read_bytes, read_json, refuse_foreign, replace_folder, tidy, write_atomically
+from quota.ops import machine
 from quota.progress import Progress
 from quota.samples import Sample
 from quota.samples import fingerprint as samples_fingerprint
@@ -68,6 +71,7 @@ def compress_folder(
     folder, job = working_folder(target)
     taken = f"another run is compressing to {target}; wait for it, or give another folder"
     with held(folder.with_name(f"{folder.name}.lock"), taken):
+        tidy(target, folder)
         model, weights = _open(source, dtype)
         processor = AutoProcessor.from_pretrained(source)
         _claim(folder, job, _identity(source, weights, samples, scheme, model.dtype))
@@ -94,6 +98,7 @@ def compress_folder(
                 file.unlink()
             else:
                 shutil.copymode(folder / CARD_FILE, file)
+        seal(folder)
         replace_folder(folder, target)
         for file in (job, *job.parent.glob(f".{job.name}.*.partial")):
             file.unlink()
@@ -133,15 +138,22 @@ def _identity(
 ) -> dict[str, Any]:
     """All that the bits of a finished block depend on. The keep ratio and the candidate layers are not among it."""
     states = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in weights.files]
+    # Configuration, tokenizer and processor.
+    others = {
+        file.name: hashlib.sha256(read_bytes(file)).hexdigest()
+        for file in sorted(source.iterdir())
+        if file.suffix in (".json", ".jinja", ".model", ".txt")
+    }
     return {
         "source": str(source.resolve()),
         "weights": [list(state) for state in states],
-        "config": json.loads((source / CONFIG_NAME).read_text(encoding="utf-8")),
+        "files": others,
         "samples": samples_fingerprint(samples),
         "scheme": scheme.model_dump(mode="json"),
         "type": str(dtype),
         "threads": torch.get_num_threads(),
-        "backend": ops.forced(),
+        "backend": ops.backend().name,
+        "instruction set": machine.instructions(),
         "versions": versions("torch", "transformers"),
     }
 
@@ -150,8 +162,8 @@ def _claim(folder: Path, job: Path, identity: dict[str, Any]) -> None:
     """Start in `folder`, or go on in it if what it holds is of the same identity."""
     if folder.exists() and any(folder.glob("*.safetensors")):
         try:
-            earlier = json.loads(job.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            earlier = read_json(job)
+        except QuotaError:
             earlier = {}
         if differing := [name for name in identity if earlier.get(name) != identity[name]]:
             raise QuotaError(

@@ -12,14 +12,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
 from transformers.quantizers.quantizer_compressed_tensors import CompressedTensorsHfQuantizer
+from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME
 from transformers.utils.hub import cached_file
 
 from quota.attention.hook import attach_cache
 from quota.attention.keys import KeyTransform, add_key_transforms
+from quota.checkpoint.manifest import MANIFEST_FILE, verify_loading
 from quota.checkpoint.save import RECIPE_FILE, Settings, mark, settings
+from quota.checkpoint.stored import check_headers, check_values
 from quota.errors import QuotaError
 from quota.models import family, fingerprint
 from quota.pruning.pruner import Pruner
@@ -41,22 +43,32 @@ class QuotaQuantizer(CompressedTensorsHfQuantizer):
         if self.quantization_config.dequantize:
             raise QuotaError("a checkpoint of quota cannot be dequantised; load the original model")
         scheme = self.settings.scheme
-        files = kwargs.get("checkpoint_files") or []
-        _check_whole(files)
+        files = [Path(file) for file in kwargs.get("checkpoint_files") or []]
+        if files:
+            present = [CONFIG_NAME, GENERATION_CONFIG_NAME, RECIPE_FILE, *(file.name for file in files)]
+            verify_loading(files[0].parent, _beside(model, files, MANIFEST_FILE), present)
         if self.settings.recipe:
-            self.recipe = PruningRecipe.load(_find_recipe(model, files))
+            if (recipe := _beside(model, files, RECIPE_FILE)) is None:
+                name = model.config.name_or_path or "the model"
+                raise QuotaError(
+                    f"{name} belongs to a recipe but holds no {RECIPE_FILE}; save with quota.save_pretrained"
+                )
+            self.recipe = PruningRecipe.load(recipe)
             self.recipe.verify(model_fingerprint=fingerprint(model), scheme=scheme)
         for name, linear in family(model).linears(scheme.modules):
             model.set_submodule(name, W4A4Linear.empty_like(linear, scheme, linear.weight.device))
             _nothing_to_draw(model.get_submodule(name.rpartition(".")[0]))
         if scheme.folds and scheme.kv_bits < 16:
             add_key_transforms(family(model).text_model)
+        if files:
+            check_headers(model, files)
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
         if self.settings is None:
             super()._process_model_after_weight_loading(model, **kwargs)
             return
         _check_loaded(model)
+        check_values(model)
         mark(model, self.settings.scheme, self.settings.recipe)
         attach_cache(model, self.settings.scheme)
         if self.recipe is not None:
@@ -69,28 +81,17 @@ def _nothing_to_draw(parent: Any) -> None:
         parent._is_hf_initialized = True
 
 
-def _check_whole(files: Sequence[str]) -> None:
-    for file in files:
-        try:
-            # The header of a safetensors file says how long the file is; opening compares.
-            with safe_open(file, framework="pt"):
-                pass
-        except (OSError, SafetensorError) as error:
-            raise QuotaError(f"{file} is not whole ({error}); copy it again or compress again") from None
-
-
-def _find_recipe(model: PreTrainedModel, files: Sequence[str]) -> Path:
-    name = model.config.name_or_path or "the model"
-    if files and (beside := Path(files[0]).parent / RECIPE_FILE).exists():
+def _beside(model: PreTrainedModel, files: Sequence[Path], wanted: str) -> Path | None:
+    """The file `wanted` of the checkpoint that `files` are the weights of; None if it has none."""
+    if files and (beside := files[0].parent / wanted).exists():
         return beside
-    found = None
-    if not Path(name).is_dir():
-        # A repository on the hub: transformers has fetched the weights only.
-        revision = getattr(model.config, "_commit_hash", None)
-        found = cached_file(name, RECIPE_FILE, revision=revision, _raise_exceptions_for_missing_entries=False)
-    if found is None:
-        raise QuotaError(f"{name} belongs to a recipe but holds no {RECIPE_FILE}; save with quota.save_pretrained")
-    return Path(found)
+    name = model.config.name_or_path
+    if not name or Path(name).is_dir():
+        return None
+    # A repository on the hub: transformers has fetched the weights only.
+    revision = getattr(model.config, "_commit_hash", None)
+    found = cached_file(name, wanted, revision=revision, _raise_exceptions_for_missing_entries=False)
+    return None if found is None else Path(found)
 
 
 def _check_loaded(model: PreTrainedModel) -> None:

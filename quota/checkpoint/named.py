@@ -18,7 +18,9 @@ import torch
 from huggingface_hub import snapshot_download
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 
+from quota.checkpoint.manifest import MANIFEST_FILE, verify_loading
 from quota.errors import QuotaError
+from quota.files import is_checkpoint
 from quota.samples import Sample, read_samples
 
 SHIPPED = "quota.shipped"
@@ -79,6 +81,10 @@ def load_model(name: str) -> tuple[PreTrainedModel, Any, str]:
     """
     source = find_folder(name)
     where = name if source is None else str(source)
+    if source is not None and is_checkpoint(source) and (source / MANIFEST_FILE).exists():
+        # Before transformers reads what may be damaged; the weights follow when they are loaded.
+        files = [file.name for file in source.iterdir() if file.suffix != ".safetensors"]
+        verify_loading(source, source / MANIFEST_FILE, files)
     with _in_one_line(name):
         model = AutoModelForImageTextToText.from_pretrained(where, dtype=model_dtype(name) or "auto")
         processor = AutoProcessor.from_pretrained(where)
@@ -102,11 +108,15 @@ def model_dtype(name: str) -> torch.dtype | None:
 def find_folder(name: str) -> Path | None:
     """The folder that `name` means, None for a hub id. QuotaError for what can be neither."""
     source = Path(name) if (known := shipped(name)) is None else known.model_path()
-    if source.is_dir():
+    try:
+        folder, there = source.is_dir(), source.exists()
+    except OSError as error:
+        raise QuotaError(f"there is no model folder {name}: {error.strerror}") from None
+    if folder:
         if not (source / "config.json").is_file():
             raise QuotaError(f"{source} holds no config.json; give a folder that save_pretrained has written")
         return source
-    if source.exists() or name.startswith((".", "/", "~")) or name.count("/") != 1:
+    if there or name.startswith((".", "/", "~")) or name.count("/") != 1:
         # Told here, as asking the hub for what cannot be one of its ids takes half a minute to fail.
         raise QuotaError(f"there is no model folder {name}; give a folder, a hub id (owner/name){_or_shipped()}")
     return None
@@ -118,14 +128,16 @@ def _in_one_line(name: str) -> Iterator[None]:
         yield
     except QuotaError:
         raise
-    except (OSError, ValueError, KeyError) as error:
-        raise QuotaError(f"cannot load {name}: {_first_line(error)}") from error
+    except Exception as error:
+        # transformers and what it calls raise whatever a file with a wrong type or value leads to.
+        raise QuotaError(f"cannot load {name}: {_first_line(error)}; copy it again, or save it anew") from error
 
 
 def _first_line(error: BaseException) -> str:
     """transformers explains itself over many lines; the first says what was wrong."""
     lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    kind = "" if isinstance(error, OSError) else f"{type(error).__name__}: "
+    return f"{kind}{lines[0]}" if lines else type(error).__name__
 
 
 def _or_shipped() -> str:

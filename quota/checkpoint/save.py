@@ -2,10 +2,11 @@
 
 The folder is an ordinary checkpoint: safetensors under the original key names, config.json, tokenizer and processor.
 Quantised layers are stored in the "pack-quantized" format of compressed-tensors, which transformers and vLLM know, and
-quota adds two things of its own:
+quota adds three things of its own:
 
     config.json     the key "quota": settings version, scheme, and whether a recipe belongs to the checkpoint
     recipe.json     which visual tokens are dropped where (quota/pruning/recipe.py)
+    manifest.json   what every file holds, to find damage (quota/checkpoint/manifest.py)
 
 With `import quota`, `from_pretrained` runs the model as it was saved (quota/checkpoint/load.py). Without it
 transformers loads the same quantised layers, keeps every token, and a 16-bit KV cache. One thing it cannot do by
@@ -29,6 +30,8 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from quota.checkpoint.card import CARD_FILE, model_card
+from quota.checkpoint.guard import guard
+from quota.checkpoint.manifest import seal
 from quota.errors import QuotaError, first_problem
 from quota.files import staged_folder, write_atomically
 from quota.pruning.pruner import Pruner
@@ -74,12 +77,14 @@ def settings(config: PretrainedConfig) -> Settings | None:
 def mark(model: PreTrainedModel, scheme: QuantizationScheme, recipe: bool) -> None:
     """Note in the model's configuration that it is quantised under `scheme`, and whether a recipe prunes it.
 
-    From then on the model's own `save_pretrained` writes a checkpoint of ours too, less processor and card.
+    From then on the model's own `save_pretrained` writes a checkpoint of ours too, less processor and card, and uses
+    that it is not made for are refused (quota/checkpoint/guard.py).
     """
     model.config.quota = Settings(scheme=scheme, recipe=recipe).model_dump(mode="json")
     if scheme.weight_bits < 16:
         model.config.quantization_config = quantization_config(model, scheme)
     setattr(model, "save_pretrained", partial(_save_weights, model))  # noqa: B010 (its type is that of a method)
+    guard(model)
 
 
 def attached_recipe(model: PreTrainedModel) -> PruningRecipe | None:
@@ -100,12 +105,19 @@ def save_pretrained(
     """
     scheme = _savable_scheme(model)
     with staged_folder(folder) as stage:
-        _save_weights(model, stage, max_shard_size=max_shard_size)
+        _write_weights(model, stage, max_shard_size=max_shard_size)
         processor.save_pretrained(stage)
         write_atomically(stage / CARD_FILE, model_card(model, scheme, attached_recipe(model)))
+        seal(stage)
 
 
 def _save_weights(model: PreTrainedModel, save_directory: str | os.PathLike[str], **options: Any) -> None:
+    """Weights, configurations, recipe and manifest: the `save_pretrained` of the model itself."""
+    _write_weights(model, save_directory, **options)
+    seal(Path(save_directory))
+
+
+def _write_weights(model: PreTrainedModel, save_directory: str | os.PathLike[str], **options: Any) -> None:
     """Weights, configurations and recipe, by the `save_pretrained` of transformers, whose options these are."""
     scheme = _savable_scheme(model)
     recipe = attached_recipe(model)

@@ -17,7 +17,10 @@ from transformers import AutoModelForImageTextToText, CompressedTensorsConfig
 
 import quota
 from quota import QuantizationScheme, QuotaError
+from quota.checkpoint import manifest
 from quota.checkpoint import save as checkpoint
+from quota.checkpoint.manifest import MANIFEST_FILE, seal
+from quota.checkpoint.named import load_model
 from quota.compress import quantize_only
 from quota.quantization.linear import W4A4Linear
 
@@ -46,6 +49,30 @@ def drop_a_tensor(folder: Path) -> None:
     stored = load_file(file)
     del stored["language_model.model.layers.0.mlp.up_proj.weight_scale"]
     save_file(stored, file, metadata={"format": "pt"})
+
+
+UP = "language_model.model.layers.0.mlp.up_proj"
+NORM = "language_model.model.layers.1.input_layernorm.weight"
+CLASS = "vision_tower.embeddings.class_embedding"
+KEYS = "language_model.model.layers.2.self_attn.key_transform.matrix"
+
+
+def edit_tensors(change: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Path], None]:
+    def edit(folder: Path) -> None:
+        file = folder / "model.safetensors"
+        stored = load_file(file)
+        change(stored)
+        save_file(stored, file, metadata={"format": "pt"})
+
+    return edit
+
+
+def rename(name: str, other: str) -> Callable[[Path], None]:
+    return edit_tensors(lambda stored: stored.update({other: stored.pop(name)}))
+
+
+def put(name: str, change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[Path], None]:
+    return edit_tensors(lambda stored: stored.update({name: change(stored[name]).contiguous()}))
 
 
 def edit_config(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
@@ -92,13 +119,89 @@ def edit_recipe(**changes: Any) -> Callable[[Path], None]:
             "unknown key 'colour'",
             id="unknown setting",
         ),
+        pytest.param(
+            edit_config(lambda config: config.pop("quantization_config")), "quantization_config", id="not described"
+        ),
+        pytest.param(
+            edit_config(lambda config: config.update(quantization_config=None)),
+            "quantization_config",
+            id="described as nothing",
+        ),
+        pytest.param(rename(NORM, f"{NORM}s"), "lacks .*1.input_layernorm.weight", id="renamed norm"),
+        pytest.param(rename(CLASS, f"{CLASS}s"), "lacks .*class_embedding", id="renamed class embedding"),
+        pytest.param(
+            edit_tensors(lambda stored: stored.update(extra=torch.zeros(2))),
+            "holds extra, which",
+            id="unexpected",
+        ),
+        pytest.param(
+            edit_tensors(lambda stored: stored.update({f"model.{NORM}": stored[NORM].clone()})),
+            "holds model.language_model|a second time",
+            id="a tensor twice",
+        ),
+        *(
+            pytest.param(
+                put(f"{UP}.weight_packed", lambda t, to=to: t.to(to)), "up_proj.weight_packed holds", id=f"{to}"
+            )
+            for to in (torch.int8, torch.uint8, torch.bool, torch.int16, torch.int64, torch.float32)
+        ),
+        pytest.param(put(f"{UP}.weight_scale", lambda t: t.int()), "weight_scale holds I32", id="integer scales"),
+        pytest.param(put(f"{UP}.weight_packed", lambda t: t[:, :-1]), "has the shape", id="narrow weights"),
+        pytest.param(put(NORM, lambda t: t[None]), "has the shape", id="a norm of two dimensions"),
+        pytest.param(put(f"{UP}.weight_scale", lambda t: -t), "weight_scale is not positive", id="negative scales"),
+        pytest.param(put(f"{UP}.weight_scale", lambda t: t * torch.nan), "NaN or infinity", id="NaN scales"),
+        pytest.param(put(NORM, lambda t: t * torch.inf), "input_layernorm.weight holds NaN or infinity", id="infinite"),
+        pytest.param(put(f"{UP}.weight_shape", lambda t: t.flip(0)), r"weight_shape is \[64, 96\]", id="turned shape"),
+        pytest.param(put(KEYS, torch.zeros_like), "key_transform.matrix cannot be inverted", id="zero key transform"),
     ],
 )
 def test_spoilt_checkpoint_is_refused_in_one_line(spoil: Callable[[Path], object], message: str, copy: Path) -> None:
     spoil(copy)
-    with pytest.raises(QuotaError, match=message) as raised:
+    with pytest.raises(QuotaError, match=f"{MANIFEST_FILE}|{message}") as raised:
         load(copy)
     assert "\n" not in str(raised.value)
+    if message != "not whole":
+        seal(copy)
+        with pytest.raises(QuotaError, match=message) as raised:
+            load(copy)
+        assert "\n" not in str(raised.value)
+
+
+def flip(file: Path, place: int) -> None:
+    """One bit of the byte at `place`, counted from the end."""
+    data = bytearray(file.read_bytes())
+    data[-place] ^= 1
+    file.write_bytes(data)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "recipe.json", "generation_config.json"])
+def test_a_flipped_bit_is_found_on_loading(name: str, copy: Path) -> None:
+    flip(copy / name, 5)
+    with pytest.raises(QuotaError, match=rf"{name} is damaged"):
+        load(copy)
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "processor_config.json", "chat_template.jinja"])
+def test_commands_find_it_in_all_other_files(name: str, copy: Path) -> None:
+    flip(copy / name, 5)
+    with pytest.raises(QuotaError, match=rf"{name} is damaged"):
+        load_model(str(copy))
+
+
+def test_weights_above_the_limit_are_compared_when_asked_for(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(manifest, "HASHED_ON_LOAD", 1000)
+    flip(copy / "model.safetensors", 5)
+    load(copy)
+    monkeypatch.setenv("QUOTA_VERIFY", "all")
+    with pytest.raises(QuotaError, match=r"model\.safetensors is damaged"):
+        load(copy)
+
+
+def test_a_checkpoint_without_a_manifest_loads_with_a_note(copy: Path, quota_folder: Path) -> None:
+    (copy / MANIFEST_FILE).unlink()
+    with pytest.warns(UserWarning, match=rf"has no {MANIFEST_FILE}, so damage"):
+        old = load(copy)
+    assert torch.equal(logits(old), logits(load(quota_folder)))
 
 
 @pytest.mark.filterwarnings("ignore:You passed `quantization_config`")
