@@ -62,6 +62,7 @@ def build_inputs(processor: Any, samples: Sequence[Sample], with_answer: bool = 
     for sample in samples:
         if not is_text(sample.question):
             raise QuotaError(f"the question {sample.question!r} holds half a character; write it as UTF-8")
+        _check_marks(processor, sample.question)
         content = [{"type": "image"}, {"type": "text", "text": sample.question}]
         turns: list[dict[str, Any]] = [{"role": "user", "content": content}]
         if with_answer:
@@ -72,3 +73,11 @@ def build_inputs(processor: Any, samples: Sequence[Sample], with_answer: bool = 
     # Each in a list of its own: some processors take a flat list for the pictures of one prompt.
     pictures = [[sample.picture()] for sample in samples]
     return processor(images=pictures, text=prompts, padding=True, padding_side="left", return_tensors="pt")
+
+
+def _check_marks(processor: Any, question: str) -> None:
+    """The marks of pictures in a prompt are the template's to set, one for each picture that there is."""
+    for kind in ("image_token", "video_token"):
+        mark = getattr(processor, kind, None)
+        if isinstance(mark, str) and mark and mark in question:
+            raise QuotaError(f"the question holds {mark}, which stands for a picture; leave it out")

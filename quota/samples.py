@@ -16,11 +16,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from quota.errors import QuotaError
+from quota.files import check_file, parse_json, read_bytes
 
 QUESTIONS_FILE = "questions.jsonl"
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "MPO")
+"""Of pictures that are read. Pillow knows more, some by other programs (EPS)."""
+LARGEST_PICTURE = 89_478_485
+"""Pixels, 268 MB in memory: from where Pillow warns. Processors make pictures a hundredth of that anyway."""
 _REQUIRED = ("image", "question")
 _OPTIONAL = ("answer", "task")
 
@@ -41,11 +46,16 @@ class Sample:
         """The picture in RGB. Raises QuotaError if the file cannot be read as an image."""
         if isinstance(self.image, Image.Image):
             return self.image.convert("RGB")
+        check_file(self.image)
         try:
-            with Image.open(self.image) as file:
-                return file.convert("RGB")
-        except (OSError, UnidentifiedImageError) as error:
-            raise QuotaError(f"cannot read the image {self.image}: {error}") from error
+            with Image.open(self.image, formats=FORMATS) as file:
+                pixels = file.width * file.height
+                if pixels <= LARGEST_PICTURE:
+                    return file.convert("RGB")
+        except Exception as error:
+            # Decoders raise whatever a broken file leads to.
+            raise QuotaError(f"cannot read the image {self.image}: {error}; save it again as PNG or JPEG") from error
+        raise QuotaError(f"{self.image} has {pixels:,} pixels, at most {LARGEST_PICTURE:,} are read; make it smaller")
 
 
 def read_samples(path: str | Path) -> list[Sample]:
@@ -57,11 +67,15 @@ def read_samples(path: str | Path) -> list[Sample]:
     path = Path(path)
     file = path / QUESTIONS_FILE if path.is_dir() else path
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError as error:
-        raise QuotaError(f"{file} does not exist; give a .jsonl file or a folder with {QUESTIONS_FILE}") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise QuotaError(f"cannot read {file}: {error}") from error
+        there = file.exists()
+    except (OSError, ValueError):
+        there = False
+    if not there:
+        raise QuotaError(f"{file} does not exist; give a .jsonl file or a folder with {QUESTIONS_FILE}")
+    try:
+        lines = read_bytes(file).decode("utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise QuotaError(f"cannot read {file}: {error}; write it as UTF-8") from error
     samples = [
         _parse(line, file.parent, f"{file}, line {number}")
         for number, line in enumerate(lines, start=1)
@@ -74,9 +88,9 @@ def read_samples(path: str | Path) -> list[Sample]:
 
 def _parse(line: str, folder: Path, place: str) -> Sample:
     try:
-        entry = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise QuotaError(f"{place}: not valid JSON ({error.msg}, column {error.colno})") from error
+        entry = parse_json(line)
+    except ValueError as error:
+        raise QuotaError(f"{place}: {error}") from error
     if not isinstance(entry, dict):
         raise QuotaError(f"{place}: expected an object with the keys image and question")
     for key in entry:
@@ -91,7 +105,12 @@ def _parse(line: str, folder: Path, place: str) -> Sample:
         if not is_text(value):
             raise QuotaError(f"{place}: {key!r} holds half a character (a lone surrogate); write it as UTF-8")
     image = folder / entry["image"]
-    if not image.is_file():
+    try:
+        there = image.is_file()
+    except OSError:
+        # A name that no file can have.
+        there = False
+    if not there:
         raise QuotaError(f"{place}: the image {image} does not exist")
     return Sample(image, entry["question"], entry.get("answer"), entry.get("task"))
 

@@ -102,16 +102,24 @@ def compress(
 @app.command()
 def inspect(
     path: Annotated[Path, typer.Argument(metavar="OUT", help="A compressed checkpoint, or a recipe.json.")],
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Also compare every file of the checkpoint with its manifest.")
+    ] = False,
     json_file: JsonFile = None,
 ) -> None:
     """Say what a compressed checkpoint or a recipe is: scheme, layers, keep ratios, counts, sizes, versions.
 
-    quota inspect small/
+    quota inspect small/ --verify
     quota inspect small/recipe.json
     """
+    from quota.checkpoint.manifest import verify as verify_files
     from quota.report.inspection import inspect_path
     from quota.report.tables import inspection_table
 
+    if verify:
+        if not path.is_dir():
+            raise QuotaError(f"{path} is no checkpoint to verify; give its folder")
+        notes.print(f"verified: {verify_files(path)} files hold what was written")
     inspection = inspect_path(path)
     console.print(inspection_table(inspection, str(path)))
     write_json(json_file, inspection.figures())

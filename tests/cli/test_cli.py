@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -142,6 +147,104 @@ def test_errors_are_one_line(
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("quota:")]
     assert len(errors) == 1 and says in errors[0]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_inspect_verifies_and_names_what_is_damaged(quota_folder: Path, tmp_path: Path, capsys) -> None:
+    copied = Path(shutil.copytree(quota_folder, tmp_path / "copy"))
+    assert call("inspect", copied, "--verify") == 0
+    assert "files hold what was written" in capsys.readouterr().err
+    weights = copied / "model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-100] ^= 4
+    weights.write_bytes(data)
+    assert call("inspect", copied, "--verify") == 1
+    assert "model.safetensors is damaged" in one_error(capsys)
+
+
+def one_error(capsys) -> str:
+    """The only line that the command itself has written to the error stream."""
+    [line] = [line for line in capsys.readouterr().err.splitlines() if line.startswith("quota:")]
+    assert len(line) <= 307
+    return line
+
+
+@pytest.mark.parametrize("file", ["pipe", "/dev/zero", "/", "x" * 300, "no/such"])
+@pytest.mark.parametrize("option", ["--image", "--suite"])
+def test_what_is_no_file_is_refused_at_once(option: str, file: str, full_folder: Path, tmp_path: Path, capsys) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    given = {"--image": ["run", full_folder, "what", "--image"], "--suite": ["eval", full_folder, "--suite"]}
+    assert call(*given[option], tmp_path / file) == 1
+    assert one_error(capsys)
+
+
+def test_the_mark_of_a_picture_inside_a_question_is_refused(full_folder: Path, picture: Path, capsys) -> None:
+    assert call("run", full_folder, "--image", picture, "what is <image> this") == 1
+    assert "holds <image>, which stands for a picture" in one_error(capsys)
+
+
+@pytest.mark.parametrize("option", ["--keep", "--compute", "--milliseconds"])
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf", "0", "-1"])
+def test_numbers_that_are_none(
+    option: str, value: str, full_folder: Path, suite_folder: Path, tmp_path: Path, capsys
+) -> None:
+    options = ("--calibration", suite_folder, "--samples", 2, f"{option}={value}")
+    assert call("compress", full_folder, tmp_path / "out", *options) == 1
+    assert one_error(capsys).startswith(f"quota: {option[2:]} must be above 0")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "processor_config.json", "generation_config.json"])
+@pytest.mark.parametrize("text", ["[" * 50_000, "[]", "3", '{"a": ' + "1" * 5000 + "}", '{"model_type": 3}', "\x00"])
+def test_files_of_a_model_that_are_broken(
+    name: str, text: str, full_folder: Path, picture: Path, tmp_path: Path, capsys
+) -> None:
+    copied = Path(shutil.copytree(full_folder, tmp_path / "copy"))
+    (copied / name).write_text(text)
+    code = call("run", copied, "--image", picture, "what is this")
+    # Keys that nobody knows are nobody's fault.
+    if code != 0:
+        assert code == 1 and "defect" not in one_error(capsys)
+
+
+class TestSignals:
+    """What ends a process from outside, in processes of their own."""
+
+    @pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+    @pytest.mark.parametrize("moment", ["imports", "work"])
+    def test_a_signal_is_one_line_at_any_time(
+        self, moment: str, sent: signal.Signals, code: int, full_folder: Path, suite_folder: Path, tmp_path: Path
+    ) -> None:
+        # While torch is imported, or when the first block of the model is finished.
+        at = {"imports": "quota.cli.checkpoints", "work": "quota.report.progress"}[moment]
+        script = (
+            "import os, sys, wrapt, quota.cli\n"
+            f"wrapt.when_imported({at!r})(lambda module: os.kill(os.getpid(), {int(sent)}))\n"
+            "quota.cli.main(sys.argv[1:])"
+        )
+        arguments = ["compress", full_folder, tmp_path / "out", "--calibration", suite_folder, "--samples", "2"]
+        done = subprocess.run([sys.executable, "-c", script, *map(str, arguments)], capture_output=True, text=True)
+        assert done.returncode == code
+        assert done.stderr == "quota: interrupted; the same command goes on\n"
+        assert list(tmp_path.iterdir()) == []
+
+    def test_a_full_disk_behind_the_output(self, quota_folder: Path) -> None:
+        with open("/dev/full", "w") as full:
+            done = subprocess.run(
+                quota_command("inspect", quota_folder), stdout=full, stderr=subprocess.PIPE, text=True
+            )
+        assert done.returncode == 1
+        assert done.stderr.startswith("quota: the output: No space left on device") and done.stderr.count("\n") == 1
+
+    def test_a_reader_that_has_gone(self, quota_folder: Path) -> None:
+        reading, writing = os.pipe()
+        os.close(reading)
+        done = subprocess.run(quota_command("inspect", quota_folder), stdout=writing, stderr=subprocess.PIPE, text=True)
+        os.close(writing)
+        assert (done.returncode, done.stderr) == (1, "")
+
+
+def quota_command(*arguments: object) -> list[str]:
+    return [sys.executable, "-c", "from quota.cli import main; main()", *map(str, arguments)]
 
 
 def test_debug_shows_the_traceback_wherever_it_stands(tmp_path: Path, capsys) -> None:
