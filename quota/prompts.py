@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -69,10 +70,12 @@ def build_inputs(processor: Any, samples: Sequence[Sample], with_answer: bool = 
             if sample.answer is None:
                 raise QuotaError(f"the question {sample.question!r} has no answer to calibrate with")
             turns.append({"role": "assistant", "content": [{"type": "text", "text": sample.answer}]})
-        prompts.append(processor.apply_chat_template(turns, add_generation_prompt=not with_answer))
+        with _told_in_one_line():
+            prompts.append(processor.apply_chat_template(turns, add_generation_prompt=not with_answer))
     # Each in a list of its own: some processors take a flat list for the pictures of one prompt.
     pictures = [[sample.picture()] for sample in samples]
-    return processor(images=pictures, text=prompts, padding=True, padding_side="left", return_tensors="pt")
+    with _told_in_one_line():
+        return processor(images=pictures, text=prompts, padding=True, padding_side="left", return_tensors="pt")
 
 
 def _check_marks(processor: Any, question: str) -> None:
@@ -81,3 +84,16 @@ def _check_marks(processor: Any, question: str) -> None:
         mark = getattr(processor, kind, None)
         if isinstance(mark, str) and mark and mark in question:
             raise QuotaError(f"the question holds {mark}, which stands for a picture; leave it out")
+
+
+@contextmanager
+def _told_in_one_line() -> Iterator[None]:
+    """A processor is made of files, its template too, and raises whatever a wrong one of them leads to."""
+    try:
+        yield
+    except Exception as error:
+        reason = next(iter(str(error).splitlines()), "")
+        raise QuotaError(
+            f"the model's processor fails ({type(error).__name__}: {reason}); look at its chat template, tokenizer and "
+            "processor files, or copy them again"
+        ) from error

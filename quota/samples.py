@@ -22,7 +22,7 @@ from quota.errors import QuotaError
 from quota.files import check_file, parse_json, read_bytes
 
 QUESTIONS_FILE = "questions.jsonl"
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "MPO")
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 """Of pictures that are read. Pillow knows more, some by other programs (EPS)."""
 LARGEST_PICTURE = 89_478_485
 """Pixels, 268 MB in memory: from where Pillow warns. Processors make pictures a hundredth of that anyway."""

@@ -136,3 +136,58 @@ def test_a_processor_without_a_chat_template_is_refused(tiny_processor) -> None:
     tiny_processor.chat_template = None
     with pytest.raises(QuotaError, match="chat template"):
         build_inputs(tiny_processor, [Sample(Image.new("RGB", (8, 8)), "what")])
+
+
+class TestHostilePictures:
+    """What Pillow would run, wait for, or spend a minute on."""
+
+    def refused(self, file: Path, says: str) -> None:
+        with pytest.raises(QuotaError, match=says) as raised:
+            Sample(file, "What?").picture()
+        assert len(str(raised.value)) <= 300 and "\n" not in str(raised.value)
+
+    @pytest.mark.filterwarnings("ignore:Image size")
+    def test_more_pixels_than_anybody_needs(self, tmp_path: Path) -> None:
+        # A megabit of zeros: 400 megapixels in a few kilobytes.
+        Image.new("1", (13_000, 7000)).save(tmp_path / "large.png")
+        Image.new("1", (20_000, 20_000)).save(tmp_path / "bomb.png")
+        self.refused(tmp_path / "large.png", "91,000,000 pixels, at most 89,478,485")
+        self.refused(tmp_path / "bomb.png", "bomb.png")
+
+    @pytest.mark.parametrize("text", [b"P6\n" + b"9" * 5000, b"P6 x y 255\n", b"P3 2 2 255\n1 2 x", b"P6 -1 2 255\n"])
+    def test_a_broken_ppm(self, text: bytes, tmp_path: Path) -> None:
+        (tmp_path / "broken.ppm").write_bytes(text)
+        self.refused(tmp_path / "broken.ppm", "cannot read the image")
+
+    def test_a_format_that_another_program_would_draw(self, tmp_path: Path) -> None:
+        (tmp_path / "drawn.eps").write_bytes(
+            b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n"
+        )
+        self.refused(tmp_path / "drawn.eps", "cannot identify")
+
+    @pytest.mark.parametrize("name", ["x" * 300, "zero\0byte"])
+    def test_a_name_that_no_file_can_have(self, name: str, tmp_path: Path) -> None:
+        self.refused(tmp_path / name, "cannot read")
+
+
+@pytest.mark.parametrize(
+    ("bad", "says"),
+    [
+        pytest.param("[" * 100_000, "nested too deeply", id="deep"),
+        pytest.param('{"image": ' + "1" * 5000 + "}", "thousands of digits", id="a long number"),
+        pytest.param(line(image="x" * 300), "does not exist", id="a long name"),
+        pytest.param(line(**{"k" * 5000: "v"}), "unknown key", id="a long key"),
+    ],
+)
+def test_lines_that_python_cannot_take(tmp_path: Path, bad: str, says: str) -> None:
+    write_questions(tmp_path, bad)
+    with pytest.raises(QuotaError, match=says) as raised:
+        read_samples(tmp_path)
+    assert len(str(raised.value)) <= 300
+
+
+@pytest.mark.parametrize("template", ["{{ 1 / 0 }}", "{% for", "{{ messages.x.y }}"])
+def test_a_broken_template_is_one_line(template: str, tiny_processor) -> None:
+    tiny_processor.chat_template = template
+    with pytest.raises(QuotaError, match=r"processor fails .*look at its chat template"):
+        build_inputs(tiny_processor, [Sample(Image.new("RGB", (8, 8)), "what")])

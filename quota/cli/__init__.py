@@ -13,6 +13,7 @@ import signal
 import sys
 import threading
 import traceback
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib.metadata import entry_points
@@ -50,6 +51,9 @@ def _run(arguments: list[str]) -> int:
     from quota.cli import checkpoints, doctor, questions  # noqa: F401
     from quota.cli.app import app
 
+    # A line that a user can read; and of giant pictures we speak ourselves.
+    warnings.formatwarning = lambda message, *place, **line: f"note: {message}\n"
+    warnings.filterwarnings("ignore", "Image size")
     for others in entry_points(group=COMMANDS):
         others.load()
     code = app(args=arguments, prog_name="quota", standalone_mode=False)
