@@ -18,7 +18,7 @@ ROOMS: dict[str, set[str]] = {
     "progress": set(),
     "files": {"errors"},
     "scheme": {"errors"},
-    "samples": {"errors"},
+    "samples": {"errors", "files"},
     "prompts": {"errors", "samples"},
     "ops": {"errors"},
     "models": {"errors"},

@@ -14,16 +14,23 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from threading import RLock
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
+from torch import Tensor
 from transformers import PreTrainedConfig
 
-if TYPE_CHECKING:
-    from quota.attention.function import Observation
-    from quota.attention.moments import KeyMoments
+from quota.attention.observation import Observation
 
 NAME = "quota"
 """Of quota's attention, in a configuration."""
+
+
+class Sums(Protocol):
+    """Running sums over attention calls (quota/attention/moments.py)."""
+
+    def add(self, query: Tensor, key: Tensor) -> None:
+        """query [B, H, T, D] and key [B, G, T, D], behind the rotary embedding."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -37,7 +44,7 @@ class Attending:
     """Attend by the backend, to a quantised cache."""
     observation: Observation | None = None
     """To be filled by the next call."""
-    moments: KeyMoments | None = None
+    moments: Sums | None = None
     """Every call adds to these."""
 
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from quota.attention.function import Observation
+from quota.attention.observation import Observation
 from quota.errors import QuotaError
 
 Numbers = Sequence[float] | Tensor

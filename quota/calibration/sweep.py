@@ -31,9 +31,10 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
 from quota.attention.cache import adopt
-from quota.attention.function import Observation, observe
+from quota.attention.function import observe
 from quota.attention.keys import NAME as KEY_TRANSFORM
 from quota.attention.moments import KeyMoments, watch
+from quota.attention.observation import Observation
 from quota.calibration.blocks import Beside, capture, put, quantize_linears, run, run_all
 from quota.calibration.curves import Curves, attention_concentration, median_cosine, relative_error, sensitivity
 from quota.calibration.storage import Storage

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from quota.cli.app import Backend, JsonFile, Model, Seed, app, console, notes, write_json
+from quota.errors import QuotaError
 
 
 @app.command()

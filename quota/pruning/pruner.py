@@ -33,8 +33,9 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
-from quota.attention.function import Observation, observe
+from quota.attention.function import observe
 from quota.attention.hook import CacheHook, attach_cache
+from quota.attention.observation import Observation
 from quota.attention.per_thread import PerThread
 from quota.attention.slots import SlotLayer
 from quota.errors import QuotaError

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from quota import ops
-from quota.attention.function import Observation
+from quota.attention.observation import Observation
 from quota.ops.choice import Cut
 from quota.pruning.presence import Presence
 from quota.pruning.recipe import PruningRecipe

@@ -40,9 +40,7 @@ def study(
     ] = False,
     cache: Annotated[Path, typer.Option(metavar="FOLDER", help="Outcomes and checkpoints so far.")] = Path(".study"),
     timed: Annotated[bool, typer.Option("--timed", help="Also measure prefill times, on an idle machine.")] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Check what is named, print the plan, and end.")
-    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check what is named, print the plan, and end.")] = False,
     backend: Backend = None,
 ) -> None:
     """Measure one table of the study: variants of a compressed model on the same questions, with intervals.

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from quota.attention.function import Observation
+from quota.attention.observation import Observation
 from quota.ops.choice import Cut
 from quota.pruning.presence import Presence
 from quota.pruning.pruner import Pruner, record

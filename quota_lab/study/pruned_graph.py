@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from quota.attention.cache import adopt
-from quota.attention.function import Observation
+from quota.attention.observation import Observation
 from quota.calibration.blocks import Beside
 from quota.calibration.storage import Storage
 from quota.calibration.sweep import Sweep

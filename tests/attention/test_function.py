@@ -9,8 +9,9 @@ from torch import Tensor
 from transformers import LlavaForConditionalGeneration
 
 from quota.attention import function as attention
-from quota.attention.function import Observation, observe
+from quota.attention.function import observe
 from quota.attention.hook import attach_cache
+from quota.attention.observation import Observation
 from quota.scheme import QuantizationScheme
 
 

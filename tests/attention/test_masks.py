@@ -11,9 +11,10 @@ from support.pruned import recipe_for
 from torch import Tensor
 
 from quota import ops
-from quota.attention.function import Observation, observe
+from quota.attention.function import observe
 from quota.attention.hook import attach_cache
 from quota.attention.masks import allowed_pairs, as_attention_mask, as_truth
+from quota.attention.observation import Observation
 from quota.calibration.blocks import capture, run
 from quota.errors import QuotaError
 from quota.models import family

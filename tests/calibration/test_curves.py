@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from quota.attention.function import Observation
+from quota.attention.observation import Observation
 from quota.calibration.curves import attention_concentration, median_cosine, relative_error, sensitivity
 from quota.errors import QuotaError
 

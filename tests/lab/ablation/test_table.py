@@ -70,16 +70,14 @@ def test_outcomes_of_other_code_are_measured_anew(tmp_path: Path, monkeypatch) -
     assert len(anew.measured) == 2 * (1 + len(TABLES["methods"]))
 
 
-def test_the_estimate_counts_what_is_left(tmp_path: Path) -> None:
-    said: list[tuple[int, int, float]] = []
-
-    def collect(done: int, total: int, seconds: float) -> None:
-        said.append((done, total, seconds))
-
-    ablate("methods", Arithmetic(), 2, tmp_path, collect)
+def test_progress_counts_what_is_left(tmp_path: Path) -> None:
+    said: list[tuple[str, int, int]] = []
+    ablate("methods", Arithmetic(), 2, tmp_path, lambda *step: said.append(step))
     total = 2 * (1 + len(TABLES["methods"]))
-    assert [(done, needed) for done, needed, _ in said] == [(done, total) for done in range(total + 1)]
-    assert said[-1][2] == 0 and all(seconds > 0 for _, _, seconds in said[1:-1])
+    assert said == [("outcomes", done, total) for done in range(total + 1)]
+    said.clear()
+    ablate("methods", Arithmetic(), 2, tmp_path, lambda *step: said.append(step))
+    assert said == [("outcomes", total, total)]
 
 
 def test_a_damaged_outcome_is_named(tmp_path: Path) -> None:
