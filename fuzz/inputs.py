@@ -80,8 +80,9 @@ KINDS = (*FILES, "questions", "picture", "command")
 class Bench:
     """A tiny model, compressed and not, what it answers, and what else commands can be given."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, place: Path) -> None:
+        self.place = place
+        self.folder = folder = place / "given"
         model, tools, samples = make_model(), processor(), make_samples(3)
         model.save_pretrained(folder / "full")
         tools.save_pretrained(folder / "full")
@@ -150,7 +151,9 @@ class Bench:
         files = [
             str(scratch / name) for name in ("picture.png", "questions.jsonl", "", "pipe", "nothing.png", "x" * 300)
         ]
-        words = mutations.command(chance, models, [*files, "/dev/zero"], [str(scratch / "new"), str(scratch / "pipe")])
+        words = mutations.command(
+            chance, models, [*files, "/dev/zero"], [str(scratch / "new"), str(scratch / "picture.png")]
+        )
         os.chdir(scratch)
         errors = io.StringIO()
         try:
@@ -175,7 +178,7 @@ class Bench:
 
 def outcome(bench: Bench, kind: str, number: int, seed: int) -> tuple[str, str]:
     """How a case ends, and what it says."""
-    scratch = Path(tempfile.mkdtemp(dir=bench.folder))
+    scratch = Path(tempfile.mkdtemp(dir=bench.place))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -288,7 +291,7 @@ def main() -> None:
         bench = Bench(Path(name))
         if given.only:
             kind, _, number = given.only.partition("/")
-            scratch = Path(tempfile.mkdtemp(dir=bench.folder))
+            scratch = Path(tempfile.mkdtemp(dir=bench.place))
             print(bench.run(kind, int(number), given.seed, scratch))
             return
         cases = cases_of(given.cases, tuple(given.kinds))

@@ -5,6 +5,7 @@ Every function takes a `random.Random` and gives the same result for the same st
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import struct
@@ -22,6 +23,11 @@ HOSTILE: tuple[Any, ...] = (
 )
 
 
+def _hostile(chance: Random) -> Any:
+    # A copy: what one mutation puts in, the next may change.
+    return copy.deepcopy(chance.choice(HOSTILE))
+
+
 def json_text(chance: Random, text: str) -> bytes:
     """JSON with a value replaced, lost, renamed or added; or no JSON any more."""
     if chance.random() < 0.25:
@@ -30,20 +36,20 @@ def json_text(chance: Random, text: str) -> bytes:
     for _ in range(chance.choice((1, 1, 1, 2, 5))):
         parent, key = _place(chance, document)
         if parent is None:
-            return json.dumps(chance.choice(HOSTILE)).encode()
+            return json.dumps(_hostile(chance)).encode()
         action = chance.randrange(5)
         if action == 0:
             del parent[key]
         elif action == 1 and isinstance(parent, dict):
             parent[key + chance.choice("sx_ ")] = parent.pop(key)
         elif action == 2 and isinstance(parent, dict):
-            parent[chance.choice(("extra", "auto_map", "quota", key * 2))] = chance.choice(HOSTILE)
+            parent[chance.choice(("extra", "auto_map", "quota", key * 2))] = _hostile(chance)
         elif action == 3 and isinstance(parent[key], int | float):
             parent[key] = chance.choice(
                 (parent[key] + 1, -parent[key], parent[key] * 2, str(parent[key]), [parent[key]])
             )
         else:
-            parent[key] = chance.choice(HOSTILE)
+            parent[key] = _hostile(chance)
     # What `json` itself would not write.
     written = json.dumps(document)
     if chance.random() < 0.05:
@@ -257,7 +263,9 @@ def command(chance: Random, models: list[str], files: list[str], news: list[str]
         "--nothing",
     )
     for _ in range(chance.choice((0, 1, 1, 2))):
-        words += [chance.choice(options), chance.choice(anything)]
+        option = chance.choice(options)
+        # A pipe to write to would wait for its reader, as it should.
+        words += [option, chance.choice(news if option == "--json" else anything)]
     if chance.random() < 0.3 and len(words) > 1:
         words[chance.randrange(1, len(words))] = chance.choice(anything)
     if chance.random() < 0.15:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +20,7 @@ MAX_NEW_TOKENS = 24
 def generate(model: Any, processor: Any, inputs: Any, max_new_tokens: int = MAX_NEW_TOKENS) -> torch.Tensor:
     """Greedy continuation of a batch from `build_inputs`: the new tokens only, [B, T], padded after the end."""
     inputs = inputs.to(model.device)
-    with torch.inference_mode():
+    with torch.inference_mode(), _failing("model", "config.json and generation_config.json"):
         tokens = model.generate(
             **inputs,
             max_new_tokens=max_new_tokens,
@@ -70,11 +72,11 @@ def build_inputs(processor: Any, samples: Sequence[Sample], with_answer: bool = 
             if sample.answer is None:
                 raise QuotaError(f"the question {sample.question!r} has no answer to calibrate with")
             turns.append({"role": "assistant", "content": [{"type": "text", "text": sample.answer}]})
-        with _told_in_one_line():
+        with _failing("model's processor", "chat template, tokenizer and processor files"):
             prompts.append(processor.apply_chat_template(turns, add_generation_prompt=not with_answer))
     # Each in a list of its own: some processors take a flat list for the pictures of one prompt.
     pictures = [[sample.picture()] for sample in samples]
-    with _told_in_one_line():
+    with _failing("model's processor", "chat template, tokenizer and processor files"):
         return processor(images=pictures, text=prompts, padding=True, padding_side="left", return_tensors="pt")
 
 
@@ -87,13 +89,18 @@ def _check_marks(processor: Any, question: str) -> None:
 
 
 @contextmanager
-def _told_in_one_line() -> Iterator[None]:
-    """A processor is made of files, its template too, and raises whatever a wrong one of them leads to."""
+def _failing(part: str, files: str) -> Iterator[None]:
+    """What transformers raises of a model's own `files`, if their types or values are wrong, becomes one line."""
     try:
         yield
+    except QuotaError:
+        raise
     except Exception as error:
+        *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+        if Path(frame.f_code.co_filename).is_relative_to(Path(__file__).parent):
+            # Not of theirs, but a defect of ours.
+            raise
         reason = next(iter(str(error).splitlines()), "")
         raise QuotaError(
-            f"the model's processor fails ({type(error).__name__}: {reason}); look at its chat template, tokenizer and "
-            "processor files, or copy them again"
+            f"the {part} fails ({type(error).__name__}: {reason}); look at its {files}, or copy them again"
         ) from error

@@ -1,0 +1,41 @@
+"""Compressing a folder, killed before every change of the disk and run again, writes the files of a run left alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support.killed import VARIANTS
+from support.tiny_llava import make_model, processor
+
+HERE = Path(__file__).parent
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("kill") / "source"
+    make_model(layers=4).save_pretrained(folder)
+    processor().save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_killed_anywhere_it_goes_on_to_the_same_files(variant: str, source: Path, tmp_path: Path) -> None:
+    command = [sys.executable, HERE / "support" / "killed.py", source, tmp_path, variant]
+    found = os.pathsep.join([str(HERE.parent), str(HERE), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": found})
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [row for row in rows if row[2]] == []
+    # The last row is of a run that came to its end; the others meet every kind of change.
+    *killed, (_, change, _) = rows
+    assert change == ""
+    met = {row[1].split()[0] for row in killed}
+    assert met >= {"flock", "mkdir", "save_file", "fsync", "replace", "open", "unlink", "rename"}
+    assert ("_exchange" in met) == ("rmdir" in met) == (variant != "empty")
