@@ -13,7 +13,7 @@ from support.tiny import tiny_batch, tiny_llava, tiny_prompt
 from transformers import PreTrainedConfig
 
 from quota.attention.function import deploy
-from quota.attention.moments import watch
+from quota.attention.moments import KeyMoments, watch
 from quota.attention.per_thread import PerThread
 from quota.attention.state import NAME, attending, chosen, current, implementation
 
@@ -76,7 +76,7 @@ def test_a_pass_that_meets_the_switch_of_another_changes_no_bit(chosen_by_user: 
     config = model.config.get_text_config()
     with torch.no_grad():
         expected = model(**BATCH).logits
-        with elsewhere(config, deployed=True), watch(config):
+        with elsewhere(config, deployed=True), watch(config, KeyMoments()):
             assert torch.equal(model(**BATCH).logits, expected)
         with elsewhere(config, deployed=True):
             assert torch.equal(model(**BATCH).logits, expected)
