@@ -44,7 +44,7 @@ DEFAULT_SCHEME = QuantizationScheme()
 class Options(BaseModel):
     """How a model is compressed. Raises QuotaError, in one line, for names and values that are not allowed."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     keep: float = 0.30
     """Share of visual tokens left after the last layer that drops some, in (0, 1]."""

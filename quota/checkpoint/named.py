@@ -69,7 +69,9 @@ def calibration_samples(model: str, file: Path | None, count: int, seed: int) ->
         return known.calibration_samples(count, seed)
     found = read_samples(file)
     if len(found) < count:
-        raise QuotaError(f"{file} holds {len(found)} questions, and {count} are asked for; add some or ask for fewer")
+        raise QuotaError(
+            f"{file} holds {len(found)} questions, not {count}; add some, or to compress pass --samples {len(found)}"
+        )
     return random.Random(seed).sample(found, count)
 
 
