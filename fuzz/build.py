@@ -1,10 +1,16 @@
-"""Compile the kernels and `fuzz/kernels.cpp` under AddressSanitizer and UBSan: `python fuzz/build.py OUT`."""
+"""Compile the kernels and the fuzzer: `python fuzz/build.py OUT [VARIANT]`.
+
+sanitized    under AddressSanitizer and UBSan
+clang        the same by another compiler
+not-inlined  every function for itself, without sanitizers, which would hide stores that the compiler drops
+"""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -12,20 +18,27 @@ sys.path.insert(0, str(ROOT))
 
 from setup import INSTRUCTION_SETS  # noqa: E402
 
-SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-g", "-O1"]
-FLAGS = ["-std=c++17", "-fopenmp", "-Wno-psabi", *SANITIZE]
+SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
+FLAGS = ["-std=c++17", "-fopenmp", "-Wno-psabi", "-g", "-O1"]
+# Name -> compiler and flags besides.
+VARIANTS = {"sanitized": ("g++", SANITIZE), "clang": ("clang++", SANITIZE), "not-inlined": ("g++", ["-fno-inline"])}
 
 
-def build(out: Path, compiler: str = "g++") -> None:
+def build(out: Path, variant: str = "sanitized") -> None:
     """Write the fuzzer to `out`; subprocess.CalledProcessError if it does not compile."""
-    sources = [*sorted((ROOT / "quota/ops/cpu/src").glob("*.cpp")), ROOT / "fuzz/kernels.cpp"]
-    with tempfile.TemporaryDirectory() as folder:
-        objects = [str(Path(folder) / f"{source.stem}.o") for source in sources]
-        for source, target in zip(sources, objects, strict=True):
-            special = INSTRUCTION_SETS.get(source.stem.rpartition("_")[2], [])
-            subprocess.run([compiler, *FLAGS, *special, "-c", str(source), "-o", target], check=True)
-        subprocess.run([compiler, *FLAGS, *objects, "-o", str(out)], check=True)
+    compiler, special = VARIANTS[variant]
+    flags = [*FLAGS, *special]
+    sources = [*sorted((ROOT / "quota/ops/cpu/src").glob("*.cpp")), *sorted((ROOT / "fuzz").glob("*.cpp"))]
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor() as pool:
+        objects = [str(Path(folder) / f"{number}.o") for number in range(len(sources))]
+
+        def compile_one(source: Path, target: str) -> None:
+            instructions = INSTRUCTION_SETS.get(source.stem.rpartition("_")[2], [])
+            subprocess.run([compiler, *flags, *instructions, "-c", str(source), "-o", target], check=True)
+
+        list(pool.map(compile_one, sources, objects))
+        subprocess.run([compiler, *flags, *objects, "-o", str(out)], check=True)
 
 
 if __name__ == "__main__":
-    build(Path(sys.argv[1]))
+    build(Path(sys.argv[1]), *sys.argv[2:])

@@ -4,55 +4,18 @@
 //
 // Every buffer is as large as the call may touch and no larger. Shapes, strides, types and threads are drawn; so are the
 // numbers: ordinary ones, zeros, outliers of 1e4, denormals, and now and then infinity or NaN, which must be refused or
-// pass through, never crash. Each call is made with every instruction set that the machine has; integers must be the same
+// pass through, never crash; and sizes that do not fit one another (sizes.cpp). Each call is made with every instruction set that the machine has; integers must be the same
 // in all of them, floats close. The first difference ends the program with the seed of its call.
 #include <algorithm>
 #include <cmath>
-#include <cstdint>
-#include <cstdio>
-#include <cstdlib>
 #include <cstring>
-#include <random>
 #include <vector>
 
-#include "../quota/ops/cpu/src/kv.h"
-
-extern "C" {
-int quota_best_isa();
-int quota_linear(int, int, const void*, int, int64_t, int64_t, int64_t, int64_t, const uint8_t*, const uint16_t*, int64_t,
-                 int64_t, const float*, void*);
-int quota_group_sums(int, int, const int8_t*, int64_t, int64_t, int64_t, const uint8_t*, int64_t, int32_t*);
-int quota_quantize(int, int, const void*, int, int64_t, int64_t, int64_t, int64_t, int8_t*, float*);
-int quota_kv4_quantize(int, int, const void*, int, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t,
-                       uint8_t*, uint16_t*, uint16_t*);
-int quota_kv4_dequantize(int, int, const quota::PackedTensor*, int64_t, int64_t, int64_t, int64_t, void*, int);
-int quota_kv4_decode(int, int, const void*, int, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t,
-                     const quota::PackedTensor*, const quota::PackedTensor*, const uint8_t*, float, void*);
-int quota_softmax_sums(int, int, void*, int, int64_t, int64_t, int64_t, int64_t, const uint8_t*, const uint8_t*, int64_t,
-                       int64_t, float, int64_t, float*);
-int quota_attention_amx(int, int, const void*, const void*, const void*, void*, const int64_t*, int64_t, int64_t, int64_t,
-                        int64_t, int64_t, const uint8_t*, const uint8_t*, int64_t, float, float*, void*);
-int quota_activation_error(int, int, const void*, int, int64_t, int64_t, int64_t, int64_t, int64_t, int, float*);
-int quota_peaks(int, int, const float*, const float*, const uint8_t*, int64_t, int64_t, int64_t, float*);
-int quota_cut(int, int, const float*, const uint8_t*, const int64_t*, const int64_t*, int64_t, int64_t, uint8_t*, int64_t, int64_t,
-              int64_t*, uint8_t*, int64_t*);
-}
+#include "draw.h"
 
 namespace {
 
 constexpr int FLOAT32 = 0, BFLOAT16 = 1;
-uint64_t seed;
-std::mt19937_64 random_bits;
-
-int64_t draw(int64_t low, int64_t high) { return low + int64_t(random_bits() % uint64_t(high - low + 1)); }
-int64_t power(int64_t low, int64_t high) { return int64_t(1) << draw(low, high); }
-bool chance(int of) { return draw(1, of) == 1; }
-
-void require(bool holds, const char* what) {
-    if (holds) return;
-    std::fprintf(stderr, "seed %llu: %s\n", static_cast<unsigned long long>(seed), what);
-    std::exit(1);
-}
 
 float number(bool finite) {
     static const float odd[] = {0.0f, -0.0f, 1e4f, -1e4f, 1e-40f, INFINITY, -INFINITY, NAN};
@@ -113,13 +76,11 @@ std::vector<uint8_t> flags(int64_t count) {
     return all;
 }
 
-int threads() { return int(draw(1, 3)); }
-
 // A row longer than the blocks of its rotation and groups: the largest power of two that divides, as Python chooses it.
 int64_t part_of(int64_t columns, int64_t limit) { return std::min(limit, columns & -columns); }
 
 void linear() {
-    const int64_t rows = draw(0, 40), columns = 8 * draw(1, 40), outputs = draw(1, 150);
+    const int64_t rows = draw(0, 40), columns = 8 * draw(1, 40), outputs = draw(0, 150);
     const int64_t group = part_of(columns, power(3, 8)), weight_group = part_of(columns, power(3, 8));
     const int64_t hadamard = chance(3) ? 0 : part_of(columns, power(3, 8)), scales = columns / weight_group;
     const auto packed = bits<uint8_t>(outputs * columns / 2);
@@ -141,7 +102,7 @@ void linear() {
 }
 
 void group_sums() {
-    const int64_t rows = draw(0, 40), group = power(3, 6), columns = group * draw(1, 12), outputs = draw(1, 150);
+    const int64_t rows = draw(0, 40), group = power(3, 6), columns = group * draw(1, 12), outputs = draw(0, 150);
     const auto packed = bits<uint8_t>(outputs * columns / 2);
     std::vector<int8_t> codes(rows * columns);
     for (int8_t& code : codes) code = int8_t(draw(-15, 15));
@@ -196,7 +157,7 @@ struct Cache {
 };
 
 void cache() {
-    const int64_t samples = draw(1, 2), groups = draw(1, 3), shared = draw(1, 6), tokens = draw(1, 70);
+    const int64_t samples = draw(0, 2), groups = draw(0, 3), shared = draw(0, 6), tokens = draw(0, 70);
     const int64_t width = 8 * draw(1, 20), hadamard = chance(2) ? 0 : part_of(width, 64);
     Numbers keys(draw(0, 1), samples * groups * tokens * width, !chance(10)), values(keys.type, keys.size(), true);
     Cache stored(samples, groups, tokens, width, 0);
@@ -225,7 +186,7 @@ void cache() {
 }
 
 void softmax() {
-    const int64_t heads = draw(1, 3), rows = draw(1, 80), columns = rows + draw(0, 30), sets = draw(1, 2), band = 64;
+    const int64_t heads = draw(0, 3), rows = draw(0, 80), columns = rows + draw(0, 30), sets = draw(0, 2), band = 64;
     const auto visible = flags(columns), given = flags(sets * rows);
     Numbers logits(draw(0, 1), heads * rows * columns, true);
     std::vector<float> expected;
@@ -258,7 +219,7 @@ void attention() {
 }
 
 void ranking() {
-    const int64_t batch = draw(1, 3), tokens = draw(1, 80), width = draw(1, 70);
+    const int64_t batch = draw(0, 3), tokens = draw(0, 80), width = draw(1, 70);
     Numbers hidden(FLOAT32, batch * tokens * width, true), weights(FLOAT32, batch * tokens, true);
     for (float& weight : weights.wide) weight = std::fabs(weight);
     const auto valid = flags(batch * tokens);
@@ -312,7 +273,7 @@ void ranking() {
 int main(int count, char** arguments) {
     if (count != 3) return std::fprintf(stderr, "usage: %s SEED CALLS\n", arguments[0]), 2;
     const uint64_t start = std::strtoull(arguments[1], nullptr, 10), calls = std::strtoull(arguments[2], nullptr, 10);
-    void (*const jobs[])() = {linear, group_sums, quantize, cache, softmax, attention, ranking};
+    void (*const jobs[])() = {linear, group_sums, quantize, cache, softmax, attention, ranking, wrong_sizes};
     for (seed = start; seed < start + calls; seed++) {
         random_bits.seed(seed);
         jobs[seed % std::size(jobs)]();

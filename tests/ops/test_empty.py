@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from support.instruction_sets import HERE, using
 from support.interpreted import interpreter
 from support.operands import make_weight
 from torch import Tensor
@@ -32,13 +33,18 @@ def interpreted() -> Iterator[Any]:
         yield Interpreted()
 
 
-@pytest.fixture(params=["triton", "cpu", "torch", "reference"])
-def backend(request: pytest.FixtureRequest) -> Backend:
+@pytest.fixture(params=["triton", *HERE, "torch", "reference"])
+def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
+    """Each one, cpu under the name of every instruction set."""
     if request.param == "triton":
-        return request.getfixturevalue("interpreted")
-    if ops.why_not(request.param) is not None:
+        yield request.getfixturevalue("interpreted")
+    elif request.param in HERE:
+        with using(request.param):
+            yield ops.backend("cpu")
+    elif ops.why_not(request.param) is None:
+        yield ops.backend(request.param)
+    else:
         pytest.skip("not here")
-    return ops.backend(request.param)
 
 
 def zeros(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:

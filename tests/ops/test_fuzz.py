@@ -1,7 +1,9 @@
-"""The C++ kernels under AddressSanitizer and UBSan, called at random by `fuzz/kernels.cpp`; `make fuzz` goes on."""
+"""The C++ kernels called at random by `fuzz/kernels.cpp`, as each variant of `fuzz/build.py`; `make fuzz` goes on."""
 
 from __future__ import annotations
 
+import platform
+import runpy
 import shutil
 import subprocess
 import sys
@@ -10,13 +12,40 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-CALLS = 1200
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="the sanitizers come with g++, which is not installed")
-def test_random_calls_are_clean_under_sanitizers(tmp_path: Path) -> None:
+def links(compiler: str, folder: Path) -> bool:
+    """Whether it is here, with the libraries that come beside it."""
+    if shutil.which(compiler) is None:
+        return False
+    command = [compiler, "-fopenmp", "-fsanitize=address,undefined", "-x", "c++", "-", "-o", folder / "empty"]
+    return subprocess.run(command, input=b"int main() {}", capture_output=True).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("variant", "compiler", "calls"),
+    [("sanitized", "g++", 1200), ("clang", "clang++", 1200), ("not-inlined", "g++", 4000)],
+)
+def test_random_calls_are_clean(variant: str, compiler: str, calls: int, tmp_path: Path) -> None:
+    if not links(compiler, tmp_path):
+        pytest.skip(f"{compiler} is not installed, or without sanitizers and OpenMP")
     program = tmp_path / "fuzz"
-    subprocess.run([sys.executable, ROOT / "fuzz" / "build.py", program], check=True, capture_output=True)
-    done = subprocess.run([program, "0", str(CALLS)], capture_output=True, text=True)
+    command = [sys.executable, ROOT / "fuzz" / "build.py", program, variant]
+    built = subprocess.run(command, capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr
+    done = subprocess.run([program, "0", str(calls)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(f"{CALLS} calls")
+    assert done.stdout.startswith(f"{calls} calls")
+
+
+@pytest.mark.skipif(
+    shutil.which("g++") is None or platform.machine() != "x86_64", reason="g++ for x86-64 is not installed"
+)
+@pytest.mark.parametrize("file", ["linear_amx.cpp", "attention_amx.cpp"])
+def test_the_layout_of_tiles_is_a_constant(file: str, tmp_path: Path) -> None:
+    """Of a local one GCC 12 drops what it believes nobody reads; few machines have the tiles to find that out."""
+    setup, assembly = runpy.run_path(str(ROOT / "setup.py")), tmp_path / "kernels.s"
+    flags = ["-std=c++17", "-O1", "-fno-inline", "-Wno-psabi", "-fopenmp", *setup["INSTRUCTION_SETS"]["amx"]]
+    subprocess.run(["g++", *flags, "-S", ROOT / setup["SOURCES"] / file, "-o", assembly], check=True)
+    [load] = [line for line in assembly.read_text().splitlines() if "ldtilecfg" in line]
+    assert load.endswith("(%rip)")

@@ -92,7 +92,9 @@ int quota_softmax_sums(int isa, int threads, void* logits, int type, int64_t hea
             // A sum of its own for each unit: the order of additions must not depend on the threads.
             float* own = sums + unit * set_count * columns;
             for (int64_t i = 0; i < set_count * columns; ++i) own[i] = 0.0f;
-            const quota::SoftmaxRows part = {count,     columns,  first + start, visible, sets + start,
+            // Without sets there is no memory to point into.
+            const uint8_t* own_sets = set_count ? sets + start : sets;
+            const quota::SoftmaxRows part = {count,     columns,  first + start, visible, own_sets,
                                              set_count, set_step, scaling,       own};
             kernels.softmax(static_cast<char*>(logits) + size_of(type) * (head * rows + start) * columns, type, part,
                             scratch.get());

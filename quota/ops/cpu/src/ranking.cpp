@@ -21,7 +21,7 @@ extern "C" {
 // NO_MEMORY if it runs out.
 int quota_peaks(int isa, int threads, const float* hidden, const float* weights, const uint8_t* valid, int64_t batch,
                 int64_t tokens, int64_t width, float* scores) {
-    if (!runs_here(isa, threads) || !are_sizes({batch, tokens, width})) return WRONG_SIZES;
+    if (!runs_here(isa, threads) || !are_sizes({batch, tokens, width - 1})) return WRONG_SIZES;
     using quota::TokenProducts;
     const quota::KvKernels& kernels = quota::kv_kernels(isa);
     // Whole vectors of the widest kind: inverse lengths, weights, and the weights by which tokens are ordered.
