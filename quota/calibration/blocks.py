@@ -121,7 +121,7 @@ def quantize_linears(
         if scheme.transforms == "trained":
             some = some_inputs(first, run_sample, samples)
             transform = train(some, [linears[name].weight for name in stage], scheme)
-        if scheme.weight_rounding == "gptq" and scheme.weight_bits < 16:
+        if scheme.weight_rounding == "gptq":
             turn = partial(block_hadamard, block=scheme.hadamard_for(first.in_features))
             hessian = input_hessian(first, transform.turn if transform else turn, run_sample, samples)
         for name in stage:

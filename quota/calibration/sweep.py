@@ -95,8 +95,8 @@ class Sweep:
         self.storage = storage
         self.layers = list(self.family.decoder_layers)
         self.linears: dict[str, nn.Linear] = {}
-        # 16 bits on both sides is the layer as it is.
-        if scheme.weight_bits < 16 or scheme.activation_bits < 16:
+        # 16 bits are the layer as it is.
+        if scheme.weight_bits < 16:
             self.linears = dict(self.family.linears(scheme.modules))
         self.quantized = len(self.linears)
         self.curves = Curves()
