@@ -21,7 +21,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
-from quota.errors import QuotaError
+from quota.errors import QuotaError, first_problem
 
 Part = Literal["tower", "projector", "decoder"]
 PARTS: tuple[Part, ...] = ("tower", "projector", "decoder")
@@ -69,10 +69,7 @@ class QuantizationScheme(BaseModel):
         try:
             super().__init__(**values)
         except ValidationError as error:
-            first = error.errors()[0]
-            name = ".".join(str(part) for part in first["loc"]) or "value"
-            reason = first["msg"].removeprefix("Value error, ")
-            raise QuotaError(f"quantisation scheme, {name}: {reason}") from None
+            raise QuotaError(f"quantisation scheme, {first_problem(error)}") from None
 
     @field_validator("activation_bits")
     @classmethod

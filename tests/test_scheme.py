@@ -72,7 +72,7 @@ def test_equality_survives_json_and_the_order_of_modules() -> None:
 
 @pytest.mark.parametrize("others", [{}, {"activation_bits": 4}, {"activation_bits": 8}], ids=str)
 def test_activations_alone_are_not_quantised(others: dict[str, int]) -> None:
-    with pytest.raises(QuotaError, match="activation_bits: must be 16 with 16-bit weights"):
+    with pytest.raises(QuotaError, match="'activation_bits': must be 16 with 16-bit weights"):
         QuantizationScheme(weight_bits=16, **others)
     assert QuantizationScheme(weight_bits=16, activation_bits=16).name == "W16A16KV4"
 

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from quota.errors import QuotaError
-from quota.files import write_atomically
 from quota_lab.ablation.settings import Setting
 from quota_lab.ablation.subjects import Subject
 from quota_lab.digest import code_digest
+from quota_lab.outcomes import kept
 
 # What cannot change an outcome.
 _OUTSIDE = frozenset({"bench", "cli", "report", "study"})
@@ -34,16 +32,8 @@ class Cells:
 
     def outcome(self, setting: Setting | None, seed: int) -> Any:
         """The outcome, measured now if it is not there. QuotaError for a file that cannot be read."""
-        file = self._file(setting, seed)
-        if not file.is_file():
-            began = time.perf_counter()
-            outcome = self.subject.measure(setting, seed)
-            content = self._key(setting, seed) | {"seconds": time.perf_counter() - began, "outcome": outcome}
-            write_atomically(file, json.dumps(content, allow_nan=False) + "\n")
-        try:
-            return json.loads(file.read_text(encoding="utf-8"))["outcome"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise QuotaError(f"{file} is not an outcome of `quota ablate`; remove it and run again") from error
+        facts = self._key(setting, seed)
+        return kept(self._file(setting, seed), facts, lambda: self.subject.measure(setting, seed))
 
     def _key(self, setting: Setting | None, seed: int) -> dict[str, Any]:
         return {

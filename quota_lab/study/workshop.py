@@ -34,6 +34,7 @@ from quota.pruning.recipe import PruningRecipe
 from quota.pruning.schedule import Schedule
 from quota.samples import Sample
 from quota.scheme import QuantizationScheme
+from quota_lab.outcomes import kept
 from quota_lab.study.guided import GuidedPruner
 from quota_lab.study.keys import Keys
 from quota_lab.study.plan import Measured, recipe
@@ -83,12 +84,8 @@ class Workshop:
         """The variant's outcome, from the cache if it is there."""
         variant = variant.canonical()
         file = self.cache / "outcomes" / f"{self._keys.outcome(variant)}.json"
-        if file.is_file():
-            return Outcome(**json.loads(file.read_text(encoding="utf-8"))["outcome"])
-        found = self._ask(variant)
-        record = {"variant": variant.model_dump(mode="json"), "outcome": asdict(found)}
-        write_atomically(file, json.dumps(record, indent=1) + "\n")
-        return found
+        facts = {"variant": variant.model_dump(mode="json")}
+        return Outcome(**kept(file, facts, lambda: asdict(self._ask(variant))))
 
     def prefills(self, variants: Sequence[Variant], turns: int) -> list[float]:
         """Seconds of a prefill of the first question by each variant, medians of `turns`; measured anew every time.
@@ -182,10 +179,7 @@ class Workshop:
 
     def _stored(self, variant: Variant, name: str, measure: Callable[[], Any]) -> Any:
         """What `measure` gives, as JSON holds it; stored beside the quantised model of `variant`."""
-        file = self._folder(variant) / f"{name}.json"
-        if not file.is_file():
-            write_atomically(file, json.dumps(measure()) + "\n")
-        return json.loads(file.read_text(encoding="utf-8"))
+        return kept(self._folder(variant) / f"{name}.json", {}, measure)
 
     def _ask(self, variant: Variant) -> Outcome:
         with self._ready(variant) as (model, processor):
