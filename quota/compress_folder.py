@@ -32,6 +32,7 @@ from quota import ops
 from quota.checkpoint.card import CARD_FILE, model_card
 from quota.checkpoint.lock import held
 from quota.checkpoint.manifest import seal
+from quota.checkpoint.named import in_one_line
 from quota.checkpoint.on_disk import OnDisk, empty_model
 from quota.checkpoint.save import RECIPE_FILE
 from quota.checkpoint.weights import Weights, weight_files
@@ -73,7 +74,8 @@ def compress_folder(
     with held(folder.with_name(f"{folder.name}.lock"), taken):
         tidy(target, folder)
         model, weights = _open(source, dtype)
-        processor = AutoProcessor.from_pretrained(source)
+        with in_one_line(str(source)):
+            processor = AutoProcessor.from_pretrained(source)
         _claim(folder, job, _identity(source, weights, samples, scheme, model.dtype))
         try:
             blocks = OnDisk(model, weights, folder, scheme)

@@ -87,7 +87,7 @@ def load_model(name: str) -> tuple[PreTrainedModel, Any, str]:
         # Before transformers reads what may be damaged; the weights follow when they are loaded.
         files = [file.name for file in source.iterdir() if file.suffix != ".safetensors"]
         verify_loading(source, source / MANIFEST_FILE, files)
-    with _in_one_line(name):
+    with in_one_line(name):
         model = AutoModelForImageTextToText.from_pretrained(where, dtype=model_dtype(name) or "auto")
         processor = AutoProcessor.from_pretrained(where)
     return model.eval(), processor, name if source is None or shipped(name) else source.name
@@ -97,7 +97,7 @@ def model_folder(name: str) -> Path:
     """The folder of the model's files, fetched from the hub if need be. Errors as `load_model`."""
     source = find_folder(name)
     if source is None:
-        with _in_one_line(name):
+        with in_one_line(name):
             source = Path(snapshot_download(name, allow_patterns=_FILES))
     return source
 
@@ -125,11 +125,15 @@ def find_folder(name: str) -> Path | None:
 
 
 @contextmanager
-def _in_one_line(name: str) -> Iterator[None]:
+def in_one_line(name: str) -> Iterator[None]:
+    """What transformers raises while it loads from `name` becomes a QuotaError."""
     try:
         yield
     except QuotaError:
         raise
+    except ImportError as error:
+        # Some processors need a package of their own: torchvision, num2words.
+        raise QuotaError(f"cannot load {name}: {_first_line(error).split('. ')[0]}; install it") from error
     except Exception as error:
         # transformers and what it calls raise whatever a file with a wrong type or value leads to.
         raise QuotaError(f"cannot load {name}: {_first_line(error)}; copy it again, or save it anew") from error

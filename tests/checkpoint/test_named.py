@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from quota.checkpoint.named import load_model
+from quota.compress_folder import compress_folder
 from quota.errors import QuotaError
 from quota.pruning.pruner import is_pruned
 
@@ -47,3 +48,31 @@ def test_a_model_of_another_kind(full_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(QuotaError, match="cannot load") as raised:
         load_model(str(folder))
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("said", "package"),
+    [
+        pytest.param(
+            "Package `num2words` is required to run SmolVLM processor. Install it with `pip install num2words`.",
+            "`num2words` is required",
+            id="num2words",
+        ),
+        pytest.param(
+            "\nA processor requires the Torchvision library but it was not found in your environment. Check out the\n"
+            "installation page\n",
+            "requires the Torchvision library",
+            id="torchvision",
+        ),
+    ],
+)
+def test_a_package_that_a_processor_misses_is_named(
+    said: str, package: str, full_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(*arguments: object) -> None:
+        raise ImportError(said)
+
+    monkeypatch.setattr("transformers.AutoProcessor.from_pretrained", missing)
+    for use in (lambda: load_model(str(full_folder)), lambda: compress_folder(full_folder, tmp_path / "out", [])):
+        with pytest.raises(QuotaError, match=rf"cannot load .*{package}.*; install it$"):
+            use()
