@@ -1,9 +1,13 @@
-"""Questions become a model's arguments, and its tokens greedy answers, through its own chat template and `generate`."""
+"""Questions become a model's arguments, and its tokens greedy answers, through its own chat template and `generate`.
+
+Models from before chat templates get the plain prompt of their family.
+"""
 
 from __future__ import annotations
 
+import inspect
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,6 +19,13 @@ from quota.samples import Sample, is_text
 
 MAX_NEW_TOKENS = 24
 """Enough for the short answers of a suite."""
+FRAMES_PER_SECOND = 1
+"""What models are told that read the time of a frame: the frames of a video come without."""
+
+# Families from before chat templates, by their processor: a mark for each picture, then the question. That of PaliGemma
+# adds the beginning and the end of the line itself.
+_PLAIN_PROMPTS = {"PaliGemmaProcessor": "<image>"}
+_PROCESSOR = ("model's processor", "chat template, tokenizer and processor files")
 
 
 def generate(model: Any, processor: Any, inputs: Any, max_new_tokens: int = MAX_NEW_TOKENS) -> torch.Tensor:
@@ -22,7 +33,7 @@ def generate(model: Any, processor: Any, inputs: Any, max_new_tokens: int = MAX_
     inputs = inputs.to(model.device)
     with torch.inference_mode(), _failing("model", "config.json and generation_config.json"):
         tokens = model.generate(
-            **inputs,
+            **taken(model, inputs),
             max_new_tokens=max_new_tokens,
             do_sample=False,
             num_beams=1,
@@ -50,34 +61,62 @@ def count_tokens(processor: Any, tokens: torch.Tensor) -> int:
     return produced + int((tokens == end).any(dim=1).sum()) if padding == end else produced
 
 
+def taken(model: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of the processor's arguments that the model's forward takes: `generate` refuses others."""
+    names = inspect.signature(model.forward).parameters
+    return {name: value for name, value in inputs.items() if name in names}
+
+
 def build_inputs(processor: Any, samples: Sequence[Sample], with_answer: bool = False) -> Any:
     """What the model takes for a batch of questions: `input_ids` and `attention_mask` [B, L], `pixel_values`.
 
     The processor's own chat template writes the prompt, and shorter prompts are padded on the left, as generation
-    needs. With `with_answer` the answer stands behind the question as the assistant's turn (calibration text).
+    needs. All frames of a video are shown. With `with_answer` the answer stands behind the question as the assistant's
+    turn (calibration text). Labels, which some processors always add, are left out: nothing here asks for a loss.
 
-    Raises QuotaError for a processor without a chat template, a question that is no text and, with `with_answer`, a
-    sample without an answer.
+    Raises QuotaError for a processor that has neither a chat template nor a plain prompt, a question that is no text, a
+    video for a model that takes none, what the processor itself refuses, and, with `with_answer`, a sample without an
+    answer.
     """
+    prompts = [_prompt(processor, sample, with_answer) for sample in samples]
+    pictures = [sample.pictures() for sample in samples]
+    given: dict[str, Any] = {}
+    if not all(sample.video for sample in samples):
+        # Each in a list of its own: some processors take a flat list for the pictures of one prompt.
+        given["images"] = [[] if sample.video else own for sample, own in zip(samples, pictures, strict=True)]
+    if videos := [frames for sample, frames in zip(samples, pictures, strict=True) if sample.video]:
+        given |= {"videos": videos, "video_metadata": [_times(frames) for frames in videos], "do_sample_frames": False}
+    with _failing(*_PROCESSOR):
+        inputs = processor(text=prompts, padding=True, padding_side="left", return_tensors="pt", **given)
+    inputs.pop("labels", None)
+    return inputs
+
+
+def _prompt(processor: Any, sample: Sample, with_answer: bool) -> str:
+    if not is_text(sample.question):
+        raise QuotaError(f"the question {sample.question!r} holds half a character; write it as UTF-8")
+    _check_marks(processor, sample.question)
+    if sample.video and getattr(processor, "video_processor", None) is None:
+        raise QuotaError("this model takes no videos; give frames of it as several pictures")
+    if with_answer and sample.answer is None:
+        raise QuotaError(f"the question {sample.question!r} has no answer to calibrate with")
+    count = 1 if sample.video or not isinstance(sample.image, tuple) else len(sample.image)
     if getattr(processor, "chat_template", None) is None:
-        raise QuotaError("the model's processor has no chat template; add chat_template.jinja to its folder")
-    prompts = []
-    for sample in samples:
-        if not is_text(sample.question):
-            raise QuotaError(f"the question {sample.question!r} holds half a character; write it as UTF-8")
-        _check_marks(processor, sample.question)
-        content = [{"type": "image"}, {"type": "text", "text": sample.question}]
-        turns: list[dict[str, Any]] = [{"role": "user", "content": content}]
-        if with_answer:
-            if sample.answer is None:
-                raise QuotaError(f"the question {sample.question!r} has no answer to calibrate with")
-            turns.append({"role": "assistant", "content": [{"type": "text", "text": sample.answer}]})
-        with _failing("model's processor", "chat template, tokenizer and processor files"):
-            prompts.append(processor.apply_chat_template(turns, add_generation_prompt=not with_answer))
-    # Each in a list of its own: some processors take a flat list for the pictures of one prompt.
-    pictures = [[sample.picture()] for sample in samples]
-    with _failing("model's processor", "chat template, tokenizer and processor files"):
-        return processor(images=pictures, text=prompts, padding=True, padding_side="left", return_tensors="pt")
+        mark = _PLAIN_PROMPTS.get(type(processor).__name__)
+        if mark is None or with_answer:
+            raise QuotaError("the model's processor has no chat template; add chat_template.jinja to its folder")
+        return mark * count + sample.question
+    media = [{"type": "video" if sample.video else "image"}] * count
+    turns: list[dict[str, Any]] = [{"role": "user", "content": [*media, {"type": "text", "text": sample.question}]}]
+    if with_answer:
+        turns.append({"role": "assistant", "content": [{"type": "text", "text": sample.answer}]})
+    with _failing(*_PROCESSOR):
+        return processor.apply_chat_template(turns, add_generation_prompt=not with_answer)
+
+
+def _times(frames: Sequence[Any]) -> dict[str, Any]:
+    """When each frame of a video is shown, in the form of transformers' `VideoMetadata`."""
+    return {"total_num_frames": len(frames), "fps": FRAMES_PER_SECOND, "frames_indices": list(range(len(frames)))}
 
 
 def _check_marks(processor: Any, question: str) -> None:

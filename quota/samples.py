@@ -4,8 +4,11 @@ On disk a set is a folder with `questions.jsonl` and its images, or any `.jsonl`
 line is one question, and only these keys exist:
 
     {"image": "images/0001.png", "question": "What colour is the cat?", "answer": "black", "task": "attributes"}
+    {"image": ["images/a.png", "images/b.png"], "question": "Which of them shows a dog?"}
+    {"video": "clips/1.gif", "question": "Does the ball fall?"}
 
-`image` is relative to the file; `answer` and `task` may be left out (calibration needs neither).
+Paths are relative to the file; `answer` and `task` may be left out (calibration needs neither). A video is an animated
+picture (GIF, WebP, PNG), a folder of frames in the order of their names, or a list of frames. Every frame is shown.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, ImageSequence
 
 from quota.errors import QuotaError
 from quota.files import check_file, parse_json, read_bytes
@@ -25,37 +28,32 @@ QUESTIONS_FILE = "questions.jsonl"
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 """Of pictures that are read. Pillow knows more, some by other programs (EPS)."""
 LARGEST_PICTURE = 89_478_485
-"""Pixels, 268 MB in memory: from where Pillow warns. Processors make pictures a hundredth of that anyway."""
-_REQUIRED = ("image", "question")
-_OPTIONAL = ("answer", "task")
+"""Pixels, 268 MB in memory: from where Pillow warns. Processors make pictures a hundredth of that anyway.
+
+All frames of an animated picture count."""
+_PICTURES = ("image", "video")
+_TEXTS = ("question", "answer", "task")
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One question about one picture.
+    """One question about a picture, several pictures, or a video.
 
-    `image` is a picture, or the path of one that is read when it is needed: a large set stays small in memory.
+    `image` is a picture, or the path of one that is read when it is needed: a large set stays small in memory. Of a
+    video it may also be an animated picture, or a folder of frames. Several are a tuple.
     """
 
-    image: Image.Image | Path
+    image: Image.Image | Path | tuple[Image.Image | Path, ...]
     question: str
     answer: str | None = None
     task: str | None = None
+    video: bool = False
+    """Whether the pictures are the frames of one video."""
 
-    def picture(self) -> Image.Image:
-        """The picture in RGB. Raises QuotaError if the file cannot be read as an image."""
-        if isinstance(self.image, Image.Image):
-            return self.image.convert("RGB")
-        check_file(self.image)
-        try:
-            with Image.open(self.image, formats=FORMATS) as file:
-                pixels = file.width * file.height
-                if pixels <= LARGEST_PICTURE:
-                    return file.convert("RGB")
-        except Exception as error:
-            # Decoders raise whatever a broken file leads to.
-            raise QuotaError(f"cannot read the image {self.image}: {error}; save it again as PNG or JPEG") from error
-        raise QuotaError(f"{self.image} has {pixels:,} pixels, at most {LARGEST_PICTURE:,} are read; make it smaller")
+    def pictures(self) -> list[Image.Image]:
+        """The pictures, or all frames of the video, in RGB. Raises QuotaError for a file that is none."""
+        given = self.image if isinstance(self.image, tuple) else (self.image,)
+        return [picture for one in given for picture in _read(one, self.video)]
 
 
 def read_samples(path: str | Path) -> list[Sample]:
@@ -86,6 +84,29 @@ def read_samples(path: str | Path) -> list[Sample]:
     return samples
 
 
+def _read(image: Image.Image | Path, video: bool) -> list[Image.Image]:
+    """One picture; of a video all that it holds."""
+    if isinstance(image, Image.Image):
+        frames = ImageSequence.Iterator(image) if video else [image]
+        return [frame.convert("RGB") for frame in frames]
+    if video and _is_there(image, folder_too=True) and image.is_dir():
+        files = sorted(file for file in image.glob("*") if file.is_file() and not file.name.startswith("."))
+        if not files:
+            raise QuotaError(f"the video {image} is an empty folder; put its frames there")
+        return [frame for file in files for frame in _read(file, video=False)]
+    check_file(image)
+    try:
+        with Image.open(image, formats=FORMATS) as file:
+            pixels = file.width * file.height * (getattr(file, "n_frames", 1) if video else 1)
+            if pixels <= LARGEST_PICTURE:
+                return _read(file, video)
+    except Exception as error:
+        # Decoders raise whatever a broken file leads to.
+        kind, form = ("video", "GIF, or as a folder of frames") if video else ("image", "PNG or JPEG")
+        raise QuotaError(f"cannot read the {kind} {image}: {error}; save it again as {form}") from error
+    raise QuotaError(f"{image} has {pixels:,} pixels, at most {LARGEST_PICTURE:,} are read; make it smaller")
+
+
 def _parse(line: str, folder: Path, place: str) -> Sample:
     try:
         entry = parse_json(line)
@@ -94,25 +115,37 @@ def _parse(line: str, folder: Path, place: str) -> Sample:
     if not isinstance(entry, dict):
         raise QuotaError(f"{place}: expected an object with the keys image and question")
     for key in entry:
-        if key not in _REQUIRED + _OPTIONAL:
-            raise QuotaError(f"{place}: unknown key {key!r}; known are {', '.join(_REQUIRED + _OPTIONAL)}")
-    for key in _REQUIRED:
-        if key not in entry:
-            raise QuotaError(f"{place}: the key {key!r} is missing")
-    for key, value in entry.items():
+        if key not in _PICTURES + _TEXTS:
+            raise QuotaError(f"{place}: unknown key {key!r}; known are {', '.join(_PICTURES + _TEXTS)}")
+    if "question" not in entry:
+        raise QuotaError(f"{place}: the key 'question' is missing")
+    if "image" in entry and "video" in entry:
+        raise QuotaError(f"{place}: a question is about pictures or about a video; leave out 'image' or 'video'")
+    kind = "video" if "video" in entry else "image"
+    if kind not in entry:
+        raise QuotaError(f"{place}: the key 'image' is missing (or 'video')")
+    several = isinstance(entry[kind], list) and len(entry[kind]) > 0
+    names = entry[kind] if several else [entry[kind]]
+    for key, value in [*((kind, name) for name in names), *((key, entry[key]) for key in _TEXTS if key in entry)]:
         if not isinstance(value, str):
-            raise QuotaError(f"{place}: {key!r} must be a string, not {type(value).__name__}")
+            lists = " or a list of strings" if key in _PICTURES else ""
+            raise QuotaError(f"{place}: {key!r} must be a string{lists}, not {type(value).__name__}")
         if not is_text(value):
             raise QuotaError(f"{place}: {key!r} holds half a character (a lone surrogate); write it as UTF-8")
-    image = folder / entry["image"]
+    files = tuple(folder / name for name in names)
+    for file in files:
+        if not _is_there(file, folder_too=kind == "video" and not several):
+            raise QuotaError(f"{place}: the {kind} {file} does not exist")
+    image = files if several else files[0]
+    return Sample(image, entry["question"], entry.get("answer"), entry.get("task"), video=kind == "video")
+
+
+def _is_there(file: Path, folder_too: bool) -> bool:
     try:
-        there = image.is_file()
+        return file.is_file() or (folder_too and file.is_dir())
     except OSError:
         # A name that no file can have.
-        there = False
-    if not there:
-        raise QuotaError(f"{place}: the image {image} does not exist")
-    return Sample(image, entry["question"], entry.get("answer"), entry.get("task"))
+        return False
 
 
 def is_text(value: str) -> bool:
@@ -137,14 +170,28 @@ def first_of_each_task(samples: Sequence[Sample], count: int) -> list[Sample]:
     return chosen
 
 
+def batches(samples: Sequence[Sample], size: int) -> list[list[Sample]]:
+    """The samples in their order, at most `size` together, and every video alone.
+
+    Processors do not fill up shorter videos, and some lose pictures that stand beside a video.
+    """
+    made: list[list[Sample]] = []
+    for sample in samples:
+        if made and len(made[-1]) < size and not sample.video and not made[-1][0].video:
+            made[-1].append(sample)
+        else:
+            made.append([sample])
+    return made
+
+
 def digest(sample: Sample) -> str:
-    """SHA-256, in hex, of a question, its answer and task, and the decoded pixels.
+    """SHA-256, in hex, of a question, its answer and task, and the decoded pixels of its pictures.
 
     A picture in memory and the lossless file it was saved to have one digest.
     """
-    picture = sample.picture()
-    text = json.dumps([sample.question, sample.answer, sample.task, picture.size])
-    return hashlib.sha256(text.encode() + picture.tobytes()).hexdigest()
+    pictures, video = sample.pictures(), ["video"] if sample.video else []
+    text = json.dumps([sample.question, sample.answer, sample.task, *(each.size for each in pictures), *video])
+    return hashlib.sha256(text.encode() + b"".join(each.tobytes() for each in pictures)).hexdigest()
 
 
 def in_order(samples: Sequence[Sample]) -> tuple[list[Sample], str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from PIL import Image
 
 from quota.errors import QuotaError
 from quota.prompts import build_inputs
-from quota.samples import Sample, fingerprint, first_of_each_task, read_samples
+from quota.samples import Sample, batches, digest, fingerprint, first_of_each_task, read_samples
 
 
 def write_questions(folder: Path, *lines: str) -> Path:
@@ -33,7 +34,7 @@ def test_a_folder_and_its_file_read_the_same(tmp_path: Path) -> None:
         Sample(tmp_path / "red.png", "What colour?", "red", "colour"),
         Sample(tmp_path / "red.png", "What colour?", None, None),
     ]
-    assert samples[0].picture().getpixel((0, 0)) == (255, 0, 0)
+    assert samples[0].pictures()[0].getpixel((0, 0)) == (255, 0, 0)
 
 
 @pytest.mark.parametrize(
@@ -46,6 +47,12 @@ def test_a_folder_and_its_file_read_the_same(tmp_path: Path) -> None:
         pytest.param(line(answer=3), "'answer' must be a string, not int", id="number for an answer"),
         pytest.param(line(question="half \ud800"), "'question' holds half a character", id="half a character"),
         pytest.param(line(image="blue.png"), "blue.png does not exist", id="missing image"),
+        pytest.param(line(image=["red.png", "blue.png"]), "blue.png does not exist", id="missing second image"),
+        pytest.param(line(image=["red.png", 2]), "'image' must be a string or a list", id="number in a list"),
+        pytest.param(line(image=[]), "'image' must be a string or a list of strings, not list", id="no images"),
+        pytest.param(line(video="red.png"), "leave out 'image' or 'video'", id="image and video"),
+        pytest.param('{"video": "a.gif", "question": "what"}', "the video", id="missing video"),
+        pytest.param('{"question": "what"}', "'image' is missing (or 'video')", id="no image"),
     ],
 )
 def test_a_bad_line_is_named_in_one_line(tmp_path: Path, bad: str, says: str) -> None:
@@ -70,7 +77,9 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 def test_a_damaged_image_is_named(tmp_path: Path) -> None:
     (tmp_path / "broken.png").write_bytes(b"not a picture")
     with pytest.raises(QuotaError, match=r"broken\.png"):
-        Sample(tmp_path / "broken.png", "What?").picture()
+        Sample(tmp_path / "broken.png", "What?").pictures()
+    with pytest.raises(QuotaError, match=r"broken\.png.*GIF, or as a folder of frames"):
+        Sample(tmp_path / "broken.png", "What?", video=True).pictures()
 
 
 def test_fingerprint_is_of_what_the_model_sees(tmp_path: Path) -> None:
@@ -88,6 +97,59 @@ def test_fingerprint_is_of_what_the_model_sees(tmp_path: Path) -> None:
     # Of the set, whatever its order; and a question asked twice is another set.
     assert fingerprint([in_memory, others[0]]) == fingerprint([others[0], in_memory])
     assert fingerprint([in_memory, in_memory]) != fingerprint([in_memory])
+
+
+CLIP = [Image.new("RGB", (6, 4), colour) for colour in ("red", "green", "blue")]
+
+
+@pytest.fixture
+def clip(tmp_path: Path) -> Path:
+    """A folder with one video in all its forms."""
+    (tmp_path / "frames").mkdir()
+    for number, frame in enumerate(CLIP):
+        frame.save(tmp_path / "frames" / f"{number}.png")
+    (tmp_path / "frames" / ".hidden").write_text("not a frame")
+    (tmp_path / "empty").mkdir()
+    CLIP[0].save(tmp_path / "clip.gif", save_all=True, append_images=CLIP[1:])
+    lines = [
+        {"video": "clip.gif"},
+        {"video": "frames"},
+        {"video": [f"frames/{number}.png" for number in range(3)]},
+        {"image": [f"frames/{number}.png" for number in range(3)]},
+        {"image": "clip.gif"},
+    ]
+    text = "".join(json.dumps({**one, "question": "what"}) + "\n" for one in lines)
+    (tmp_path / "questions.jsonl").write_text(text)
+    return tmp_path
+
+
+def test_several_images_and_videos_are_read(clip: Path) -> None:
+    animated, folder, frames, images, first = read_samples(clip)
+    for sample in (animated, folder, frames):
+        assert sample.video
+        assert [picture.getpixel((0, 0)) for picture in sample.pictures()] == [each.getpixel((0, 0)) for each in CLIP]
+    assert not images.video and len(images.pictures()) == 3
+    assert first.pictures()[0].getpixel((0, 0)) == (255, 0, 0) and len(first.pictures()) == 1
+    assert fingerprint([folder]) == fingerprint([frames]) == fingerprint([Sample(tuple(CLIP), "what", video=True)])
+    assert len({fingerprint([sample]) for sample in (folder, images, first, Sample(CLIP[0], "why"))}) == 4
+    with pytest.raises(QuotaError, match="empty folder"):
+        Sample(clip / "empty", "what", video=True).pictures()
+
+
+def test_the_digest_of_single_pictures_stays_what_it_was() -> None:
+    sample = Sample(Image.new("RGB", (4, 3), "red"), "What colour?", "red", "colour")
+    written = b'["What colour?", "red", "colour", [4, 3]]' + bytes((255, 0, 0)) * 12
+    assert digest(sample) == hashlib.sha256(written).hexdigest()
+
+
+@given(st.lists(st.booleans()), st.integers(min_value=1, max_value=4))
+def test_batches_keep_order_and_videos_alone(videos: list[bool], size: int) -> None:
+    samples = [Sample(CLIP[0], str(number), video=video) for number, video in enumerate(videos)]
+    made = batches(samples, size)
+    assert [sample for batch in made for sample in batch] == samples
+    assert all(len(batch) == 1 or (len(batch) <= size and not any(one.video for one in batch)) for batch in made)
+    if not any(videos):
+        assert made == [samples[start : start + size] for start in range(0, len(samples), size)]
 
 
 @given(st.lists(st.sampled_from(["a", "b", None])), st.integers(min_value=1, max_value=4))
@@ -143,7 +205,7 @@ class TestHostilePictures:
 
     def refused(self, file: Path, says: str) -> None:
         with pytest.raises(QuotaError, match=says) as raised:
-            Sample(file, "What?").picture()
+            Sample(file, "What?").pictures()
         assert len(str(raised.value)) <= 300 and "\n" not in str(raised.value)
 
     @pytest.mark.filterwarnings("ignore:Image size")

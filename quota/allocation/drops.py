@@ -30,7 +30,7 @@ from quota.prompts import build_inputs, generate
 from quota.pruning.pruner import Pruner
 from quota.pruning.recipe import PruningRecipe
 from quota.pruning.schedule import Schedule, keep_count
-from quota.samples import Sample
+from quota.samples import Sample, batches
 from quota.scheme import QuantizationScheme
 
 Table = dict[int, dict[int, float]]
@@ -72,10 +72,10 @@ class Drops:
         Of each answer the first `words` count. Two hidden states of a sample are held, and the logits of those words.
         """
         self._model, self._scheme, self._tokens = model, scheme, tokens
-        batches = [build_inputs(processor, samples[start : start + _BATCH]) for start in range(0, len(samples), _BATCH)]
-        answers = [generate(model, processor, batch, words) for batch in batches]
+        asked = [build_inputs(processor, together) for together in batches(samples, _BATCH)]
+        answers = [generate(model, processor, batch, words) for batch in asked]
         self._said = [spoken(answer, _ends(model)) for answer in answers]
-        self._replay = Replay(model, batches, answers)
+        self._replay = Replay(model, asked, answers)
         self._full = [logits[said] for logits, said in zip(self._replay.logits(), self._said, strict=True)]
 
     def error(self, schedule: Schedule) -> float:

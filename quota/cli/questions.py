@@ -13,6 +13,13 @@ if TYPE_CHECKING:
     from quota.evaluation import Evaluation
     from quota.samples import Sample
 
+Images = Annotated[
+    list[Path] | None, typer.Option("--image", metavar="FILE", help="The picture; give it again for several.")
+]
+Video = Annotated[
+    Path | None, typer.Option(metavar="PATH", help="In its place a video: an animated picture, or a folder of frames.")
+]
+
 LONGEST_ANSWER = 256
 """Tokens that `quota run` lets a model say."""
 
@@ -21,20 +28,23 @@ LONGEST_ANSWER = 256
 def run(
     model: Model,
     question: Annotated[str, typer.Argument(metavar="QUESTION", help="What to ask about the picture.")],
-    image: Annotated[Path, typer.Option(metavar="FILE", help="The picture.")],
+    image: Images = None,
+    video: Video = None,
     backend: Backend = None,
 ) -> None:
-    """Answer one question about one picture.
+    """Answer one question about a picture, several pictures, or a video.
 
+    ```text
     quota run small/ --image street.jpg "How many cars are there?"
+    quota run small/ --image before.jpg --image after.jpg "What has changed?"
+    quota run small/ --video fall.gif "Does the ball fall?"
+    ```
     """
     from quota import ops
     from quota.checkpoint.named import load_model
     from quota.prompts import answer
-    from quota.samples import Sample
 
-    sample = Sample(image, question)
-    sample.picture()
+    sample = _sample(image, video, question)
     network, processor, _ = load_model(model)
     with ops.record() as operators:
         said = answer(network, processor, sample, LONGEST_ANSWER)
@@ -98,13 +108,18 @@ def evaluate_suite(
 @app.command()
 def explain(
     model: Annotated[str, typer.Argument(metavar="OUT", help="A checkpoint that `quota compress` wrote.")],
-    image: Annotated[Path, typer.Option(metavar="FILE", help="The picture.")],
     question: Annotated[str, typer.Option(help="What to ask about it.")],
     output: Annotated[Path, typer.Option(metavar="PNG", help="Where to draw.")],
+    image: Images = None,
+    video: Video = None,
     json_file: JsonFile = None,
     backend: Backend = None,
 ) -> None:
     """Draw which visual tokens each candidate layer kept for one question, and the schedule they follow.
+
+    There is a row for each picture, or for each frame of a video. The JSON holds answer, kept (layer: indices of
+    tokens), boxes (for each token: picture, left, top, right, bottom as fractions of it, level, span; null without a
+    place), visual_tokens_per_layer and backends.
 
     quota explain small/ --image street.jpg --question "How many cars are there?" --output kept.png
     """
@@ -112,17 +127,27 @@ def explain(
     from quota.report.explain import draw_explanation
     from quota.report.explain import explain as explain_sample
     from quota.report.plot import require_matplotlib
-    from quota.samples import Sample
 
     require_matplotlib()
-    sample = Sample(image, question)
-    sample.picture()
+    sample = _sample(image, video, question)
     network, processor, _ = load_model(model)
     explanation = explain_sample(network, processor, sample)
     draw_explanation(question, explanation, output)
     typer.echo(explanation.answer)
     notes.print(f"drawn: {output}; operators: {explanation.operators}")
     write_json(json_file, explanation.figures())
+
+
+def _sample(images: list[Path] | None, video: Path | None, question: str) -> Sample:
+    """The question that a command asks; QuotaError, before a model is loaded, for pictures that cannot be read."""
+    from quota.errors import QuotaError
+    from quota.samples import Sample
+
+    if bool(images) == bool(video):
+        raise QuotaError("ask about pictures (--image FILE, once or several times) or about a video (--video PATH)")
+    sample = Sample(video or tuple(images or ()), question, video=video is not None)
+    sample.pictures()
+    return sample
 
 
 def _compare(

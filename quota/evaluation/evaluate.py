@@ -19,7 +19,7 @@ from quota.evaluation.answers import matches, normalize_answer
 from quota.evaluation.statistics import accuracy_interval
 from quota.progress import Progress
 from quota.prompts import build_inputs, count_tokens, decode, generate
-from quota.samples import Sample
+from quota.samples import Sample, batches
 
 BATCH_SIZE = 32
 UNNAMED_TASK = "all"
@@ -97,8 +97,8 @@ def evaluate(
     answers: list[str] = []
     new_tokens, seconds = 0, 0.0
     operators = ops.Usage()
-    for start in range(0, len(samples), batch_size):
-        batch = build_inputs(processor, samples[start : start + batch_size])
+    for together in batches(samples, batch_size):
+        batch = build_inputs(processor, together)
         began = time.perf_counter()
         with ops.record(operators):
             generated = generate(model, processor, batch)

@@ -39,7 +39,7 @@ def draw_crops(files: Sequence[Path], count: int, size: int, seed: int) -> Tenso
     A crop is a square of a random place and of a third to the whole of the shorter side, scaled down.
     """
     chance = random.Random(seed)
-    pictures = [Sample(file, "").picture() for file in files]
+    pictures = [picture for file in files for picture in Sample(file, "").pictures()]
     return torch.stack([_crop(pictures[number % len(pictures)], size, chance) for number in range(count)])
 
 

@@ -44,7 +44,7 @@ def load(folder: Path, **options: Any) -> Any:
 
 
 def conversation(sample: Sample) -> list[dict[str, Any]]:
-    content = [{"type": "image", "image": sample.picture()}, {"type": "text", "text": sample.question}]
+    content = [{"type": "image", "image": sample.pictures()[0]}, {"type": "text", "text": sample.question}]
     return [{"role": "user", "content": content}]
 
 

@@ -57,7 +57,7 @@ def test_a_local_task_is_answered_as_by_quota_itself(reference_folder: Path, tmp
     rows = []
     for sample in samples:
         file = io.BytesIO()
-        sample.picture().save(file, "PNG")
+        sample.pictures()[0].save(file, "PNG")
         rows.append({"image": file.getvalue(), "question": sample.question, "answer": sample.answer})
     parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "questions.parquet")
     (tmp_path / "local_questions.yaml").write_text(TASK.format(folder=tmp_path))
