@@ -10,6 +10,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from quota.errors import QuotaError
+from quota.models.boxes import Box, Boxes
 from quota.models.family import PARTS, Family
 from quota.models.gemma3 import gemma3
 from quota.models.idefics3 import idefics3
@@ -22,7 +23,7 @@ from quota.models.paligemma import paligemma
 from quota.models.qwen_vl import qwen2_vl, qwen3_vl
 from quota.models.support import Support, with_video
 
-__all__ = ["FAMILIES", "PARTS", "Family", "family", "fingerprint"]
+__all__ = ["FAMILIES", "PARTS", "Box", "Boxes", "Family", "family", "fingerprint"]
 
 FAMILIES: dict[str, Support] = {
     "LlavaForConditionalGeneration": Support("LLaVA 1.5", llava),

@@ -2,19 +2,22 @@
 
 Pruning, calibration and quantisation work on any model in which one can point at the vision tower, the projector and
 the decoder layers, tell which positions of a prompt hold which image, and say which tokens a layer's attention may
-look at. A family is one function from a model to this record.
+look at. To draw what happened one also needs the place of a token in its picture. A family is one function from a
+model to this record.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from PIL import Image
 from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from quota.errors import QuotaError
+from quota.models.boxes import Boxes, Layout
 from quota.models.images import visual_mask
 
 PARTS = ("tower", "projector", "decoder")
@@ -43,6 +46,8 @@ class Family:
     """The ids that hold a place for a visual token in `input_ids`."""
     index_images: ImageIndex
     """Which image of its sample a position belongs to, counted from 0; text -1 (quota/models/images.py)."""
+    layout: Layout
+    """Where the visual tokens of a prompt stand in its pictures (quota/models/boxes.py)."""
     image_arguments: tuple[str, ...] = ("pixel_values", "mm_encoder_outputs")
     """Arguments of `base` that bring images. Without any of them an image token is a word like others."""
     encodes_first: bool = False
@@ -80,6 +85,21 @@ class Family:
     def visual_mask(self, input_ids: Tensor) -> Tensor:
         """Which positions hold a visual token: [B, L] int64 -> [B, L] bool."""
         return visual_mask(input_ids, self.visual_tokens)
+
+    def boxes(self, processor: Any, inputs: Mapping[str, Any], pictures: Sequence[Image.Image]) -> Boxes:
+        """The place of every visual token of one prompt, in order; None for a token without one, as a newline.
+
+        `inputs` is what `processor` made of the prompt ([1, L]) with its `pictures`, or frames of its video. Raises
+        QuotaError for a processor that cuts pictures in a way that this family does not know.
+        """
+        boxes = self.layout(processor, inputs, pictures)
+        count = int(self.visual_mask(inputs["input_ids"]).sum())
+        if len(boxes) != count:
+            raise QuotaError(
+                f"the prompt has {count} visual tokens but its pictures have places for {len(boxes)}: the processor "
+                "does not fit the model, so none can be drawn; take the processor files of the model's own checkpoint"
+            )
+        return boxes
 
     def linears(self, parts: Iterable[str] = PARTS) -> list[tuple[str, nn.Linear]]:
         """(name in the model, module) of every linear in these parts, in the order of `PARTS`.

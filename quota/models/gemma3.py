@@ -5,13 +5,16 @@ The projector is a parameter, not a linear layer: it stays in 16 bits.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn.functional import pad
 
+from quota.errors import QuotaError
+from quota.models.boxes import Boxes, grid
 from quota.models.family import Family, refuse_softcap
 from quota.models.images import by_runs
 
@@ -24,6 +27,12 @@ def gemma3(model: Any) -> Family:
     def index_images(input_ids: Tensor, given: Mapping[str, Any]) -> Tensor:
         return by_runs(input_ids, [token])
 
+    def layout(processor: Any, inputs: Mapping[str, Any], pictures: Sequence[Image.Image]) -> Boxes:
+        if len(pictures) != int(by_runs(inputs["input_ids"], [token]).max()) + 1:
+            raise QuotaError("the tokens of crops (pan and scan) cannot be placed; set do_pan_and_scan to false")
+        side = int(model.config.mm_tokens_per_image**0.5)
+        return [box for number in range(len(pictures)) for box in grid(number, side, side)]
+
     return Family(
         model=model,
         base=base,
@@ -34,6 +43,7 @@ def gemma3(model: Any) -> Family:
         lm_head=model.lm_head,
         visual_tokens=(token,),
         index_images=index_images,
+        layout=layout,
         blocks=_blocks,
     )
 

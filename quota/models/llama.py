@@ -6,12 +6,14 @@ outliers are found, and `quota testbed` measures the quantiser there.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
+from quota.models.boxes import Boxes
 from quota.models.family import Family
 
 
@@ -20,6 +22,9 @@ def llama(model: Any) -> Family:
 
     def index_images(input_ids: Tensor, given: Mapping[str, Any]) -> Tensor:
         return torch.full_like(input_ids, -1)
+
+    def layout(processor: Any, inputs: Mapping[str, Any], pictures: Sequence[Image.Image]) -> Boxes:
+        return []
 
     return Family(
         model=model,
@@ -31,5 +36,6 @@ def llama(model: Any) -> Family:
         lm_head=model.lm_head,
         visual_tokens=(),
         index_images=index_images,
+        layout=layout,
         image_arguments=(),
     )

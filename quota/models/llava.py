@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from PIL import Image
 from torch import Tensor, nn
 
 from quota.errors import QuotaError
+from quota.models.boxes import Boxes, View, grid, middle
 from quota.models.family import Family
 from quota.models.images import by_count, visual_mask
 
@@ -23,6 +25,15 @@ def llava(model: Any) -> Family:
     def index_images(input_ids: Tensor, given: Mapping[str, Any]) -> Tensor:
         return by_count(visual_mask(input_ids, [token]), per_image)
 
+    def layout(processor: Any, inputs: Mapping[str, Any], pictures: Sequence[Image.Image]) -> Boxes:
+        side = model.config.vision_config.image_size // model.config.vision_config.patch_size
+        class_token: Boxes = [None] * (per_image - side**2)
+        return [
+            box
+            for number, picture in enumerate(pictures)
+            for box in [*class_token, *grid(number, side, side, _seen(processor.image_processor, picture))]
+        ]
+
     return Family(
         model=model,
         base=base,
@@ -33,6 +44,7 @@ def llava(model: Any) -> Family:
         lm_head=model.lm_head,
         visual_tokens=(token,),
         index_images=index_images,
+        layout=layout,
     )
 
 
@@ -53,3 +65,17 @@ def tokens_per_image(model: Any) -> int:
     patches = (tower.image_size // tower.patch_size) ** 2 + _CLASS_TOKENS[tower.model_type]
     # "default" drops the first token of the tower's output, "full" keeps it.
     return patches - (config.vision_feature_select_strategy == "default")
+
+
+def _seen(images: Any, picture: Image.Image) -> View:
+    """What the tower sees: all of the picture, its middle square, or it in the middle of a padded square."""
+    width, height = picture.size
+    size = dict(images.size)
+    if getattr(images, "do_pad", False):
+        square = max(width, height)
+        return middle(square / width, square / height)
+    if size.get("shortest_edge") is None or not images.do_center_crop:
+        return middle(1, 1)
+    scale = min(width, height) / size["shortest_edge"]
+    crop = dict(images.crop_size)
+    return middle(crop["width"] * scale / width, crop["height"] * scale / height)

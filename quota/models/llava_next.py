@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from PIL import Image
 from torch import Tensor
 
+from quota.models.anyres import anyres
+from quota.models.boxes import Boxes
 from quota.models.family import Family
 from quota.models.images import by_lengths, lengths
 from quota.models.llava import tower_blocks
@@ -22,6 +25,9 @@ def llava_next(model: Any) -> Family:
     def index_images(input_ids: Tensor, given: Mapping[str, Any]) -> Tensor:
         return by_lengths(input_ids, {token: lengths(given, "image")})
 
+    def layout(processor: Any, inputs: Mapping[str, Any], pictures: Sequence[Image.Image]) -> Boxes:
+        return [box for number, picture in enumerate(pictures) for box in anyres(number, picture, model.config)]
+
     return Family(
         model=model,
         base=base,
@@ -32,5 +38,6 @@ def llava_next(model: Any) -> Family:
         lm_head=model.lm_head,
         visual_tokens=(token,),
         index_images=index_images,
+        layout=layout,
         encodes_first=True,
     )

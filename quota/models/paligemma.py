@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn.functional import pad
 
+from quota.models.boxes import Boxes, grid
 from quota.models.family import Family, refuse_softcap
 from quota.models.images import by_count, visual_mask
 
@@ -17,10 +19,13 @@ def paligemma(model: Any) -> Family:
     """The rooms of a `PaliGemmaForConditionalGeneration`; QuotaError for PaliGemma 2, whose decoder caps its logits."""
     base, config = model.model, model.config
     refuse_softcap(config.text_config, "PaliGemma")
-    per_image = (config.vision_config.image_size // config.vision_config.patch_size) ** 2
+    side = config.vision_config.image_size // config.vision_config.patch_size
 
     def index_images(input_ids: Tensor, given: Mapping[str, Any]) -> Tensor:
-        return by_count(visual_mask(input_ids, [config.image_token_id]), per_image)
+        return by_count(visual_mask(input_ids, [config.image_token_id]), side**2)
+
+    def layout(processor: Any, inputs: Mapping[str, Any], pictures: Sequence[Image.Image]) -> Boxes:
+        return [box for number in range(len(pictures)) for box in grid(number, side, side)]
 
     return Family(
         model=model,
@@ -32,6 +37,7 @@ def paligemma(model: Any) -> Family:
         lm_head=model.lm_head,
         visual_tokens=(config.image_token_id,),
         index_images=index_images,
+        layout=layout,
         blocks=_blocks,
     )
 

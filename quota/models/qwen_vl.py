@@ -6,12 +6,14 @@ their M-RoPE positions tell them apart, and have time stamps between them in Qwe
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from PIL import Image
 from torch import Tensor, nn
 
+from quota.models.boxes import Boxes, grid
 from quota.models.family import Family
 from quota.models.images import by_runs
 
@@ -35,6 +37,17 @@ def _qwen(model: Any, projectors: tuple[nn.Module, ...]) -> Family:
     def index_images(input_ids: Tensor, given: Mapping[str, Any]) -> Tensor:
         return by_runs(input_ids, tokens)
 
+    def layout(processor: Any, inputs: Mapping[str, Any], pictures: Sequence[Image.Image]) -> Boxes:
+        merge, pair = config.vision_config.spatial_merge_size, config.vision_config.temporal_patch_size
+        boxes: Boxes = []
+        for number, (_, height, width) in enumerate(_grids(inputs, "image_grid_thw")):
+            boxes += grid(number, height // merge, width // merge)
+        for _, height, width in _grids(inputs, "video_grid_thw"):
+            for frame in range(0, len(pictures), pair):
+                span = min(pair, len(pictures) - frame)
+                boxes += grid(frame, height // merge, width // merge, span=span)
+        return boxes
+
     return Family(
         model=model,
         base=base,
@@ -45,5 +58,11 @@ def _qwen(model: Any, projectors: tuple[nn.Module, ...]) -> Family:
         lm_head=model.lm_head,
         visual_tokens=tokens,
         index_images=index_images,
+        layout=layout,
         image_arguments=("pixel_values", "pixel_values_videos", "mm_encoder_outputs"),
     )
+
+
+def _grids(inputs: Mapping[str, Any], name: str) -> list[list[int]]:
+    """Time, height and width in patches of each picture or video."""
+    return inputs[name].tolist() if name in inputs else []

@@ -1,18 +1,20 @@
-"""Explain one answer: which visual tokens each candidate layer of a pruned model sent on."""
+"""Explain one answer: which visual tokens each candidate layer of a pruned model sent on, and where they stand."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from quota import ops
+from quota.models import Box, Boxes, family
 from quota.prompts import build_inputs, decode, generate
 from quota.pruning.pruner import record
 from quota.pruning.recipe import PruningRecipe
-from quota.report.overlay import overlay, seen_picture, token_grid
+from quota.report.overlay import overlay
 from quota.report.plot import schedule_plot
 from quota.report.sheet import Row, draw_sheet, save_picture, stack
 from quota.samples import Sample
@@ -25,11 +27,13 @@ class Explanation:
     answer: str
     recipe: PruningRecipe
     kept: dict[int, list[int]]
-    """Candidate layer -> indices of the visual tokens that go on from it, in reading order."""
+    """Candidate layer -> indices of the visual tokens that go on from it, in the order of the prompt."""
+    boxes: Boxes
+    """Where each visual token stands; None for those without a place."""
     visual_tokens_per_layer: list[int]
     """Visual tokens that enter each decoder layer."""
-    panels: list[tuple[str, Image.Image]]
-    """Captioned pictures: what the model saw, then the kept tokens of every candidate layer."""
+    panels: dict[str, list[tuple[str, Image.Image]]]
+    """Name of each picture or frame -> captioned pictures: all tokens, then those that every candidate layer kept."""
     operators: ops.Usage
     """The backends that ran."""
 
@@ -38,34 +42,63 @@ class Explanation:
         return {
             "answer": self.answer,
             "kept": {str(layer): indices for layer, indices in self.kept.items()},
+            "boxes": [None if box is None else asdict(box) for box in self.boxes],
             "visual_tokens_per_layer": self.visual_tokens_per_layer,
             "backends": self.operators.backends(),
         }
+
+    def rows(self, heading: str, note: str) -> list[Row]:
+        """A row of panels for each picture or frame; `heading` and `note` stand above the first."""
+        first, *others = self.panels.items()
+        named = [first[0]] if others else []
+        return [Row(heading, [note, *named], first[1]), *(Row("", [name], panels) for name, panels in others)]
 
 
 def explain(model: Any, processor: Any, sample: Sample, size: int = 288) -> Explanation:
     """Answer one question while recording, and draw what was kept (panels of about `size` pixels).
 
-    Raises QuotaError for a model that does not prune, or whose visual tokens are not a grid over the picture.
+    Raises QuotaError for a model that does not prune, and for one whose tokens cannot be placed (`Family.boxes`).
     """
     inputs = build_inputs(processor, [sample])
-    pixels = inputs["pixel_values"][0]
+    pictures = sample.pictures()
+    boxes = family(model).boxes(processor, inputs, pictures)
     with record(model) as trace, ops.record() as operators:
         text = decode(processor, generate(model, processor, inputs))[0]
     tokens = list(trace.tokens_per_layer)
     kept = {layer: [index for index in rows[0].tolist() if index >= 0] for layer, rows in trace.kept.items()}
-    total = next(iter(trace.scores.values())).shape[1]
-    grid = token_grid(model, pixels, total)
-    seen = seen_picture(processor, pixels)
-    panels = [(f"what the model sees: {total} tokens", overlay(seen, grid, range(total), size))]
-    for layer, indices in sorted(kept.items()):
-        place = "before layer 0" if layer < 0 else f"after layer {layer}"
-        panels.append((f"{place}: {len(indices)} kept", overlay(seen, grid, indices, size)))
-    return Explanation(text, model.quota_pruner.recipe, kept, tokens, panels, operators)
+    panels = {}
+    for number in sorted({box.picture for box in boxes if box is not None}):
+        own = {index: box for index, box in enumerate(boxes) if box is not None and box.picture == number}
+        panels[_name(next(iter(own.values())), sample.video)] = _panels(pictures[number], own, kept, size)
+    return Explanation(text, model.quota_pruner.recipe, kept, boxes, tokens, panels, operators)
 
 
 def draw_explanation(question: str, explanation: Explanation, path: Path) -> None:
     """Write a PNG: the panels of an explanation, and the schedule they follow. Raises QuotaError without matplotlib."""
-    sheet = draw_sheet([Row(question, [f"answer: {explanation.answer}"], explanation.panels)])
+    sheet = draw_sheet(explanation.rows(question, f"answer: {explanation.answer}"))
     plot = schedule_plot(explanation.recipe, explanation.visual_tokens_per_layer, max(sheet.width, 900))
     save_picture(stack([sheet, plot]), path)
+
+
+def _panels(
+    picture: Image.Image, boxes: dict[int, Box], kept: dict[int, list[int]], size: int
+) -> list[tuple[str, Image.Image]]:
+    """Panels of one picture, whose tokens are `boxes` by their index."""
+
+    def panel(caption: str, indices: Sequence[int]) -> tuple[str, Image.Image]:
+        return caption, overlay(picture, list(boxes.values()), [boxes[index] for index in indices], size)
+
+    panels = [panel(f"what the model sees: {len(boxes)} tokens", list(boxes))]
+    for layer, indices in sorted(kept.items()):
+        own = [index for index in indices if index in boxes]
+        place = "before layer 0" if layer < 0 else f"after layer {layer}"
+        panels.append(panel(f"{place}: {len(own)} kept", own))
+    return panels
+
+
+def _name(box: Box, video: bool) -> str:
+    """What a picture is called, counted from 1 as people do."""
+    if not video:
+        return f"picture {box.picture + 1}"
+    last = box.picture + box.span
+    return f"frame {last}" if box.span == 1 else f"frames {box.picture + 1} to {last}"

@@ -174,8 +174,8 @@ def one_of_each_task(samples: Sequence[Sample]) -> list[Sample]:
 
 def _sheet(entries: Sequence[Shown], explained: Sequence[Explanation]) -> Image.Image:
     """A row a question: its answers, what the model saw, and what each candidate layer kept."""
-    rows = []
+    rows: list[Row] = []
     for entry, explanation in zip(entries, explained, strict=True):
         answers = f"QUOTA: {entry.quota}   |   full precision: {entry.full}   |   expected: {entry.expected}"
-        rows.append(Row(entry.question, [answers], explanation.panels))
+        rows += explanation.rows(entry.question, answers)
     return draw_sheet(rows)

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from quota.errors import QuotaError
-from quota.prompts import build_inputs
-from quota.report.overlay import overlay, seen_picture, token_grid
+from quota.models.boxes import Box, grid, middle
+from quota.report.overlay import overlay
 from quota.report.sheet import Row, draw_sheet, stack
-from quota.samples import Sample
 
 RED = (255, 0, 0)
 
 
+def cells(rows: int, columns: int, level: int = 0) -> list[Box]:
+    return [box for box in grid(0, rows, columns, level=level) if box is not None]
+
+
 @given(st.sets(st.integers(min_value=0, max_value=11)))
 def test_kept_cells_keep_their_colour_and_dropped_ones_fade(kept: set[int]) -> None:
-    drawn = overlay(Image.new("RGB", (40, 30), RED), (3, 4), sorted(kept), size=80)
+    boxes = cells(3, 4)
+    drawn = overlay(Image.new("RGB", (40, 30), RED), boxes, [boxes[token] for token in kept], size=80)
     assert drawn.size == (80, 60)
     for token in range(12):
         row, column = divmod(token, 4)
@@ -29,23 +30,28 @@ def test_kept_cells_keep_their_colour_and_dropped_ones_fade(kept: set[int]) -> N
 
 
 def test_the_border_between_kept_and_dropped_is_drawn() -> None:
-    drawn = np.asarray(overlay(Image.new("RGB", (40, 40), "white"), (2, 2), [0], size=40))
+    boxes = cells(2, 2)
+    drawn = np.asarray(overlay(Image.new("RGB", (40, 40), "white"), boxes, boxes[:1], size=40))
     assert tuple(drawn[5, 20]) == tuple(drawn[20, 5]) != (255, 255, 255)
     assert tuple(drawn[35, 20]) == tuple(drawn[20, 35]) == (255, 255, 255)
 
 
-def test_seen_picture_undoes_the_normalisation(tiny_processor) -> None:
-    picture = Image.new("RGB", (32, 32), (12, 130, 250))
-    pixels = build_inputs(tiny_processor, [Sample(picture, "what")])["pixel_values"][0]
-    assert seen_picture(tiny_processor, pixels).getpixel((16, 16)) == (12, 130, 250)
+def test_a_place_fades_by_the_share_of_its_tokens_that_are_gone() -> None:
+    boxes = cells(1, 1) + cells(1, 2, level=1)
+    picture = Image.new("RGB", (40, 40), RED)
+    left, right = (20, 20), (60, 20)
+    none, all_of_it = overlay(picture, boxes, [], 80), overlay(picture, boxes, boxes, 80)
+    whole_and_left = overlay(picture, boxes, boxes[:2], 80)
+    assert all_of_it.getpixel(left) == whole_and_left.getpixel(left) == RED
+    half = np.asarray(none.getpixel(right)) / 2 + np.asarray(RED) / 2
+    assert np.abs(np.asarray(whole_and_left.getpixel(right)) - half).max() <= 1
 
 
-def test_token_grid_needs_a_token_a_patch(full_model) -> None:
-    pixels = torch.zeros(3, 32, 32)
-    assert token_grid(full_model, pixels, 16) == (4, 4)
-    assert token_grid(full_model, torch.zeros(3, 16, 64), 16) == (2, 8)
-    with pytest.raises(QuotaError, match="not a grid of patches"):
-        token_grid(full_model, pixels, 17)
+def test_what_no_token_saw_is_faded_though_all_are_kept() -> None:
+    boxes = [box for box in grid(0, 2, 2, middle(0.5, 1)) if box is not None]
+    drawn = overlay(Image.new("RGB", (80, 40), RED), boxes, boxes, size=80)
+    assert drawn.getpixel((40, 20)) == RED
+    assert drawn.getpixel((5, 20)) == drawn.getpixel((75, 20)) != RED
 
 
 def test_a_sheet_holds_all_rows_and_wraps_long_text() -> None:
