@@ -1,5 +1,6 @@
 # make demo   compress the bundled model, save it, reload it, compare four variants (a few minutes on 2 cores)
 # make test   formatting, lint, types, tests
+# make test-processors   every family with its own processor, in a second .venv-processors that has torchvision
 # make fuzz   the C++ kernels under sanitizers, called at random (SEED and CALLS choose which and how many), then spoilt
 #             files, pictures, questions and command lines (CASES of them; docs/reliability has the result of 100,000)
 # All make their own .venv first; `make install` does only that.
@@ -8,8 +9,10 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+PROCESSORS := .venv-processors
+PACKAGES := import sysconfig; print(sysconfig.get_path("purelib"))
 
-.PHONY: install demo test lint fuzz clean
+.PHONY: install demo test test-processors lint fuzz clean
 
 install: $(READY)
 
@@ -31,6 +34,17 @@ lint: $(READY)
 test: lint
 	$(BIN)/python -m pytest -q
 
+# All packages of .venv and, beside them, what some processors need: six of the eleven classes want torchvision. Pip's is
+# built for CUDA, and torch for CUDA is gigabytes; tests/support/operators.py lets this one work beside torch for CPUs.
+$(PROCESSORS)/.ready: $(READY) constraints.txt
+	$(PYTHON) -m venv $(PROCESSORS)
+	$(BIN)/python -c '$(PACKAGES)' > $$($(PROCESSORS)/bin/python -c '$(PACKAGES)')/venv.pth
+	$(PROCESSORS)/bin/python -m pip install --quiet --no-deps -c constraints.txt torchvision num2words docopt
+	touch $@
+
+test-processors: $(PROCESSORS)/.ready
+	PYTHONPATH=tests $(PROCESSORS)/bin/python -m pytest -q -p support.operators --durations=5 tests/processors
+
 SEED ?= $(shell date +%s)
 CALLS ?= 50000
 CASES ?= 20000
@@ -42,4 +56,4 @@ fuzz: $(READY)
 	$(BIN)/python fuzz/inputs.py --seed $(SEED) --cases $(CASES)
 
 clean:
-	rm -rf $(VENV) demo build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(PROCESSORS) demo build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
