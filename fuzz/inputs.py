@@ -51,13 +51,14 @@ import quota  # noqa: E402
 from quota.checkpoint.manifest import seal  # noqa: E402
 from quota.checkpoint.named import load_model  # noqa: E402
 from quota.cli import main as command_line  # noqa: E402
+from quota.compress_folder import compress_folder  # noqa: E402
 from quota.errors import LONGEST, QuotaError  # noqa: E402
 from quota.prompts import answer, build_inputs  # noqa: E402
 from quota.samples import Sample, read_samples  # noqa: E402
 
 OUTCOMES = ("ok", "other", "refused", "traceback", "death", "time-out", "silent")
 FAULTS = ("traceback", "death", "time-out", "silent")
-CASES_A_CHILD = 400
+CASES_A_CHILD = 100
 MEMORY = 6 << 30
 """Bytes of address space beyond those of the parent that a case may ask for."""
 
@@ -74,7 +75,9 @@ FILES: dict[str, tuple[str, ...]] = {
     "processor": ("processor_config.json", "chat_template.jinja"),
 }
 """Kinds of cases that spoil a checkpoint, and the files of it."""
-KINDS = (*FILES, "questions", "picture", "command")
+SOURCE = ("config.json", "generation_config.json", "processor_config.json", "tokenizer.json", WEIGHTS)
+"""Files of an original model that are spoilt before it is compressed."""
+KINDS = (*FILES, "source", "questions", "picture", "command")
 
 
 class Bench:
@@ -108,6 +111,8 @@ class Bench:
         chance = Random(f"{seed}/{kind}/{number}")
         if kind in FILES:
             return self._checkpoint(chance, kind, scratch)
+        if kind == "source":
+            return self._source(chance, scratch)
         if kind == "questions":
             (scratch / self.picture.name).symlink_to(self.picture)
             (scratch / "questions.jsonl").write_bytes(mutations.json_text(chance, self.questions))
@@ -131,10 +136,23 @@ class Bench:
         if not sealed:
             (scratch / "manifest.json").unlink()
             seal(scratch)
+        if chance.random() < 0.2:
+            verify = chance.random() < 0.5
+            self._told(["inspect", str(scratch), *(["--verify"] if verify else [])], scratch)
+            return "silent" if verify and sealed and kind != "manifest" and spoilt != data else "ok"
         said = self.answer(scratch)
         if said == self.expected:
             return "ok"
         return "silent" if sealed else "other"
+
+    def _source(self, chance: Random, scratch: Path) -> str:
+        name = chance.choice(SOURCE)
+        shutil.copytree(self.folder / "full", scratch / "full")
+        file = scratch / "full" / name
+        how = chance.choice(("header", "dtype", "shape", "body")) if name == WEIGHTS else "text"
+        file.write_bytes(self._spoil(chance, how, name, file.read_bytes()))
+        compress_folder(scratch / "full", scratch / "out", [Sample(self.picture, self.question)], method="paper")
+        return "ok"
 
     @staticmethod
     def _spoil(chance: Random, kind: str, name: str, data: bytes) -> bytes:
@@ -154,6 +172,10 @@ class Bench:
         words = mutations.command(
             chance, models, [*files, "/dev/zero"], [str(scratch / "new"), str(scratch / "picture.png")]
         )
+        return self._told(words, scratch)
+
+    def _told(self, words: list[str], scratch: Path) -> str:
+        """Run a command in `scratch`; "ok", or what it says raised as QuotaError, RuntimeError if that is no line."""
         os.chdir(scratch)
         errors = io.StringIO()
         try:

@@ -73,8 +73,8 @@ def compress_folder(
     taken = f"another run is compressing to {target}; wait for it, or give another folder"
     with held(folder.with_name(f"{folder.name}.lock"), taken):
         tidy(target, folder)
-        model, weights = _open(source, dtype)
         with in_one_line(str(source)):
+            model, weights = _open(source, dtype)
             processor = AutoProcessor.from_pretrained(source)
         _claim(folder, job, _identity(source, weights, samples, scheme, model.dtype))
         try:

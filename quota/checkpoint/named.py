@@ -126,7 +126,7 @@ def find_folder(name: str) -> Path | None:
 
 @contextmanager
 def in_one_line(name: str) -> Iterator[None]:
-    """What transformers raises while it loads from `name` becomes a QuotaError."""
+    """Whatever transformers raises while it reads the files of the model `name` becomes a QuotaError."""
     try:
         yield
     except QuotaError:

@@ -52,7 +52,7 @@ class PruningRecipe(BaseModel):
     temperature: float = Field(default=1.25, gt=0)
     sensitivities: Annotated[tuple[float, ...], _FromJson] = ()
     """S_l of equation (1), one a candidate layer; empty if they were not measured."""
-    reference_tokens: int = Field(ge=1)
+    reference_tokens: int = Field(ge=1, le=10**9)
     """V0, visual tokens of one image after the projector at calibration (the median, if sizes differ)."""
     scheme: Annotated[QuantizationScheme | None, _FromJson] = None
     """The scheme it was calibrated under; None is full precision."""

@@ -10,6 +10,7 @@ from typing import Any
 from safetensors import safe_open
 from transformers import AutoConfig
 
+from quota.checkpoint.named import in_one_line
 from quota.checkpoint.save import RECIPE_FILE, settings
 from quota.errors import QuotaError
 from quota.evaluation.footprint import disk_bytes
@@ -78,6 +79,11 @@ def inspect_path(path: Path) -> Inspection:
         return Inspection(recipe, recipe.scheme)
     if not is_checkpoint(path):
         raise QuotaError(f"{path} was not written by quota; make a checkpoint with `quota compress`")
+    with in_one_line(str(path)):
+        return _inspect_checkpoint(path)
+
+
+def _inspect_checkpoint(path: Path) -> Inspection:
     config = AutoConfig.from_pretrained(path)
     found = settings(config)
     if found is None:

@@ -161,6 +161,7 @@ class TestConsistency:
             ({"sensitivities": (0.1,)}, "1 sensitivities for 5 layers"),
             ({"temperature": 0.0}, "temperature"),
             ({"reference_tokens": 0}, "reference_tokens"),
+            ({"reference_tokens": 10**400}, "reference_tokens"),
             ({"percentiles": (99.0, 1.0)}, "percentiles"),
             ({"scorer": "oracle"}, "unknown scorer 'oracle'"),
             ({"weights": {"luck": 1.0}}, "no metric 'luck'"),
