@@ -19,11 +19,13 @@ from transformers import AutoModelForImageTextToText
 from transformers.core_model_loading import Chunk, WeightConverter
 
 import quota
-from quota import QuantizationScheme, QuotaError
+from quota import QuantizationScheme, QuotaError, ops
 from quota.calibration import blocks
 from quota.calibration import sweep as calibration
 from quota.checkpoint import weights
+from quota.checkpoint.manifest import MANIFEST_FILE, verify
 from quota.compress_folder import compress_folder, finished_blocks, working_folder
+from quota.ops import machine
 
 pytestmark = pytest.mark.usefixtures("few_steps")
 
@@ -89,6 +91,7 @@ def test_what_is_written_is_what_compression_in_memory_saves(
 
 
 def test_it_loads_and_leaves_nothing_beside(whole: Path) -> None:
+    assert verify(whole) == len(list(whole.iterdir())) - len(("README.md", MANIFEST_FILE))
     model: Any = AutoModelForImageTextToText.from_pretrained(whole)
     assert model.quota_pruner.recipe.keep == 0.3
     assert model.generation_config.max_length == 77
@@ -175,6 +178,25 @@ def test_weights_that_changed_in_between_are_not_mixed_in(source: Path, tmp_path
     os.utime(file, ns=(0, 0))
     with pytest.raises(QuotaError, match="interrupted run with other weights"):
         compress_folder(copied, tmp_path / "out", SAMPLES)
+
+
+def test_files_of_the_processor_that_changed_in_between_are_not_mixed_in(source: Path, tmp_path: Path) -> None:
+    copied = Path(shutil.copytree(source, tmp_path / "source"))
+    interrupt(copied, tmp_path / "out")
+    (copied / "chat_template.jinja").write_text("{{ messages }}")
+    with pytest.raises(QuotaError, match="interrupted run with other files"):
+        compress_folder(copied, tmp_path / "out", SAMPLES)
+
+
+def test_another_machine_or_backend_is_not_mixed_in(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupt(source, tmp_path / "out")
+    with ops.use("reference"), pytest.raises(QuotaError, match="interrupted run with other backend"):
+        compress_folder(source, tmp_path / "out", SAMPLES)
+    monkeypatch.setattr(machine, "instructions", lambda: ["abacus"])
+    with pytest.raises(QuotaError, match="interrupted run with other instruction set"):
+        compress_folder(source, tmp_path / "out", SAMPLES)
 
 
 @pytest.mark.parametrize("transforms", ["learned", "trained"])
