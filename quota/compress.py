@@ -80,11 +80,12 @@ class Options(BaseModel):
         if self.milliseconds is not None:
             check_number("milliseconds", self.milliseconds, above=0)
         if self.compute is not None and self.milliseconds is not None:
-            raise QuotaError("compute and milliseconds are two budgets; give one of them")
+            raise QuotaError("milliseconds must be left out where compute is given; they are two budgets")
         if self.method == "quota" and self.layers is not None:
             raise QuotaError('layers are chosen by method="paper" only; leave them out, or ask for that method')
         if self.method == "paper" and (self.compute is not None or self.milliseconds is not None):
-            raise QuotaError('compute and milliseconds go with method="quota" only; leave them out')
+            name = "milliseconds" if self.compute is None else "compute"
+            raise QuotaError(f'{name} must be left out with method="paper"; it goes with method="quota"')
         return self
 
     def check(self, model: PreTrainedModel) -> None:

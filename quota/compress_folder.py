@@ -41,6 +41,7 @@ from quota.errors import QuotaError
 from quota.files import read_bytes, read_json, refuse_foreign, replace_folder, tidy, write_atomically
 from quota.ops import machine
 from quota.progress import Progress
+from quota.prompts import failing
 from quota.samples import Sample
 from quota.samples import fingerprint as samples_fingerprint
 from quota.scheme import QuantizationScheme
@@ -79,7 +80,8 @@ def compress_folder(
         _claim(folder, job, _identity(source, weights, samples, scheme, model.dtype))
         try:
             blocks = OnDisk(model, weights, folder, scheme)
-            result = compress(model, processor, samples, keep, progress=progress, storage=blocks, **options)
+            with failing("model", "configuration, which must fit its processor and weights"):
+                result = compress(model, processor, samples, keep, progress=progress, storage=blocks, **options)
         except BaseException:
             if not any(folder.glob("*.safetensors")):
                 # Nothing to go on from.

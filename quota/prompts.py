@@ -31,7 +31,7 @@ _PROCESSOR = ("model's processor", "chat template, tokenizer and processor files
 def generate(model: Any, processor: Any, inputs: Any, max_new_tokens: int = MAX_NEW_TOKENS) -> torch.Tensor:
     """Greedy continuation of a batch from `build_inputs`: the new tokens only, [B, T], padded after the end."""
     inputs = inputs.to(model.device)
-    with torch.inference_mode(), _failing("model", "config.json and generation_config.json"):
+    with torch.inference_mode(), failing("model", "config.json and generation_config.json"):
         tokens = model.generate(
             **taken(model, inputs),
             max_new_tokens=max_new_tokens,
@@ -86,7 +86,7 @@ def build_inputs(processor: Any, samples: Sequence[Sample], with_answer: bool = 
         given["images"] = [[] if sample.video else own for sample, own in zip(samples, pictures, strict=True)]
     if videos := [frames for sample, frames in zip(samples, pictures, strict=True) if sample.video]:
         given |= {"videos": videos, "video_metadata": [_times(frames) for frames in videos], "do_sample_frames": False}
-    with _failing(*_PROCESSOR):
+    with failing(*_PROCESSOR):
         inputs = processor(text=prompts, padding=True, padding_side="left", return_tensors="pt", **given)
     inputs.pop("labels", None)
     return inputs
@@ -110,7 +110,7 @@ def _prompt(processor: Any, sample: Sample, with_answer: bool) -> str:
     turns: list[dict[str, Any]] = [{"role": "user", "content": [*media, {"type": "text", "text": sample.question}]}]
     if with_answer:
         turns.append({"role": "assistant", "content": [{"type": "text", "text": sample.answer}]})
-    with _failing(*_PROCESSOR):
+    with failing(*_PROCESSOR):
         return processor.apply_chat_template(turns, add_generation_prompt=not with_answer)
 
 
@@ -128,7 +128,7 @@ def _check_marks(processor: Any, question: str) -> None:
 
 
 @contextmanager
-def _failing(part: str, files: str) -> Iterator[None]:
+def failing(part: str, files: str) -> Iterator[None]:
     """What transformers raises of a model's own `files`, if their types or values are wrong, becomes one line."""
     try:
         yield

@@ -269,6 +269,15 @@ def test_options_out_of_range_leave_nothing(source: Path, tmp_path: Path) -> Non
     assert list(tmp_path.iterdir()) == []
 
 
+def test_pictures_that_do_not_fit_the_model_are_one_line(source: Path, tmp_path: Path) -> None:
+    copied = Path(shutil.copytree(source, tmp_path / "source"))
+    file = copied / "processor_config.json"
+    file.write_text(file.read_text().replace('"height": 32', '"height": 40'))
+    with pytest.raises(QuotaError, match=r"the model fails \(ValueError: Input image size"):
+        compress_folder(copied, tmp_path / "out", SAMPLES)
+    assert [file.name for file in tmp_path.iterdir()] == ["source"]
+
+
 def test_a_checkpoint_of_ours_is_not_compressed_again(whole: Path, tmp_path: Path) -> None:
     with pytest.raises(QuotaError, match="quantised already"):
         compress_folder(whole, tmp_path / "out", SAMPLES)
