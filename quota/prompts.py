@@ -67,18 +67,17 @@ def taken(model: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in inputs.items() if name in names}
 
 
-def build_inputs(processor: Any, samples: Sequence[Sample], with_answer: bool = False) -> Any:
+def build_inputs(processor: Any, samples: Sequence[Sample]) -> Any:
     """What the model takes for a batch of questions: `input_ids` and `attention_mask` [B, L], `pixel_values`.
 
     The processor's own chat template writes the prompt, and shorter prompts are padded on the left, as generation
-    needs. All frames of a video are shown. With `with_answer` the answer stands behind the question as the assistant's
-    turn (calibration text). Labels, which some processors always add, are left out: nothing here asks for a loss.
+    needs. All frames of a video are shown. Labels, which some processors always add, are left out: nothing here asks
+    for a loss.
 
     Raises QuotaError for a processor that has neither a chat template nor a plain prompt, a question that is no text, a
-    video for a model that takes none, what the processor itself refuses, and, with `with_answer`, a sample without an
-    answer.
+    video for a model that takes none, and what the processor itself refuses.
     """
-    prompts = [_prompt(processor, sample, with_answer) for sample in samples]
+    prompts = [_prompt(processor, sample) for sample in samples]
     pictures = [sample.pictures() for sample in samples]
     given: dict[str, Any] = {}
     if not all(sample.video for sample in samples):
@@ -92,26 +91,22 @@ def build_inputs(processor: Any, samples: Sequence[Sample], with_answer: bool = 
     return inputs
 
 
-def _prompt(processor: Any, sample: Sample, with_answer: bool) -> str:
+def _prompt(processor: Any, sample: Sample) -> str:
     if not is_text(sample.question):
         raise QuotaError(f"the question {sample.question!r} holds half a character; write it as UTF-8")
     _check_marks(processor, sample.question)
     if sample.video and getattr(processor, "video_processor", None) is None:
         raise QuotaError("this model takes no videos; give frames of it as several pictures")
-    if with_answer and sample.answer is None:
-        raise QuotaError(f"the question {sample.question!r} has no answer to calibrate with")
     count = 1 if sample.video or not isinstance(sample.image, tuple) else len(sample.image)
     if getattr(processor, "chat_template", None) is None:
         mark = _PLAIN_PROMPTS.get(type(processor).__name__)
-        if mark is None or with_answer:
+        if mark is None:
             raise QuotaError("the model's processor has no chat template; add chat_template.jinja to its folder")
         return mark * count + sample.question
     media = [{"type": "video" if sample.video else "image"}] * count
     turns: list[dict[str, Any]] = [{"role": "user", "content": [*media, {"type": "text", "text": sample.question}]}]
-    if with_answer:
-        turns.append({"role": "assistant", "content": [{"type": "text", "text": sample.answer}]})
     with failing(*_PROCESSOR):
-        return processor.apply_chat_template(turns, add_generation_prompt=not with_answer)
+        return processor.apply_chat_template(turns, add_generation_prompt=True)
 
 
 def _times(frames: Sequence[Any]) -> dict[str, Any]:

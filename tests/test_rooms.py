@@ -41,7 +41,7 @@ ROOMS: dict[str, set[str]] = {
         *("calibration", "checkpoint", "allocation"),
     },
     "compress_folder": {
-        *("errors", "version", "progress", "files", "scheme", "samples", "ops", "checkpoint", "compress"),
+        *("errors", "version", "progress", "files", "scheme", "samples", "prompts", "ops", "checkpoint", "compress"),
     },
     "report": {
         *("errors", "version", "files", "scheme", "samples", "prompts", "ops", "models", "pruning", "checkpoint"),

@@ -179,16 +179,6 @@ def test_inputs_are_padded_on_the_left_and_hold_all_image_tokens(tiny_processor)
     assert inputs["pixel_values"].shape == (2, 3, 32, 32)
 
 
-def test_the_answer_follows_the_question_only_when_asked_for(tiny_processor) -> None:
-    sample = Sample(Image.new("RGB", (8, 8)), "how many cats", "two")
-    prompt, full = (build_inputs(tiny_processor, [sample], with_answer=flag)["input_ids"][0] for flag in (False, True))
-    words = tiny_processor.tokenizer.decode(full[len(prompt) :])
-    assert full[: len(prompt)].tolist() == prompt.tolist()
-    assert "two" in words
-    with pytest.raises(QuotaError, match="no answer"):
-        build_inputs(tiny_processor, [Sample(sample.image, "how many cats")], with_answer=True)
-
-
 def test_a_question_that_is_no_text_is_refused(tiny_processor) -> None:
     with pytest.raises(QuotaError, match="holds half a character"):
         build_inputs(tiny_processor, [Sample(Image.new("RGB", (32, 32)), "half \udcff")])

@@ -32,16 +32,12 @@ class Family:
 
     model: Any
     """The model as the user holds it, with its head."""
-    base: nn.Module
-    """Takes `input_ids`, merges image features into the embeddings, calls `text_model`."""
-    tower: nn.Module
     tower_blocks: nn.ModuleList
     """The tower's transformer blocks, first to last."""
     projectors: tuple[nn.Module, ...]
     """What turns features of the tower into visual tokens: one module, with DeepStack several."""
     text_model: Any
     """Takes `inputs_embeds` and the KV cache; its `layers` are the decoder layers, its `config` theirs."""
-    lm_head: nn.Module
     visual_tokens: tuple[int, ...]
     """The ids that hold a place for a visual token in `input_ids`."""
     index_images: ImageIndex
@@ -61,6 +57,11 @@ class Family:
     """
     deepstack: int = 0
     """Behind so many of the first decoder layers features of tower blocks are added (quota/pruning/deepstack.py)."""
+
+    @property
+    def base(self) -> Any:
+        """Takes `input_ids`, merges image features into the embeddings, calls `text_model`."""
+        return self.model.model
 
     @property
     def sees(self) -> bool:

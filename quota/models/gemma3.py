@@ -35,12 +35,9 @@ def gemma3(model: Any) -> Family:
 
     return Family(
         model=model,
-        base=base,
-        tower=base.vision_tower,
         tower_blocks=base.vision_tower.encoder.layers,
         projectors=(base.multi_modal_projector,),
         text_model=base.language_model,
-        lm_head=model.lm_head,
         visual_tokens=(token,),
         index_images=index_images,
         layout=layout,

@@ -37,12 +37,9 @@ def idefics3(model: Any) -> Family:
 
     return Family(
         model=model,
-        base=base,
-        tower=base.vision_model,
         tower_blocks=base.vision_model.encoder.layers,
         projectors=(base.connector,),
         text_model=base.text_model,
-        lm_head=model.lm_head,
         visual_tokens=(token,),
         index_images=index_images,
         layout=layout,

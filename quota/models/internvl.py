@@ -41,12 +41,9 @@ def internvl(model: Any) -> Family:
 
     return Family(
         model=model,
-        base=base,
-        tower=base.vision_tower,
         tower_blocks=base.vision_tower.encoder.layer,
         projectors=(base.multi_modal_projector,),
         text_model=base.language_model,
-        lm_head=model.lm_head,
         visual_tokens=(token,),
         index_images=index_images,
         layout=layout,

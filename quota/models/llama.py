@@ -28,12 +28,9 @@ def llama(model: Any) -> Family:
 
     return Family(
         model=model,
-        base=model.model,
-        tower=nn.Identity(),
         tower_blocks=nn.ModuleList(),
         projectors=(),
         text_model=model.model,
-        lm_head=model.lm_head,
         visual_tokens=(),
         index_images=index_images,
         layout=layout,

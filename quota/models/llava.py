@@ -36,12 +36,9 @@ def llava(model: Any) -> Family:
 
     return Family(
         model=model,
-        base=base,
-        tower=base.vision_tower,
         tower_blocks=tower_blocks(model),
         projectors=(base.multi_modal_projector,),
         text_model=base.language_model,
-        lm_head=model.lm_head,
         visual_tokens=(token,),
         index_images=index_images,
         layout=layout,

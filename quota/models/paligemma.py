@@ -29,12 +29,9 @@ def paligemma(model: Any) -> Family:
 
     return Family(
         model=model,
-        base=base,
-        tower=base.vision_tower,
         tower_blocks=base.vision_tower.encoder.layers,
         projectors=(base.multi_modal_projector,),
         text_model=base.language_model,
-        lm_head=model.lm_head,
         visual_tokens=(config.image_token_id,),
         index_images=index_images,
         layout=layout,

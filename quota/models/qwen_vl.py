@@ -50,12 +50,9 @@ def _qwen(model: Any, projectors: tuple[nn.Module, ...]) -> Family:
 
     return Family(
         model=model,
-        base=base,
-        tower=base.visual,
         tower_blocks=base.visual.blocks,
         projectors=projectors,
         text_model=base.language_model,
-        lm_head=model.lm_head,
         visual_tokens=tokens,
         index_images=index_images,
         layout=layout,

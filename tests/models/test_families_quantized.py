@@ -75,4 +75,4 @@ def test_layers_one_by_one_are_the_whole_model(name: str) -> None:
         hidden, beside = capture(model, parts.decoder_layers, batch)
         for layer, one in zip(parts.decoder_layers, beside, strict=True):
             hidden = run(layer, hidden, one)
-        assert torch.equal(parts.lm_head(parts.text_model.norm(hidden)), model(**batch).logits)
+        assert torch.equal(model.lm_head(parts.text_model.norm(hidden)), model(**batch).logits)

@@ -32,7 +32,7 @@ def save(tiny: TinyFamily, folder: Path, tied: bool) -> None:
     model = tiny.build(tied=tied)
     model.save_pretrained(folder)
     assert tied == (model.lm_head.weight is model.get_input_embeddings().weight)
-    if type(family(model).tower).__name__ in ("CLIPVisionModel", "SiglipVisionModel"):
+    if type(getattr(model.model, "vision_tower", None)).__name__ in ("CLIPVisionModel", "SiglipVisionModel"):
         stored = load_file(folder / SAFE_WEIGHTS_NAME)
         published = {key.replace("vision_tower.", "vision_tower.vision_model."): stored[key] for key in stored}
         assert published.keys() != stored.keys()

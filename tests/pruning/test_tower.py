@@ -23,7 +23,7 @@ def test_is_that_of_the_class_token_in_the_feature_layer() -> None:
     with torch.no_grad():
         model(**batch)
         received = watch.received(images)
-        tower = parts.tower
+        tower = model.model.vision_tower
         tower.set_attn_implementation("eager")
         weights = tower(batch["pixel_values"], output_attentions=True).attentions
     expected = weights[model.config.vision_feature_layer][:, :, 0, 1:].mean(dim=1)
