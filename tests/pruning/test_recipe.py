@@ -188,8 +188,8 @@ class TestConsistency:
     def test_default_weights_are_the_published_ones(self) -> None:
         assert recipe().weights == {"inter": 0.45, "mag": 0.25, "intra": 0.10, "risk": 0.20}
 
-    def test_full_precision_has_no_risk(self) -> None:
-        assert recipe(scheme=None).weights == {"inter": 0.45, "mag": 0.25, "intra": 0.10}
+    def test_full_precision_has_no_risk_and_the_other_weights_fill_its_place(self) -> None:
+        assert recipe(scheme=None).weights == pytest.approx({"inter": 0.5625, "mag": 0.3125, "intra": 0.125})
 
     def test_sensitivities_are_optional(self) -> None:
         assert recipe(sensitivities=()).sensitivities == ()
