@@ -1,5 +1,6 @@
 # make demo   compress the bundled model, save it, reload it, compare four variants (a few minutes on 2 cores)
-# make test   formatting, lint, types, tests
+# make quick  what a developer runs all the time: formatting, lint, types and the tests that are not slow, in three minutes
+# make test   formatting, lint, types, all tests
 # make test-processors   every family with its own processor, in a second .venv-processors that has torchvision
 # make fuzz   the C++ kernels under sanitizers, called at random (SEED and CALLS choose which and how many), then spoilt
 #             files, pictures, questions and command lines (CASES of them; docs/reliability has the result of 100,000)
@@ -12,7 +13,7 @@ READY := $(VENV)/.ready
 PROCESSORS := .venv-processors
 PACKAGES := import sysconfig; print(sysconfig.get_path("purelib"))
 
-.PHONY: install demo test test-processors lint fuzz clean
+.PHONY: install demo quick test test-processors lint fuzz clean
 
 install: $(READY)
 
@@ -31,8 +32,11 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
+quick: lint
+	$(BIN)/python -m pytest -q -m "not slow"
+
 test: lint
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q --durations=20
 
 # All packages of .venv and, beside them, what some processors need: six of the eleven classes want torchvision. Pip's is
 # built for CUDA, and torch for CUDA is gigabytes; tests/support/operators.py lets this one work beside torch for CPUs.
