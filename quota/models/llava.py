@@ -1,4 +1,4 @@
-"""LLaVA 1.5: a CLIP or SigLIP tower, an MLP projector, a decoder; every image is the same number of tokens."""
+"""LLaVA 1.5: a CLIP, SigLIP or DINOv2 tower, an MLP projector, a decoder; every image is the same number of tokens."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from quota.models.family import Family
 from quota.models.images import by_count, visual_mask
 
 # Towers with a fixed number of patches, and how many class tokens stand before them.
-_CLASS_TOKENS = {"clip_vision_model": 1, "siglip_vision_model": 0}
+_CLASS_TOKENS = {"clip_vision_model": 1, "siglip_vision_model": 0, "dinov2": 1}
 
 
 def llava(model: Any) -> Family:
@@ -46,12 +46,13 @@ def llava(model: Any) -> Family:
 
 
 def tower_blocks(model: Any) -> nn.ModuleList:
-    """The transformer blocks of a CLIP or SigLIP tower; QuotaError for another."""
+    """The transformer blocks of a CLIP, SigLIP or DINOv2 tower; QuotaError for another."""
     tower = model.config.vision_config
     if tower.model_type not in _CLASS_TOKENS:
         name, known = model.config.model_type, ", ".join(_CLASS_TOKENS)
         raise QuotaError(f"{name} with a {tower.model_type} tower is not supported; supported towers: {known}")
-    return model.model.vision_tower.encoder.layers
+    encoder = model.model.vision_tower.encoder
+    return encoder.layer if tower.model_type == "dinov2" else encoder.layers
 
 
 def tokens_per_image(model: Any) -> int:

@@ -8,6 +8,7 @@ from support.tiny import IMAGE, TOKENS_PER_IMAGE, tiny_batch, tiny_config, tiny_
 from torch import nn
 from transformers import (
     AutoModelForImageTextToText,
+    Dinov2Config,
     LlavaConfig,
     LlavaForConditionalGeneration,
     MistralConfig,
@@ -28,6 +29,12 @@ def with_tower(vision: object, **changes: object) -> LlavaForConditionalGenerati
     return LlavaForConditionalGeneration(LlavaConfig(vision_config=vision, text_config=text, **fields))
 
 
+def tiny_dinov2() -> Dinov2Config:
+    return Dinov2Config(
+        hidden_size=64, mlp_ratio=1, num_hidden_layers=2, num_attention_heads=1, image_size=32, patch_size=8
+    )
+
+
 class TestFamily:
     def test_unknown_architecture(self) -> None:
         model = MistralForCausalLM(MistralConfig(vocab_size=96, hidden_size=64, num_hidden_layers=1))
@@ -46,7 +53,7 @@ class TestFamily:
 
     @pytest.mark.parametrize(
         ("tower", "strategy", "tokens"),
-        [("clip", "default", 16), ("clip", "full", 17), ("siglip", "full", 16)],
+        [("clip", "default", 16), ("clip", "full", 17), ("siglip", "full", 16), ("dinov2", "default", 16)],
     )
     def test_tokens_of_an_image_are_those_of_the_projector(self, tower: str, strategy: str, tokens: int) -> None:
         siglip = SiglipVisionConfig(
@@ -58,12 +65,19 @@ class TestFamily:
             patch_size=8,
             vision_use_head=False,
         )
-        vision = siglip if tower == "siglip" else tiny_config().vision_config
+        vision = {"clip": tiny_config().vision_config, "siglip": siglip, "dinov2": tiny_dinov2()}[tower]
         model = with_tower(vision, vision_feature_select_strategy=strategy)
         features = model.model.get_image_features(pixel_values=torch.zeros(2, 3, 32, 32)).pooler_output
         assert [len(image) for image in features] == [tokens] * 2
         images = family(model).index_images(torch.full((1, 2 * tokens), IMAGE), {})
         assert images.tolist() == [[0] * tokens + [1] * tokens]
+
+    def test_the_blocks_of_a_dinov2_tower(self) -> None:
+        model = with_tower(tiny_dinov2(), vision_feature_select_strategy="default")
+        parts = family(model)
+        assert list(parts.tower_blocks) == list(model.model.vision_tower.encoder.layer)
+        # Six linears each: queries, keys, values, outputs, and two of the MLP.
+        assert len(parts.linears(["tower"])) == 12
 
     def test_a_tower_whose_images_vary_in_size(self) -> None:
         vision = PixtralVisionConfig(
