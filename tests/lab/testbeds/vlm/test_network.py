@@ -32,7 +32,9 @@ def lesson(photos: Photos) -> Batch:
 class TestArchitecture:
     def test_the_tower_sees_what_it_saw(self) -> None:
         torch.manual_seed(0)
-        tower = Dinov2Model(Dinov2Config(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=70)).eval()
+        tower = Dinov2Model(
+            Dinov2Config(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=70)
+        ).eval()
         pixels = torch.randn(1, 3, 224, 224)
         resized = resize_positions(tower.embeddings.position_embeddings, 16)
         expected = tower.embeddings(pixels)
@@ -96,7 +98,7 @@ class TestLessons:
 
 class TestNetwork:
     def test_built_it_says_the_same(self, photos: Photos) -> None:
-        network, tokenizer = make_network()
+        network, _ = make_network()
         batch = lesson(photos)
         network.projector.standardise(network.see(batch.pixels))
         with torch.no_grad():

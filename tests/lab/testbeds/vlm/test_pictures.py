@@ -57,7 +57,9 @@ class TestDraw:
         for scene in scenes(photos, 60):
             found = boxes(scene)
             assert 2 <= len(scene.things) <= 6
-            assert all(0 <= left < right <= PICTURE and 0 <= top < bottom <= PICTURE for left, top, right, bottom in found)
+            assert all(
+                0 <= left < right <= PICTURE and 0 <= top < bottom <= PICTURE for left, top, right, bottom in found
+            )
             assert not any(overlap(one, other) for index, one in enumerate(found) for other in found[:index])
 
     def test_places_are_what_boxes_say(self, photos: Photos) -> None:
@@ -75,7 +77,9 @@ class TestDraw:
             image, scene = draw(photos, rng)
             for thing in scene.things:
                 pixel = image.getpixel((thing.box[0] + FRAME // 2, thing.box[1] + FRAME // 2))
-                nearest = min(COLORS, key=lambda name: sum(abs(a - b) for a, b in zip(COLORS[name], pixel, strict=True)))
+                nearest = min(
+                    COLORS, key=lambda name: sum(abs(a - b) for a, b in zip(COLORS[name], pixel, strict=True))
+                )
                 assert nearest == thing.color
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -24,10 +25,8 @@ def train(folder: Path, state: Path, plan: Plan, stop: int | None = None) -> dic
             return super().__getitem__(index)
 
     lessons = Interrupted(tokenizer, Photos(folder, "train"), plan.seed, plan.curriculum)
-    try:
+    with contextlib.suppress(KeyboardInterrupt):
         run(network, lessons, Lessons(tokenizer, Photos(folder, "development"), 1), state, plan)
-    except KeyboardInterrupt:
-        pass
     return {name: tensor.detach().clone() for name, tensor in network.trained.named_parameters()}
 
 
