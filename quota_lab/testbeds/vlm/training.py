@@ -29,7 +29,7 @@ from quota_lab.testbeds.vlm.network import Network
 from quota_lab.testbeds.vlm.parts import load_parts
 from quota_lab.testbeds.vlm.photos import Photos
 
-LOG = 20
+LOG = 10
 Shares = dict[str, float]
 
 
@@ -37,7 +37,7 @@ Shares = dict[str, float]
 class Plan:
     """How long and how fast. The first `patch_steps` train the projector alone, on what patches show."""
 
-    steps: int = 6000
+    steps: int = 4500
     patch_steps: int = 500
     patch_batch: int = 16
     batch: int = 8
@@ -48,8 +48,8 @@ class Plan:
     warmup: int = 30
     decay: float = 0.4  # the share of the run over which learning rates fall
     seen: float = 0.3  # where the projector's learning rate stands in the second stage
-    checkpoint: int = 50
-    development: int = 200  # steps between two looks at photographs that nothing is trained on
+    checkpoint: int = 10
+    development: int = 100  # steps between two looks at photographs that nothing is trained on
     seed: int = 0
 
     def scale(self, step: int) -> tuple[float, float]:

@@ -7,18 +7,18 @@ word for what it shows, and an answer is one token, or two for a corner.
 from __future__ import annotations
 
 # Kind -> folders of photographs. Kinds that the tower mixes up share a name (longsleeve and t-shirt, satsumas and
-# orange) or are left out (dress and skirt, garlic and ginger, zucchini, nectarine).
+# orange) or are left out (dress and skirt, garlic and ginger, pear, zucchini, aubergine).
 GROUPS: dict[str, dict[str, tuple[str, ...]]] = {
     "fruit": {
         "apple": ("apple",), "avocado": ("avocado",), "banana": ("banana",), "lemon": ("lemon",), "lime": ("lime",),
-        "orange": ("orange", "satsumas"), "pear": ("pear",), "pineapple": ("pineapple",),
+        "orange": ("orange", "satsumas"), "pineapple": ("pineapple",),
     },
     "vegetable": {
-        "cabbage": ("cabbage",), "carrot": ("carrots",), "cucumber": ("cucumber",), "eggplant": ("aubergine",),
+        "cabbage": ("cabbage",), "carrot": ("carrots",), "cucumber": ("cucumber",),
         "mushroom": ("mushroom",), "potato": ("potato",), "tomato": ("tomato",),
     },
     "other": {
-        "milk": ("milk", "oat_milk", "soy_milk", "sour_milk"), "hat": ("hat",), "pants": ("trousers",),
+        "milk": ("milk", "oat_milk", "soy_milk", "sour_milk"), "pants": ("trousers",),
         "shirt": ("t-shirt", "longsleeve", "polo_shirt"), "shoe": ("shoe",),
     },
 }  # fmt: skip
