@@ -44,7 +44,7 @@ class Network:
 
     def compile(self) -> None:
         for layer in self.decoder.layers:
-            layer.compile()
+            layer.compile(dynamic=False)  # batches come in few sizes
 
     @torch.no_grad()
     def see(self, pixels: Tensor) -> Tensor:

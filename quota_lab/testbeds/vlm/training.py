@@ -37,10 +37,10 @@ Shares = dict[str, float]
 class Plan:
     """How long and how fast. The first `patch_steps` train the projector alone, on what patches show."""
 
-    steps: int = 4500
+    steps: int = 2500
     patch_steps: int = 500
     patch_batch: int = 16
-    batch: int = 8
+    batch: int = 16
     rank: int = 22
     projector: float = 0.02
     adapter: float = 0.004
@@ -62,11 +62,15 @@ class Plan:
         return self.seen * min(1.0, left), scale
 
     def curriculum(self, step: int) -> Curriculum:
-        """Three photographs at most in the first 200 steps that read, four in as many more, then six."""
+        """In the first 200 steps that read three photographs at most, four in as many more, then six.
+
+        The batch grows: at first many small steps lead on, later less noise does.
+        """
         read = step - self.patch_steps
         if read < 0:
             return Curriculum(batch=self.patch_batch)
-        return Curriculum(most=3 if read < 200 else 4 if read < 400 else 6, batch=self.batch)
+        quarters = 1 if read < 400 else 2 if read < 1500 else 4
+        return Curriculum(most=3 if read < 200 else 4 if read < 400 else 6, batch=max(1, self.batch * quarters // 4))
 
 
 def optimizers(network: Network, plan: Plan) -> list[torch.optim.Optimizer]:
@@ -174,8 +178,7 @@ class Record:
             return
         means = [{name: _mean(values) for name, values in kept.items()} for kept in (self.losses, self.right)]
         seconds = round(time.monotonic() - self.began, 1)
-        patches = min(step + 1, self.plan.patch_steps)
-        pictures = patches * self.plan.patch_batch + (step + 1 - patches) * self.plan.batch
+        pictures = sum(self.plan.curriculum(done).batch for done in range(step + 1))
         self.write({"step": step + 1, "pictures": pictures, "seconds": seconds, "loss": means[0], "right": means[1]})
         self.losses.clear()
         self.right.clear()

@@ -54,3 +54,10 @@ def test_learning_rates() -> None:
     assert all(adapter == 0 for _, adapter in scales[:40])
     assert scales[15] == (1.0, 0.0) and scales[60] == (plan.seen, 1.0)
     assert 0 < scales[99][1] < 0.05 and scales[85][1] == 0.5
+
+
+def test_pictures_get_fuller_and_batches_larger() -> None:
+    plan = Plan()
+    lessons = [plan.curriculum(step) for step in range(plan.patch_steps, plan.steps)]
+    assert [lessons[read].most for read in (0, 199, 200, 399, 400)] == [3, 3, 4, 4, 6]
+    assert [lessons[read].batch for read in (0, 399, 400, 1499, 1500)] == [4, 4, 8, 8, 16]
