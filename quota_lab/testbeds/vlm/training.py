@@ -43,7 +43,7 @@ class Plan:
     batch: int = 16
     rank: int = 22
     projector: float = 0.02
-    adapter: float = 0.004
+    adapter: float = 0.003
     adamw: float = 2e-3
     warmup: int = 30
     decay: float = 0.4  # the share of the run over which learning rates fall
