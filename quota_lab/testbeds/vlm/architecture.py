@@ -23,6 +23,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from quota_lab.testbeds.vlm.labels import PATCH
 from quota_lab.testbeds.vlm.pictures import PICTURE
 
 LAYER = 8
@@ -45,32 +46,30 @@ CHAT_TEMPLATE = (
 )
 
 
-def build_config(
-    tower: Dinov2Config, text: LlamaConfig, tokenizer: PreTrainedTokenizerFast, layer: int = LAYER
-) -> LlavaConfig:
+def build_config(tower: Dinov2Config, text: LlamaConfig, image_token: int, layer: int = LAYER) -> LlavaConfig:
     """`tower` at PICTURE pixels before `text`."""
     vision = Dinov2Config(**(tower.to_dict() | {"image_size": PICTURE}))
     return LlavaConfig(
         vision_config=vision,
         text_config=text,
-        image_token_index=tokenizer.convert_tokens_to_ids(IMAGE),
-        image_seq_length=(PICTURE // vision.patch_size) ** 2,
+        image_token_index=image_token,
+        image_seq_length=(PICTURE // PATCH) ** 2,
         vision_feature_layer=layer,
         vision_feature_select_strategy="default",
         tie_word_embeddings=True,
     )
 
 
-def assemble(tower: Any, decoder: Any, tokenizer: PreTrainedTokenizerFast, layer: int = LAYER) -> Any:
+def assemble(tower: Any, decoder: Any, tokenizer: Any, layer: int = LAYER) -> Any:
     """A LLaVA of a `Dinov2Model` and a `LlamaForCausalLM`, in float32, with a projector that is not trained yet."""
     text = LlamaConfig(
         **{key: value for key, value in decoder.config.to_dict().items() if key != "quantization_config"}
     )
-    config = build_config(tower.config, text, tokenizer, layer)
+    config = build_config(tower.config, text, int(tokenizer.convert_tokens_to_ids(IMAGE)), layer)
     model: Any = LlavaForConditionalGeneration(config)
     seen = dict(tower.state_dict())
     key = "embeddings.position_embeddings"
-    seen[key] = resize_positions(seen[key], PICTURE // config.vision_config.patch_size)
+    seen[key] = resize_positions(seen[key], PICTURE // PATCH)
     # Strict: a name that does not fit would leave random weights behind in silence.
     model.model.vision_tower.load_state_dict(seen, strict=True)
     model.model.language_model.load_state_dict(decoder.model.state_dict(), strict=True)
@@ -107,7 +106,7 @@ def with_image_token(tokenizer: Any) -> PreTrainedTokenizerFast:
     )
 
 
-def build_processor(tokenizer: PreTrainedTokenizerFast, patch: int = 14) -> LlavaProcessor:
+def build_processor(tokenizer: PreTrainedTokenizerFast, patch: int = PATCH) -> LlavaProcessor:
     """Picture and text to model inputs, in the stock LLaVA way (one <image> becomes 256 of them)."""
     size = {"height": PICTURE, "width": PICTURE}
     image_processor = CLIPImageProcessorPil(

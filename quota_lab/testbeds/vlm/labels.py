@@ -17,7 +17,7 @@ import numpy as np
 from quota_lab.testbeds.vlm.pictures import PICTURE, Box, Scene
 from quota_lab.testbeds.vlm.words import BACKGROUND, COLORS, KINDS, LETTERS, SIGN, SIGNS
 
-PATCH = 14
+PATCH = 14  # pixels, of DINOv2-S/14
 GRID = PICTURE // PATCH
 THINGS = (*KINDS, SIGN, BACKGROUND)
 FIELDS = ("thing", "color", "letter", "word", "vertical", "horizontal", "row", "column")

@@ -17,11 +17,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from random import Random
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast
 
 from quota_lab.testbeds.vlm.architecture import DEVIATION, END, IMAGE, MEAN, START
 from quota_lab.testbeds.vlm.labels import GRID, patch_labels
@@ -75,7 +75,7 @@ class Lessons:
 
     def __init__(
         self,
-        tokenizer: PreTrainedTokenizerFast,
+        tokenizer: Any,
         photos: Photos,
         seed: int,
         curriculum: Callable[[int], Curriculum] = lambda _: Curriculum(),

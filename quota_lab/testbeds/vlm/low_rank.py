@@ -23,6 +23,8 @@ GROUPS = {
 class LowRank(nn.Module):
     """A frozen linear layer without bias, and its addition of rank r."""
 
+    frozen: Tensor
+
     def __init__(self, linear: nn.Linear, rank: int) -> None:
         super().__init__()
         self.register_buffer("frozen", linear.weight.detach().bfloat16(), persistent=False)
