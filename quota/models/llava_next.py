@@ -16,7 +16,7 @@ from quota.models.llava import tower_blocks
 
 
 def llava_next(model: Any) -> Family:
-    """The rooms of a `LlavaNextForConditionalGeneration`; QuotaError for a tower other than CLIP, SigLIP and DINOv2.
+    """The rooms of a `LlavaNextForConditionalGeneration`; QuotaError for a tower that is not supported.
 
     All tiles of a picture, with the small copy before them and the newlines between, are one image.
     """

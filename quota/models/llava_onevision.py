@@ -17,7 +17,7 @@ from quota.models.llava import tower_blocks
 
 
 def llava_onevision(model: Any) -> Family:
-    """The rooms of a `LlavaOnevisionForConditionalGeneration`; QuotaError for a tower other than CLIP, SigLIP and DINOv2.
+    """The rooms of a `LlavaOnevisionForConditionalGeneration`; QuotaError for a tower that is not supported.
 
     All tiles of a picture are one image. Every frame of a video is one; the newline at its end goes with the last.
     """

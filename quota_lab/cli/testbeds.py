@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from quota.cli.app import Backend, JsonFile, Seed, app, console, notes, write_json
+from quota_lab.cli.testbed_vlm import vlm
 
 testbed = typer.Typer(
     name="testbed",
@@ -19,6 +20,7 @@ testbed = typer.Typer(
     rich_markup_mode="markdown",
 )
 app.add_typer(testbed)
+testbed.add_typer(vlm)
 
 
 @testbed.command()

@@ -5,4 +5,5 @@ testbed is a command, `quota testbed NAME`:
 
     smollm2   a language model of 30 layers with grouped heads: perplexity of English prose
     dinov2    a vision tower of 12 blocks: output error of its layers on photographs
+    vlm       both in one LLaVA, trained to answer questions about photographs (in the making: no adapter yet)
 """

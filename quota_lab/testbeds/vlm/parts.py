@@ -9,8 +9,8 @@ from typing import Any
 from transformers import PreTrainedTokenizerFast
 
 from quota.errors import QuotaError
-from quota.testbeds import dinov2, smollm2
-from quota.testbeds.packages import package_file
+from quota_lab.testbeds import dinov2, smollm2
+from quota_lab.testbeds.packages import package_file
 from quota_lab.testbeds.vlm.architecture import LAYER, assemble, with_image_token
 
 DIGESTS = {

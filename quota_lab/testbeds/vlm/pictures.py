@@ -14,7 +14,7 @@ from random import Random
 
 from PIL import Image, ImageDraw, ImageFont
 
-import quota.reference.sprites
+import quota_lab.reference.sprites
 from quota_lab.testbeds.vlm.backgrounds import background
 from quota_lab.testbeds.vlm.photos import Photos
 from quota_lab.testbeds.vlm.words import CELLS, COLORS, GROUP, KINDS, LIGHT, SIGNS
@@ -117,7 +117,7 @@ def _choose_kinds(rng: Random, count: int) -> list[str]:
 
 @cache
 def _font(name: str, size: int) -> ImageFont.FreeTypeFont:
-    return ImageFont.truetype(Path(quota.reference.sprites.ASSETS) / "fonts" / f"{name}.ttf", size)
+    return ImageFont.truetype(Path(quota_lab.reference.sprites.ASSETS) / "fonts" / f"{name}.ttf", size)
 
 
 def _draw_sign(image: Image.Image, top: int, rng: Random) -> Sign:

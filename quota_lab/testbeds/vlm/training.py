@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from quota.errors import QuotaError
-from quota.reference.state import load_state, save_state
+from quota_lab.reference.state import load_state, save_state
 from quota_lab.testbeds.vlm.lessons import Batch, Curriculum, Lessons
 from quota_lab.testbeds.vlm.losses import WEIGHTS
 from quota_lab.testbeds.vlm.network import Network

@@ -3,7 +3,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from tiny_testbed import make_photos
+from support.tiny_testbed import make_photos
 
 from quota_lab.testbeds.vlm.photos import Photos
 

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tiny_testbed import LAYER, RANK, make_model, make_network, make_tokenizer
+from support.tiny_testbed import LAYER, RANK, make_model, make_network, make_tokenizer
 from torch import nn
 from torch.nn import functional as F
 from transformers import Dinov2Config, Dinov2Model

@@ -7,18 +7,19 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from tiny_testbed import make_model, make_network
+from support.tiny_testbed import make_model, make_network
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from typer.testing import CliRunner
 
 from quota.errors import QuotaError
-from quota.samples import build_inputs, fingerprint, read_samples
+from quota.prompts import build_inputs
+from quota.samples import fingerprint, read_samples
+from quota_lab.cli.testbed_vlm import vlm
 from quota_lab.testbeds.vlm import build, card, weights
 from quota_lab.testbeds.vlm.parts import check_digest
 from quota_lab.testbeds.vlm.photos import Photos
 from quota_lab.testbeds.vlm.questions import TASKS
 from quota_lab.testbeds.vlm.suite import write_suite
-from quota_lab.testbeds.vlm.vlm_commands import vlm
 
 
 class TestSuite:

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 import torch
-from tiny_testbed import make_network
+from support.tiny_testbed import make_network
 
 from quota_lab.testbeds.vlm.lessons import Lessons
 from quota_lab.testbeds.vlm.photos import Photos
