@@ -32,11 +32,14 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
+# As many processes as there are cores, so each has one thread, and none waits for a core in a loop.
+PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -q -n auto --dist worksteal
+
 quick: lint
-	$(BIN)/python -m pytest -q -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test: lint
-	$(BIN)/python -m pytest -q --durations=20
+	$(PYTEST) --durations=20
 
 # All packages of .venv and, beside them, what some processors need: six of the eleven classes want torchvision. Pip's is
 # built for CUDA, and torch for CUDA is gigabytes; tests/support/operators.py lets this one work beside torch for CPUs.

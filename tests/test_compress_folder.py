@@ -27,7 +27,7 @@ from quota.checkpoint.manifest import MANIFEST_FILE, verify
 from quota.compress_folder import compress_folder, finished_blocks, working_folder
 from quota.ops import machine
 
-pytestmark = pytest.mark.usefixtures("few_steps")
+pytestmark = [pytest.mark.usefixtures("few_steps"), pytest.mark.slow]
 
 SAMPLES = make_samples(3)
 BLOCKS = 9

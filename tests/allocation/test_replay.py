@@ -20,6 +20,8 @@ from quota.pruning.pruner import Pruner
 from quota.pruning.recipe import PruningRecipe
 from quota.scheme import QuantizationScheme
 
+pytestmark = pytest.mark.slow
+
 SCHEME = QuantizationScheme()
 
 

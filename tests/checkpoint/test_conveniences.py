@@ -17,6 +17,8 @@ from quota.quantization.linear import W4A4Linear
 from quota.samples import Sample
 from quota_lab import reference
 
+pytestmark = pytest.mark.slow
+
 LAYERS = 10
 
 

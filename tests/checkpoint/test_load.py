@@ -24,7 +24,7 @@ from quota.checkpoint.named import load_model
 from quota.compress import quantize_only
 from quota.quantization.linear import W4A4Linear
 
-pytestmark = pytest.mark.usefixtures("few_steps")
+pytestmark = [pytest.mark.usefixtures("few_steps"), pytest.mark.slow]
 
 SAMPLES = make_samples(5)
 

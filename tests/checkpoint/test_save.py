@@ -19,7 +19,7 @@ from quota.compress import prune_only, quantize_only
 from quota.prompts import build_inputs
 from quota.quantization.linear import W4A4Linear
 
-pytestmark = pytest.mark.usefixtures("few_steps")
+pytestmark = [pytest.mark.usefixtures("few_steps"), pytest.mark.slow]
 
 SAMPLES = make_samples(5)
 

@@ -20,6 +20,8 @@ from quota.prompts import answer
 from quota.pruning.recipe import PruningRecipe
 from quota.samples import Sample, fingerprint, read_samples
 
+pytestmark = pytest.mark.slow
+
 
 def call(*arguments: object) -> int:
     """Exit code of `quota ARGUMENTS`."""

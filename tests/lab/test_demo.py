@@ -13,6 +13,8 @@ from quota.cli import main
 from quota.pruning.recipe import PruningRecipe
 from quota_lab import reference
 
+pytestmark = pytest.mark.slow
+
 VARIANTS = ["full", "quantized", "pruned", "quota"]
 
 

@@ -168,7 +168,8 @@ def test_drafted_words_are_taken_back(name: str) -> None:
 def test_with_a_quantised_cache(name: str) -> None:
     """Prefill and decoding attend by quota's own operators, under the family's masks.
 
-    Float noise moves a few scales by a step of float16, hence the wide tolerance; a wrong mask is off by 0.3.
+    Float noise, of which every kind of processor has its own, moves a few scales by a step of float16, hence the wide
+    tolerance; a wrong mask is off by 0.3.
     """
     tiny = TINY[name]
     model, prompts = tiny.build(), batch_of(tiny, "two images")
@@ -185,4 +186,4 @@ def test_with_a_quantised_cache(name: str) -> None:
         new = output.sequences[sample, batch["input_ids"].shape[1] :]
         expected = plain(tiny, model, prompt.say(new), [len(prompt.ids)] + [1] * NEW, stored=stored)
         logits = torch.stack(output.logits)[:, sample]
-        torch.testing.assert_close(logits, expected.logits[len(prompt.ids) - 1 : -1], atol=0.03, rtol=0)
+        torch.testing.assert_close(logits, expected.logits[len(prompt.ids) - 1 : -1], atol=0.05, rtol=0)

@@ -24,6 +24,8 @@ from quota.checkpoint.on_disk import OnDisk
 from quota.compress_folder import compress_folder, finished_blocks
 from quota.models import family
 
+pytestmark = pytest.mark.slow
+
 families = pytest.mark.parametrize("name", TINY)
 
 

@@ -14,7 +14,7 @@ from quota.ops.interface import PackedTensor
 from quota.ops.triton import TritonBackend
 
 triton = pytest.importorskip("triton")
-pytestmark = pytest.mark.skipif(triton.knobs.runtime.interpret, reason="TRITON_INTERPRET is set")
+pytestmark = [pytest.mark.skipif(triton.knobs.runtime.interpret, reason="TRITON_INTERPRET is set"), pytest.mark.slow]
 
 # Bytes of shared memory that a program can have (CUDA C++ Programming Guide, table of compute capabilities).
 SHARED = {80: 163 << 10, 90: 227 << 10}

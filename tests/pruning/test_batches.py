@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 import quota
 from quota.checkpoint.named import load_model
 from quota.prompts import build_inputs, decode, generate
 from quota.samples import first_of_each_task, read_samples
 from quota_lab import reference
+
+pytestmark = pytest.mark.slow
 
 QUESTIONS = 200
 

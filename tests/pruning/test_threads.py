@@ -23,6 +23,8 @@ from quota.quantization.linear import W4A4Linear
 from quota.scheme import QuantizationScheme
 from quota_lab import reference
 
+pytestmark = pytest.mark.slow
+
 THREADS = 4
 BATCHES = [
     *map(tiny_batch, PROMPTS.values()),

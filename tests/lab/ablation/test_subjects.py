@@ -18,6 +18,8 @@ from quota_lab.ablation.token_errors import token_errors
 from quota_lab.reference import suite_path
 from quota_lab.study.halves import half
 
+pytestmark = pytest.mark.slow
+
 
 def call(*arguments: object) -> int:
     with pytest.raises(SystemExit) as raised:

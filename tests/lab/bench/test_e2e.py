@@ -18,6 +18,8 @@ from quota.models import family
 from quota.quantization.linear import W4A4Linear
 from quota_lab.bench import e2e, memory, models, overhead
 
+pytestmark = pytest.mark.slow
+
 
 def tiny_subject(name: str, quantized: bool) -> models.Subject:
     return models.random_subject(tiny_config(), quantized)

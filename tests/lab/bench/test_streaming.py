@@ -11,6 +11,8 @@ from quota.checkpoint.weights import weight_files
 from quota_lab.bench.models import realistic_config
 from quota_lab.bench.streaming import REALISTIC, Width, bench_compress, llava_config, write_random
 
+pytestmark = pytest.mark.slow
+
 NARROW = Width("narrow", 512, 1024, 8, 64, 128, 2, 2, 72, 12, words=2000)
 LAYER = 2 * (4 * 512 * 512 + 3 * 512 * 1024)
 """Bytes of a decoder layer in bfloat16."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 from quota_lab.reference.grounding import GROUND_FIELDS, Grounding
 from quota_lab.reference.labels import PATCH
@@ -11,6 +12,8 @@ from quota_lab.reference.pictures import Scene, Sign, Thing
 from quota_lab.reference.questions import Question
 from quota_lab.reference.tokenizer import build_tokenizer
 from quota_lab.reference.words import COLORS
+
+pytestmark = pytest.mark.slow
 
 SCENE = Scene(
     "beach",

@@ -15,6 +15,8 @@ from quota_lab import reference
 from quota_lab.reference.architecture import build_config
 from quota_lab.reference.questions import TASKS
 
+pytestmark = pytest.mark.slow
+
 STOCK = """
 import sys, torch
 from transformers import AutoModelForImageTextToText, AutoProcessor

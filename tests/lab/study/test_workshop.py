@@ -23,6 +23,8 @@ from quota_lab.study.tables import FULL, JOINT, TABLES, table
 from quota_lab.study.variants import MEASURED, Pruning, Variant
 from quota_lab.study.workshop import Workshop
 
+pytestmark = pytest.mark.slow
+
 
 def silent(step: str, done: int, total: int) -> None:
     pass
