@@ -3,7 +3,7 @@
 # make test   formatting, lint, types, all tests
 # make test-processors   every family with its own processor, in a second .venv-processors that has torchvision
 # make fuzz   the C++ kernels under sanitizers, called at random (SEED and CALLS choose which and how many), then spoilt
-#             files, pictures, questions and command lines (CASES of them; docs/reliability has the result of 100,000)
+#             files, pictures, questions and command lines (CASES of them; docs/reliability.md has the last result)
 # All make their own .venv first; `make install` does only that.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)

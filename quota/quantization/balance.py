@@ -21,6 +21,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from quota.errors import QuotaError
+
 MATRIX_DAMPING = 0.3
 """Share of the mean energy that is added to every direction. In towers most directions of the values carry next to
 nothing, and M would blow them up a hundredfold; noise is no longer spread evenly then."""
@@ -57,7 +59,13 @@ def _damped_energy(energy: Tensor, damping: float) -> Tensor:
 
 
 def _power(moment: Tensor, exponent: float) -> Tensor:
-    """A power of a symmetric, positive definite matrix."""
-    values, vectors = torch.linalg.eigh((moment + moment.transpose(-1, -2)) / 2)
+    """A power of a symmetric, positive definite matrix. QuotaError for numbers that are none, or too far apart."""
+    try:
+        values, vectors = torch.linalg.eigh((moment + moment.transpose(-1, -2)) / 2)
+    except torch.linalg.LinAlgError:
+        raise QuotaError(
+            "a layer's weights or activations are NaN, infinite or too far apart to be balanced; check the model's "
+            'checkpoint, or use transforms="hadamard"'
+        ) from None
     floor = values[..., -1:] * torch.finfo(values.dtype).eps
     return (vectors * values.clamp(min=floor).pow(exponent).unsqueeze(-2)) @ vectors.transpose(-1, -2)

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from quota.errors import QuotaError
 from quota.quantization.balance import balance, balance_diagonal
 
 
@@ -75,3 +76,11 @@ def test_a_moment_without_full_rank_is_damped() -> None:
     x = torch.randn(3, 16, generator=torch.Generator().manual_seed(0))
     matrix = balance(x.T @ x, torch.eye(16))
     assert bool(torch.isfinite(matrix).all()) and float(torch.linalg.cond(matrix)) < 100
+
+
+@pytest.mark.parametrize("broken", [torch.nan, torch.inf])
+def test_moments_that_are_no_numbers_are_refused_in_one_line(broken: float) -> None:
+    moment = torch.eye(4).repeat(2, 1, 1)
+    moment[1, 0, 1] = moment[1, 1, 0] = broken
+    with pytest.raises(QuotaError, match="too far apart to be balanced"):
+        balance(moment, torch.eye(4).repeat(2, 1, 1))
