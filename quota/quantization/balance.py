@@ -62,7 +62,7 @@ def _power(moment: Tensor, exponent: float) -> Tensor:
     """A power of a symmetric, positive definite matrix. QuotaError for numbers that are none, or too far apart."""
     try:
         values, vectors = torch.linalg.eigh((moment + moment.transpose(-1, -2)) / 2)
-    except torch.linalg.LinAlgError:
+    except torch.linalg.LinAlgError:  # pyright: ignore[reportPrivateImportUsage]
         raise QuotaError(
             "a layer's weights or activations are NaN, infinite or too far apart to be balanced; check the model's "
             'checkpoint, or use transforms="hadamard"'
