@@ -52,20 +52,12 @@ def check_values(model: PreTrainedModel) -> None:
             check_finite(tensor, f"the checkpoint's {name}")
     for name, module in model.named_modules():
         if isinstance(module, W4A4Linear):
-            _check_linear(name, module)
+            module.check(name)
         elif isinstance(module, KeyTransform):
             _check_invertible(f"{name}.matrix", module.matrix)
         elif isinstance(module, Kronecker):
             _check_invertible(f"{name}.left", module.left)
             _check_invertible(f"{name}.right", module.right)
-
-
-def _check_linear(name: str, layer: W4A4Linear) -> None:
-    if not bool((layer.weight_scale > 0).all()):
-        raise QuotaError(f"the checkpoint's {name}.weight_scale is not positive everywhere; {_ADVICE}")
-    stored, expected = layer.weight_shape.tolist(), [layer.out_features, layer.in_features]
-    if stored != expected:
-        raise QuotaError(f"the checkpoint's {name}.weight_shape is {stored}, the layer's {expected}; {_ADVICE}")
 
 
 def _check_invertible(name: str, matrix: Tensor) -> None:

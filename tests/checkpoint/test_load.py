@@ -148,10 +148,14 @@ def edit_recipe(**changes: Any) -> Callable[[Path], None]:
         pytest.param(put(f"{UP}.weight_scale", lambda t: t.int()), "weight_scale holds I32", id="integer scales"),
         pytest.param(put(f"{UP}.weight_packed", lambda t: t[:, :-1]), "has the shape", id="narrow weights"),
         pytest.param(put(NORM, lambda t: t[None]), "has the shape", id="a norm of two dimensions"),
-        pytest.param(put(f"{UP}.weight_scale", lambda t: -t), "weight_scale is not positive", id="negative scales"),
+        pytest.param(
+            put(f"{UP}.weight_scale", lambda t: -t),
+            "weight_scale holds numbers that are not above zero",
+            id="negative scales",
+        ),
         pytest.param(put(f"{UP}.weight_scale", lambda t: t * torch.nan), "NaN or infinity", id="NaN scales"),
         pytest.param(put(NORM, lambda t: t * torch.inf), "input_layernorm.weight holds NaN or infinity", id="infinite"),
-        pytest.param(put(f"{UP}.weight_shape", lambda t: t.flip(0)), r"weight_shape is \[64, 96\]", id="turned shape"),
+        pytest.param(put(f"{UP}.weight_shape", lambda t: t.flip(0)), r"weight_shape says \[64, 96\]", id="turned"),
         pytest.param(put(KEYS, torch.zeros_like), "key_transform.matrix cannot be inverted", id="zero key transform"),
     ],
 )
