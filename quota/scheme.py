@@ -3,7 +3,8 @@
 The default is the regime of METHOD.md section 1, "W4A4KV4" in the vision tower, the projector and the
 language model: symmetric 4-bit weights in groups of 64 input channels, asymmetric 4-bit activations in
 groups of 64 channels measured anew for every token, a 4-bit KV cache, and a Hadamard rotation of blocks of
-64 channels in front of every quantised linear layer. 16 bits mean "left in floating point"; with 16-bit weights and
+64 channels in front of every quantised linear layer. Groups are inside one scale a row and a token (METHOD section 8);
+with 8 bits there is that scale alone. 16 bits mean "left in floating point"; with 16-bit weights and
 activations linear layers stay as they are, and the cache alone is quantised. `transforms` says what else is done to
 what is quantised:
 
@@ -11,8 +12,6 @@ what is quantised:
     learned    diagonals folded into norms and weights, a matrix for the values of each head folded into the layers
                around them, and a centre and a matrix for its keys, which the KV cache applies; all in closed form from
                the calibration set (quota/quantization/balance.py). The default
-    trained    all that, and in place of the rotation a Kronecker product of two matrices, and clipping, trained for
-               each layer (quota/quantization/kronecker.py): the least error, at some cost for every token
 """
 
 from __future__ import annotations
@@ -62,7 +61,7 @@ class QuantizationScheme(BaseModel):
     kv_bits: Literal[2, 3, 4, 8, 16] = 4
     hadamard: Annotated[int, AfterValidator(_block_size)] = 64
     weight_rounding: Literal["gptq", "rtn"] = "gptq"
-    transforms: Literal["hadamard", "learned", "trained"] = "learned"
+    transforms: Literal["hadamard", "learned"] = "learned"
     modules: Annotated[tuple[Part, ...], AfterValidator(_ordered_parts)] = PARTS
 
     def __init__(self, **values: object) -> None:
@@ -89,8 +88,8 @@ class QuantizationScheme(BaseModel):
         return self.transforms != "hadamard"
 
     def weight_group_for(self, in_features: int) -> int:
-        """Weight group of a layer with `in_features` inputs: the largest power of two that divides."""
-        return _largest_divisor(in_features, self.weight_group)
+        """Weight group of a layer with `in_features` inputs: the largest power of two that divides; all with 8 bits."""
+        return in_features if self.weight_bits == 8 else _largest_divisor(in_features, self.weight_group)
 
     def activation_group_for(self, in_features: int) -> int:
         """Activation group of a layer with `in_features` inputs, by the same rule."""

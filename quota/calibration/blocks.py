@@ -16,7 +16,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -25,7 +24,6 @@ from torch import Tensor, nn
 from quota.errors import QuotaError
 from quota.ops.hadamard import block_hadamard
 from quota.quantization.linear import W4A4Linear
-from quota.quantization.training import KEPT_TOKENS, train
 from quota.scheme import QuantizationScheme
 
 
@@ -109,7 +107,7 @@ def quantize_linears(
     """Replace `linears` (all in one block, by their names in the model) by quantised ones, in calling order.
 
     `run_sample(i)` runs the block on sample i as it is by then. Layers that read the same tensor (queries, keys and
-    values; gate and up) share one Hessian, and one trained transform if the scheme has those. Raises QuotaError for a
+    values; gate and up) share one Hessian. Raises QuotaError for a
     linear that no sample reaches.
     """
     stages = shared_inputs(linears, lambda: run_sample(0))
@@ -117,15 +115,11 @@ def quantize_linears(
         raise QuotaError(f"calibration never reaches {min(unreached)}; leave its part out of scheme.modules")
     for stage in stages:
         first = linears[stage[0]]
-        transform = hessian = None
-        if scheme.transforms == "trained":
-            some = some_inputs(first, run_sample, samples)
-            transform = train(some, [linears[name].weight for name in stage], scheme)
+        hessian = None
         if scheme.weight_rounding == "gptq":
-            turn = partial(block_hadamard, block=scheme.hadamard_for(first.in_features))
-            hessian = input_hessian(first, transform.turn if transform else turn, run_sample, samples)
+            hessian = input_hessian(first, scheme.hadamard_for(first.in_features), run_sample, samples)
         for name in stage:
-            model.set_submodule(name, W4A4Linear.from_linear(linears[name], scheme, hessian, transform))
+            model.set_submodule(name, W4A4Linear.from_linear(linears[name], scheme, hessian))
 
 
 def shared_inputs(linears: Mapping[str, nn.Linear], run_once: Callable[[], object]) -> list[list[str]]:
@@ -151,41 +145,14 @@ def shared_inputs(linears: Mapping[str, nn.Linear], run_once: Callable[[], objec
     return stages
 
 
-def input_hessian(
-    linear: nn.Linear, turn: Callable[[Tensor], Tensor], run_sample: Callable[[int], object], samples: int
-) -> Tensor:
-    """GPTQ's Hessian X^T X [K, K]: what `turn` makes of the inputs of `linear` at all tokens of all samples."""
+def input_hessian(linear: nn.Linear, hadamard: int, run_sample: Callable[[int], object], samples: int) -> Tensor:
+    """GPTQ's Hessian X^T X [K, K]: X are the inputs of `linear` at all tokens of all samples, rotated in blocks."""
     # In float64: the order of samples then changes no bit of the float32 that is left of the sum.
     hessian = torch.zeros(linear.in_features, linear.in_features, dtype=torch.float64, device=linear.weight.device)
 
-    def accumulate(x: Tensor) -> None:
-        x = turn(x)
-        hessian.add_(x.T @ x)
-
-    _each_input(linear, run_sample, samples, accumulate)
-    return hessian.float()
-
-
-def some_inputs(linear: nn.Linear, run_sample: Callable[[int], object], samples: int) -> Tensor:
-    """What `linear` reads at about `KEPT_TOKENS` tokens, as many of each sample, evenly spaced: float32 [T, K]."""
-    inputs: list[Tensor] = []
-    share = -(-KEPT_TOKENS // samples)
-
-    def collect(x: Tensor) -> None:
-        places = torch.arange(min(share, len(x)), device=x.device) * len(x) // min(share, len(x))
-        inputs.append(x[places])
-
-    _each_input(linear, run_sample, samples, collect)
-    return torch.cat(inputs)
-
-
-def _each_input(
-    linear: nn.Linear, run_sample: Callable[[int], object], samples: int, take: Callable[[Tensor], None]
-) -> None:
-    """Call `take` for every sample with what `linear` reads then, float32 [tokens, K]."""
-
     def reached(_: nn.Module, args: tuple[Any, ...]) -> None:
-        take(args[0].float().reshape(-1, linear.in_features))
+        x = block_hadamard(args[0].float().reshape(-1, linear.in_features), hadamard)
+        hessian.add_(x.T @ x)
         raise Reached
 
     hook = linear.register_forward_pre_hook(reached)
@@ -195,6 +162,7 @@ def _each_input(
                 run_sample(sample)
     finally:
         hook.remove()
+    return hessian.float()
 
 
 @contextmanager

@@ -266,7 +266,7 @@ class Sweep:
     def _plan(self, blocks: Sequence[nn.Module], tokens: int) -> None:
         for block in blocks:
             finished = not self._linears_of(block) or self.storage.finished(block)
-            self._work[block] = block_work(block, tokens, finished, self.scheme.transforms == "trained")
+            self._work[block] = block_work(block, tokens, finished)
 
 
 def _run_sample(block: nn.Module, hidden: list[Tensor], beside: Sequence[Beside], sample: int) -> Tensor:

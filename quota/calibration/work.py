@@ -4,7 +4,6 @@ Steps differ: a decoder layer is not a tower block, and measuring drops takes lo
 therefore counts for its multiplications,
 
     block    P T F + sum over its linears of N K^2        F passes over its P weights, and the corrections of GPTQ
-    trained  and as much as quota/quantization/training.py says, if transforms are trained
     drop     P T / L (1 + r (L - 1 - l))                  r of the tokens go on after layer l of the L of a decoder
 
 at T tokens of all samples. How fast the machine multiplies is seen from the steps behind.
@@ -15,8 +14,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from torch import nn
-
-from quota.quantization.training import training_work
 
 PASSES = 4
 """Of one sample through a block: full precision, two halves or more for the Hessians, and the deployed operators."""
@@ -29,17 +26,13 @@ def forward_work(modules: Iterable[nn.Module], tokens: int) -> int:
     return tokens * sum(linear.weight.numel() for linear in _linears(modules))
 
 
-def block_work(block: nn.Module, tokens: int, finished: bool, trained: bool = False) -> int:
-    """Multiplications of quantising `block` from `tokens` tokens; of running it alone, if it is `finished` already.
-
-    `trained` says that its linears get trained transforms.
-    """
+def block_work(block: nn.Module, tokens: int, finished: bool) -> int:
+    """Multiplications of quantising `block` from `tokens` tokens; of running it alone, if it is `finished` already."""
     if finished:
         return RESTORED_PASSES * forward_work([block], tokens)
     linears = _linears([block])
     corrections = sum(linear.out_features * linear.in_features**2 for linear in linears)
-    training = sum(training_work(linear.in_features, linear.out_features) for linear in linears) if trained else 0
-    return PASSES * forward_work([block], tokens) + corrections + training
+    return PASSES * forward_work([block], tokens) + corrections
 
 
 def _linears(modules: Iterable[nn.Module]) -> list[nn.Linear]:

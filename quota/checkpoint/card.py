@@ -66,10 +66,6 @@ model = AutoModelForImageTextToText.from_pretrained("this/folder", config=config
 apply_transform_config(model, rotation)
 ```"""
 
-_TRAINED = """ But the inputs of the quantised layers go through trained transforms, for
-which transformers has no words, and without them the model would answer nonsense. Therefore the folder refuses to load
-there."""
-
 
 def model_card(model: Any, scheme: QuantizationScheme, recipe: PruningRecipe | None) -> str:
     """Markdown for a checkpoint of `model` under `scheme`, pruned by `recipe` if there is one."""
@@ -88,7 +84,7 @@ def model_card(model: Any, scheme: QuantizationScheme, recipe: PruningRecipe | N
         pruning=_pruning(recipe),
         unmeasured=_UNMEASURED,
         versions=_versions(recipe),
-        stock=_TRAINED if scheme.transforms == "trained" else _ROTATED if scheme.hadamard else "",
+        stock=_ROTATED if scheme.hadamard else "",
     )
 
 
@@ -124,8 +120,6 @@ def _versions(recipe: PruningRecipe | None) -> str:
 
 def _quantisation(scheme: QuantizationScheme) -> str:
     rotation = f"block Hadamard of {scheme.hadamard} channels in front" if scheme.hadamard else "no rotation"
-    if scheme.transforms == "trained":
-        rotation = "a matrix trained for every layer and clipping in front"
     if scheme.folds:
         rotation += ", transforms learned from the calibration set folded into the weights"
     return (

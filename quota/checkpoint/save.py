@@ -13,7 +13,7 @@ transformers loads the same quantised layers, keeps every token, and a 16-bit KV
 itself, as of version 5, is rotate the layers' inputs: it passes over the `transform_config` in which
 compressed-tensors describes that, and the model would answer nonsense. A rotated checkpoint therefore carries
 `REFUSAL`, on which every loader but ours stops with one line, and README.md gives the lines that take it out and apply
-the rotation (quota/checkpoint/card.py). With trained transforms a model runs with quota only.
+the rotation (quota/checkpoint/card.py).
 """
 
 from __future__ import annotations
@@ -48,8 +48,6 @@ REFUSAL = "Import quota first"
 """Name of the group of layers that no loader but ours accepts. The first group counts, and capitals sort first."""
 REFUSED = "import quota before from_pretrained, as the inputs of this model are rotated; README.md says how without it"
 """What is read then: no regular expression has such a name for a group, and the error repeats it."""
-ONLY_OURS = "import quota before from_pretrained, as the inputs of this model go through trained transforms"
-"""The same where compressed-tensors has no words for what is done to inputs."""
 
 
 class Settings(BaseModel):
@@ -57,7 +55,8 @@ class Settings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    version: Literal[1] = 1
+    version: Literal[2] = 2
+    """1 had a scale of its own for every group of weights."""
     scheme: QuantizationScheme
     recipe: bool
     """Whether the checkpoint prunes, by the recipe.json beside it."""
@@ -68,6 +67,11 @@ def settings(config: PretrainedConfig) -> Settings | None:
     found = getattr(config, "quota", None)
     if found is None:
         return None
+    if isinstance(found, dict) and found.get("version") == 1:
+        raise QuotaError(
+            "this checkpoint is of an older version of quota, whose weights these operators cannot read; compress the "
+            "original model again"
+        )
     try:
         return Settings.model_validate(found)
     except ValidationError as error:
@@ -146,16 +150,14 @@ def quantization_config(model: nn.Module, scheme: QuantizationScheme) -> dict[st
     """The compressed-tensors description of a quantised model, as transformers and vLLM read it.
 
     Layers of the commonest group sizes are meant by "Linear", others by name. Where inputs are rotated,
-    `transform_config` says so, and the group `REFUSAL` sees to it that nobody passes over that, or over trained
-    transforms, which cannot be described.
+    `transform_config` says so, and the group `REFUSAL` sees to it that nobody passes over that.
     """
     sizes: dict[tuple[int, int, int], list[str]] = defaultdict(list)
     ignore = []
     for name, module in model.named_modules():
         if isinstance(module, W4A4Linear):
-            width = module.in_features
-            groups = scheme.weight_group_for(width), scheme.activation_group_for(width)
-            sizes[*groups, module.spec.hadamard].append(name)
+            inputs = module.spec.inputs
+            sizes[module.spec.group, inputs.group, inputs.hadamard].append(name)
         elif isinstance(module, nn.Linear):
             ignore.append(name)
     # Named layers stand before the class: the first target that matches decides.
@@ -168,12 +170,10 @@ def quantization_config(model: nn.Module, scheme: QuantizationScheme) -> dict[st
         group = {
             "targets": targets,
             "format": FORMAT,
-            "weights": _integers(scheme.weight_bits, weight_group, symmetric=True, dynamic=False),
+            "weights": _integers(scheme.weight_bits, "channel", weight_group, dynamic=False),
         }
         if scheme.activation_bits < 16:
-            group["input_activations"] = _integers(
-                scheme.activation_bits, activation_group, symmetric=False, dynamic=True
-            )
+            group["input_activations"] = _integers(scheme.activation_bits, "token", activation_group, dynamic=True)
         groups[f"group_{number}"] = group
         if block > 1:
             place = {"targets": targets, "location": "input", "ignore": ignore + named if last else []}
@@ -187,18 +187,17 @@ def quantization_config(model: nn.Module, scheme: QuantizationScheme) -> dict[st
     }
     if rotations:
         described["transform_config"] = {"config_groups": rotations}
-    if rotations or scheme.transforms == "trained":
-        reason = REFUSED if rotations else ONLY_OURS
-        described["config_groups"] = {REFUSAL: {"targets": [f"re:(?P<{reason}>)"]}, **groups}
+        described["config_groups"] = {REFUSAL: {"targets": [f"re:(?P<{REFUSED}>)"]}, **groups}
     return described
 
 
-def _integers(bits: int, group: int, symmetric: bool, dynamic: bool) -> dict[str, Any]:
+def _integers(bits: int, whole: str, group: int, dynamic: bool) -> dict[str, Any]:
+    """A quantiser: 8 bits have one scale for a `whole` row, fewer one for every group."""
     return {
         "num_bits": bits,
         "type": "int",
-        "symmetric": symmetric,
-        "strategy": "group",
-        "group_size": group,
+        "symmetric": bits == 8 or not dynamic,
+        "strategy": whole if bits == 8 else "group",
+        "group_size": None if bits == 8 else group,
         "dynamic": dynamic,
     }

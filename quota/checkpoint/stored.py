@@ -18,7 +18,6 @@ from transformers import PreTrainedModel
 from quota.attention.keys import KeyTransform
 from quota.checkpoint.weights import FLOATS, check_finite, check_header, locate, missing_tensors
 from quota.errors import QuotaError
-from quota.quantization.kronecker import Kronecker
 from quota.quantization.linear import W4A4Linear
 
 _ADVICE = "copy the checkpoint again or compress again"
@@ -55,9 +54,6 @@ def check_values(model: PreTrainedModel) -> None:
             module.check(name)
         elif isinstance(module, KeyTransform):
             _check_invertible(f"{name}.matrix", module.matrix)
-        elif isinstance(module, Kronecker):
-            _check_invertible(f"{name}.left", module.left)
-            _check_invertible(f"{name}.right", module.right)
 
 
 def _check_invertible(name: str, matrix: Tensor) -> None:

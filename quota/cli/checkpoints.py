@@ -30,8 +30,8 @@ def compress(
     transforms: Annotated[
         str,
         typer.Option(
-            help="In front of the quantisers: a rotation alone (hadamard), balanced by what is learned from the "
-            "calibration set (learned), or a matrix trained for every layer in its place (trained)."
+            help="In front of the quantisers: a rotation alone (hadamard), or balanced by what is learned from the "
+            "calibration set (learned)."
         ),
     ] = "learned",
     keep: Annotated[float, typer.Option(help="Visual tokens left after the last pruned layer, in (0, 1].")] = 0.30,

@@ -3,7 +3,7 @@
 Four jobs, each defined by the reference backend (`quota.ops.reference`), which every other one must equal exactly up to
 the integer sums and to rounding behind them:
 
-    linear     linear            y = dequantise(Q_a(x H) . Q_w) + b      rotate, quantise, multiply, scale, add bias
+    linear     linear            y = s_t s_n sum_k v_tk w_nk + b_n       rotate, quantise, multiply, scale, add bias
     cache      quantize_kv       keys or values -> packed integers, and back by dequantize_kv
                decode_attention  one query a sequence over the packed cache
     attention  attention         prefill attention that also adds up what each token receives (the scores' cues)
@@ -24,18 +24,39 @@ from quota.ops.choice import Cut
 
 
 @dataclass(frozen=True)
+class InputSpec:
+    """How the inputs [M, K] of linear layers are quantised: plain numbers, resolved from the scheme for their K."""
+
+    columns: int
+    """K, input channels."""
+    bits: int
+    group: int
+    """Channels that share step and offset; divides K."""
+    hadamard: int
+    """Block of the rotation in front; 0 or 1: none."""
+
+
+@dataclass(frozen=True)
 class LinearSpec:
-    """How one linear layer [N, K] is quantised: plain numbers, resolved from the scheme for its K."""
+    """How one linear layer [N, K] is quantised."""
 
     rows: int
     """N, output channels."""
-    columns: int
-    """K, input channels."""
-    weight_bits: int
-    activation_bits: int
-    activation_group: int
-    hadamard: int
-    """Block of the rotation on the input side; 0 or 1: none."""
+    bits: int
+    """Of the weights."""
+    group: int
+    """Input channels that share a step of the weights; divides K."""
+    inputs: InputSpec
+
+    @property
+    def columns(self) -> int:
+        """K, input channels."""
+        return self.inputs.columns
+
+    @property
+    def name(self) -> str:
+        """The usual short form, as "W4A4"."""
+        return f"W{self.bits}A{self.inputs.bits}"
 
 
 @dataclass
@@ -45,8 +66,10 @@ class LinearWeight:
     spec: LinearSpec
     packed: Tensor
     """int32 [N, ceil(K * bits / 32)] from `pack_int32`."""
+    step: Tensor
+    """uint8 [N, K / group]: g, in 1 .. 16."""
     scale: Tensor
-    """bfloat16 [N, K / group]."""
+    """float32 [N]: s."""
     bias: Tensor | None
     """float32 [N]."""
     prepared: dict[str, Any] = field(default_factory=dict)
@@ -97,15 +120,22 @@ class Backend(Protocol):
         """Why this backend cannot store or read such a cache; None if it can."""
         ...
 
-    def group_sums(self, q: Tensor, zero: Tensor, packed: Tensor, bits: int, group: int) -> Tensor:
+    def quantize(self, x: Tensor, inputs: InputSpec) -> tuple[Tensor, Tensor]:
+        """What `linear` makes of x [M, K]: v int8 [M, K] and s float32 [M]. QuotaError for NaN or infinity in x."""
+        ...
+
+    def sums(self, values: Tensor, weight: LinearWeight) -> Tensor:
         """The integer sums inside `linear`, by the same kernel, for tests and `quota doctor`.
 
-        q uint8 [M, K] and zero int32 [M, K / group] of activations, packed int32 [N, ...] -> int32 [M, N, K / group].
+        v int8 [M, K] -> int32 [M, N].
         """
         ...
 
-    def linear(self, x: Tensor, weight: LinearWeight) -> Tensor:
-        """x [M, K] float32, bfloat16 or float16 -> [M, N] in the same type. QuotaError for NaN or infinity in x."""
+    def linear(self, x: Tensor, weights: Sequence[LinearWeight]) -> list[Tensor]:
+        """x [M, K] float32, bfloat16 or float16 -> for each weight [M, N] in the same type, x being quantised once.
+
+        All weights have the same `InputSpec`. QuotaError for NaN or infinity in x.
+        """
         ...
 
     def quantize_kv(self, x: Tensor, bits: int, hadamard: int) -> PackedTensor:
@@ -138,7 +168,7 @@ class Backend(Protocol):
         """
         ...
 
-    def activation_error(self, x: Tensor, bits: int, group: int, hadamard: int) -> Tensor:
+    def activation_error(self, x: Tensor, inputs: InputSpec) -> Tensor:
         """||Q(x H) - x H||_2 of each row of x [M, K] -> [M] float32, Q the activation quantiser (the scores' risk)."""
         ...
 

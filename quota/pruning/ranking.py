@@ -19,6 +19,7 @@ from quota.pruning.recipe import PruningRecipe
 from quota.pruning.rows import ImageRows, image_rows
 from quota.pruning.schedule import keep_count
 from quota.pruning.scorers import Signals, scorer
+from quota.quantization.linear import input_spec
 from quota.scheme import QuantizationScheme
 
 
@@ -105,5 +106,4 @@ def risk(tokens: Tensor, scheme: QuantizationScheme) -> Tensor:
     width = tokens.shape[-1]
     error = ops.for_tokens(tokens.device).activation_error
     rows = tokens.reshape(-1, width)
-    group, block = scheme.activation_group_for(width), scheme.hadamard_for(width)
-    return error(rows, scheme.activation_bits, group, block).view(tokens.shape[:2])
+    return error(rows, input_spec(scheme, width)).view(tokens.shape[:2])

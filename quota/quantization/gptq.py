@@ -7,11 +7,11 @@ and the error of each is made up for by the columns still to come:
     e_j = (w_j - Q(w_j)) / U_jj                 error of column j
     w_k = w_k - e_j U_jk        for k > j       correction of the later columns
 
-Groups of columns are taken in descending order of their inputs' energy, as errors in the last ones can no longer
-be made up for; within a group the order is kept, and so is the order in which results are stored. The scale of a
-group is chosen when its first column is reached, from the weights as corrected so far, by the clip search of
-`quota.ops.integer` with every column weighed by 1 / U_jj^2: what H_jj becomes once the later columns have
-done what they can.
+Groups of columns are taken in descending order of their inputs' energy, as errors in the last ones can no longer be
+made up for; within a group the order is kept, and so is the order in which results are stored. The scale of a row
+is fixed before, from the weights as they are; the step of a group is chosen when its first column is reached, from
+the weights as corrected so far, by the search of `quota.ops.weights`. Both weigh every column by 1 / U_jj^2: what
+H_jj becomes once the later columns have done what they can.
 """
 
 from __future__ import annotations
@@ -20,58 +20,78 @@ import torch
 from torch import Tensor
 
 from quota.errors import QuotaError
-from quota.ops.integer import round_weight, search_scale
+from quota.ops.weights import round_weight, row_scale, search_step
 
 DAMPING = 0.01
+_COLUMNS = 64
+"""At most so many are rounded one by one before the others are corrected, where a row has no groups."""
 
 
-def gptq(weight: Tensor, hessian: Tensor, bits: int, group: int, damping: float = DAMPING) -> tuple[Tensor, Tensor]:
+def gptq(
+    weight: Tensor, hessian: Tensor, bits: int, group: int, damping: float = DAMPING
+) -> tuple[Tensor, Tensor, Tensor]:
     """Quantise `weight` [N, K] given `hessian` [K, K] (any multiple of H); `group` divides K.
 
-    Returns q int8 [N, K] and scale float32 [N, K / group] in the form of `quantize_weight`. Corrections within
-    a group are made column by column, those of later groups once a group is done, as one matrix product.
+    Returns q int8 [N, K], step uint8 [N, K / group] and scale float32 [N] in the form of `quantize_weight`. Corrections
+    within a group are made column by column, those of later groups once a group is done, as one matrix product.
     Raises QuotaError if the Hessian is not finite.
     """
-    order = _descending_energy(hessian, group)
-    columns = order.flatten()
-    factor = _inverse_factor(hessian[columns][:, columns], damping)
-    remaining = weight[:, columns].double()
+    order, factor, importance = _prepare(hessian, bits, group, damping)
+    remaining = weight[:, order.flatten()].double()
+    scale = _row_scale(remaining, order, importance, bits)
     q = torch.empty_like(weight, dtype=torch.int8)
-    scales = weight.new_empty(weight.shape[0], len(order), dtype=torch.float32)
+    steps = torch.ones(len(weight), weight.shape[1] // group, dtype=torch.uint8, device=weight.device)
+    width = order.shape[1]
     for index, members in enumerate(order):
-        first, last = index * group, (index + 1) * group
+        first, last = index * width, (index + 1) * width
         current, local = remaining[:, first:last], factor[first:last, first:last]
-        scale = search_scale(current, bits, local.diagonal().square().reciprocal())
+        size = scale
+        if bits == 4:
+            step = search_step(current, scale, importance[first:last])
+            steps[:, members[0] // group] = step.to(torch.uint8)
+            size = scale * step
         errors = torch.empty_like(current)
-        for j in range(group):
-            rounded = round_weight(current[:, j], scale, bits)
+        for j in range(width):
+            rounded = round_weight(current[:, j], size, bits)
             q[:, members[j]] = rounded.to(torch.int8)
-            errors[:, j] = (current[:, j] - rounded * scale) / local[j, j]
+            errors[:, j] = (current[:, j] - rounded * size) / local[j, j]
             current[:, j + 1 :] -= errors[:, j, None] * local[j, j + 1 :]
         remaining[:, last:] -= errors @ factor[first:last, last:]
-        scales[:, members[0] // group] = scale.float()
-    return q, scales
+    return q, steps, scale.float()
 
 
 def gptq_naive(
     weight: Tensor, hessian: Tensor, bits: int, group: int, damping: float = DAMPING
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """The same, one column at a time, each error spread over all later columns at once."""
-    columns = _descending_energy(hessian, group).flatten()
-    factor = _inverse_factor(hessian[columns][:, columns], damping)
-    importance = factor.diagonal().square().reciprocal()
-    remaining = weight[:, columns].double()
+    order, factor, importance = _prepare(hessian, bits, group, damping)
+    remaining = weight[:, order.flatten()].double()
+    scale = _row_scale(remaining, order, importance, bits)
     q = torch.empty_like(weight, dtype=torch.int8)
-    scales = weight.new_empty(weight.shape[0], weight.shape[1] // group, dtype=torch.float64)
-    for j, column in enumerate(columns.tolist()):
-        scale = scales[:, column // group]
-        if j % group == 0:
-            scale.copy_(search_scale(remaining[:, j : j + group], bits, importance[j : j + group]))
-        rounded = round_weight(remaining[:, j], scale, bits)
+    steps = torch.ones(len(weight), weight.shape[1] // group, dtype=torch.float64)
+    for j, column in enumerate(order.flatten().tolist()):
+        step = steps[:, column // group]
+        if bits == 4 and j % group == 0:
+            step.copy_(search_step(remaining[:, j : j + group], scale, importance[j : j + group]))
+        rounded = round_weight(remaining[:, j], scale * step, bits)
         q[:, column] = rounded.to(torch.int8)
-        error = (remaining[:, j] - rounded * scale) / factor[j, j]
+        error = (remaining[:, j] - rounded * scale * step) / factor[j, j]
         remaining[:, j + 1 :] -= torch.outer(error, factor[j, j + 1 :])
-    return q, scales.float()
+    return q, steps.to(torch.uint8), scale.float()
+
+
+def _prepare(hessian: Tensor, bits: int, group: int, damping: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Columns as they are taken [groups, width], U [K, K] and 1 / U_jj^2 [K], both in that order."""
+    # With 8 bits a row has no groups; columns are then taken so many at a time.
+    order = _descending_energy(hessian, group if bits == 4 else min(_COLUMNS, len(hessian) & -len(hessian)))
+    columns = order.flatten()
+    factor = _inverse_factor(hessian[columns][:, columns], damping)
+    return order, factor, factor.diagonal().square().reciprocal()
+
+
+def _row_scale(weight: Tensor, order: Tensor, importance: Tensor, bits: int) -> Tensor:
+    """s [N] of weights [N, K] in the order of `order` [groups, width]."""
+    return row_scale(weight.unflatten(1, order.shape), bits, importance.view(order.shape))
 
 
 def _descending_energy(hessian: Tensor, group: int) -> Tensor:

@@ -1,17 +1,15 @@
 """The quantised linear layer: rotate, quantise activations on the fly, multiply integers, scale, add bias.
 
-    y = dequantise(Q_a(x H) . Q_w(W H)) + b
+    y_tn = s_t s_n sum_k v_tk w_nk + b_n       v of x H, w of W H      (METHOD section 8)
 
-H is the block Hadamard rotation (an identity in exact arithmetic, as it stands on both sides), or the trained
-transform in its place (quota/quantization/kronecker.py), Q_a the dynamic activation quantiser, Q_w the stored
-weights. All of it but the trained transform is one operator of `quota.ops`, whose backends
-read the weights as they are stored. Tensors have the names and the layout of compressed-tensors'
-"pack-quantized" format, so the state dict is the checkpoint.
+H is the block Hadamard rotation, an identity in exact arithmetic, as it stands on both sides. All of it is one
+operator of `quota.ops`, whose backends read the weights as they are stored. Tensors have the names and the layout
+of compressed-tensors' "pack-quantized" format, so the state dict is the checkpoint: `weight_scale` is s_n g_nj,
+exactly.
 """
 
 from __future__ import annotations
 
-from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,15 +19,10 @@ from torch import Tensor, nn
 from quota import ops
 from quota.errors import QuotaError
 from quota.ops.hadamard import block_hadamard
-from quota.ops.integer import (
-    dequantize_weight,
-    pack_int32,
-    quantize_weight,
-    unpack_int32,
-)
-from quota.ops.interface import LinearSpec, LinearWeight
+from quota.ops.interface import InputSpec, LinearSpec, LinearWeight
+from quota.ops.packing import pack_int32, unpack_int32
+from quota.ops.weights import dequantize_weight, join_scales, quantize_weight, split_scales
 from quota.quantization.gptq import gptq
-from quota.quantization.kronecker import Kronecker
 from quota.scheme import QuantizationScheme
 
 FLOATS = torch.bfloat16, torch.float16, torch.float32, torch.float64
@@ -55,18 +48,23 @@ def check_tensor(
         raise QuotaError(f"{name} holds numbers that are not above zero; {_DAMAGED}")
 
 
+def input_spec(scheme: QuantizationScheme, columns: int) -> InputSpec:
+    """How layers with so many input channels quantise their inputs."""
+    group, block = scheme.activation_group_for(columns), scheme.hadamard_for(columns)
+    return InputSpec(columns, scheme.activation_bits, group, block)
+
+
 class W4A4Linear(nn.Module):
     """A linear layer under a `QuantizationScheme`, whatever its bits; the name is that of the default.
 
-    Buffers: weight_packed int32 [N, ceil(K * bits / 32)], weight_scale [N, K / group], weight_shape int64
-    (N, K) and bias [N] or None. Under transforms="trained" the module `transform` holds what is done to inputs.
+    Buffers: weight_packed int32 [N, ceil(K * bits / 32)], weight_scale [N, K / group], weight_shape int64 (N, K) and
+    bias [N] or None.
     """
 
     weight_packed: Tensor
     weight_scale: Tensor
     weight_shape: Tensor
     bias: Tensor | None
-    transform: Kronecker | None
 
     def __init__(
         self,
@@ -84,18 +82,11 @@ class W4A4Linear(nn.Module):
         self.in_features = in_features
         self.out_features = out_features
         self.scheme = scheme
-        self.transform = Kronecker(in_features, scheme, device) if scheme.transforms == "trained" else None
-        self.spec = LinearSpec(
-            rows=out_features,
-            columns=in_features,
-            weight_bits=scheme.weight_bits,
-            activation_bits=scheme.activation_bits,
-            activation_group=scheme.activation_group_for(in_features),
-            hadamard=0 if self.transform else scheme.hadamard_for(in_features),
-        )
+        inputs = input_spec(scheme, in_features)
+        self.spec = LinearSpec(out_features, scheme.weight_bits, scheme.weight_group_for(in_features), inputs)
         self._made: _Made | None = None
         words = -(-in_features * scheme.weight_bits // 32)
-        groups = in_features // scheme.weight_group_for(in_features)
+        groups = in_features // self.spec.group
         packed = torch.zeros(out_features, words, dtype=torch.int32, device=device)
         self.register_buffer("weight_packed", packed)
         scale = torch.ones(out_features, groups, dtype=torch.bfloat16, device=device)
@@ -117,49 +108,42 @@ class W4A4Linear(nn.Module):
         linear: nn.Linear,
         scheme: QuantizationScheme,
         hessian: Tensor | None = None,
-        transform: Kronecker | None = None,
     ) -> W4A4Linear:
         """Quantise `linear`, which stays as it is.
 
-        `hessian` [K, K] is x^T x over calibration tokens x [tokens, K], turned as the layer turns its inputs: by
-        `transform`, which is for schemes with trained ones, else by `block_hadamard` with `scheme.hadamard_for(K)`.
-        Scheme "gptq" needs it (QuotaError without), "rtn" does not use it.
+        `hessian` [K, K] is x^T x over calibration tokens x [tokens, K], rotated by `block_hadamard` with
+        `scheme.hadamard_for(K)`. Scheme "gptq" needs it (QuotaError without), "rtn" does not use it.
         """
         weight, bias = linear.weight.detach(), linear.bias
-        inputs = linear.in_features
         layer = cls.empty_like(linear, scheme, weight.device)
         if bias is not None:
             layer.bias = bias.detach().clone()
-        if transform is not None:
-            layer.transform = deepcopy(transform)
-        rotated = block_hadamard(weight.float(), layer.spec.hadamard)
-        if layer.transform is not None:
-            rotated = layer.transform.turn_weight(weight)
-        group = scheme.weight_group_for(inputs)
+        spec = layer.spec
+        rotated = block_hadamard(weight.float(), spec.inputs.hadamard)
         if scheme.weight_rounding == "rtn":
-            q, scale = quantize_weight(rotated, scheme.weight_bits, group)
+            q, step, scale = quantize_weight(rotated, spec.bits, spec.group)
         elif hessian is None:
             raise QuotaError('weight rounding "gptq" needs calibration data; give a Hessian or choose "rtn"')
         else:
-            q, scale = gptq(rotated, hessian, scheme.weight_bits, group)
-        layer.weight_packed = pack_int32(q, scheme.weight_bits)
-        layer.weight_scale = scale.to(torch.bfloat16)
+            q, step, scale = gptq(rotated, hessian, spec.bits, spec.group)
+        layer.weight_packed = pack_int32(q, spec.bits)
+        layer.weight_scale = join_scales(step, scale)
         return layer
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., K] to [..., N] in x's dtype, without a gradient; QuotaError if x holds NaN or infinity."""
-        x, operand = x.detach(), self._operand()
-        rows = x if self.transform is None else self.transform(x)
-        rows = rows.reshape(-1, self.in_features)
+        x = x.detach()
+        rows = x.reshape(-1, self.in_features)
         if rows.dtype == torch.float64:
             rows = rows.float()
-        y = ops.for_linear(self.spec, x.device).linear(rows, operand)
+        [y] = ops.for_linear(self.spec, x.device).linear(rows, [self._operand()])
         return y.view(*x.shape[:-1], self.out_features).to(x.dtype)
 
     def dequantized_weight(self) -> Tensor:
         """What the packed weights stand for, float32 [N, K], in the rotated basis."""
-        q = unpack_int32(self.weight_packed, self.scheme.weight_bits, self.in_features)
-        return dequantize_weight(q, self.weight_scale)
+        operand = self._operand()
+        q = unpack_int32(operand.packed, self.spec.bits, self.in_features)
+        return dequantize_weight(q, operand.step, operand.scale)
 
     def check(self, name: str = "") -> None:
         """Raise QuotaError, which names the tensor, if one is not what this layer holds: type, shape and values.
@@ -167,7 +151,7 @@ class W4A4Linear(nn.Module):
         `name` is the layer's own in its model. Scales and biases may be of any floating type, as a model can be cast.
         """
         rows, columns = self.out_features, self.in_features
-        words, groups = -(-columns * self.scheme.weight_bits // 32), columns // self.scheme.weight_group_for(columns)
+        words, groups = -(-columns * self.spec.bits // 32), columns // self.spec.group
         place = f"{name}." if name else ""
         check_tensor(f"{place}weight_packed", self.weight_packed, (rows, words), (torch.int32,))
         check_tensor(f"{place}weight_scale", self.weight_scale, (rows, groups), FLOATS, positive=True)
@@ -176,10 +160,10 @@ class W4A4Linear(nn.Module):
             raise QuotaError(f"{place}weight_shape says {said}, the layer is {[rows, columns]}; {_DAMAGED}")
         if self.bias is not None:
             check_tensor(f"{place}bias", self.bias, (rows,), FLOATS)
-        if self.transform is not None:
-            for part, expected in Kronecker(columns, self.scheme, "meta").named_buffers():
-                found = self.transform.get_buffer(part)
-                check_tensor(f"{place}transform.{part}", found, tuple(expected.shape), FLOATS)
+        try:
+            self._split()
+        except QuotaError as error:
+            raise QuotaError(f"{place}weight_scale: {error}") from None
 
     def extra_repr(self) -> str:
         return (
@@ -193,14 +177,18 @@ class W4A4Linear(nn.Module):
         state, made = (_state(packed), _state(scale), _state(bias)), self._made
         if made is None or made.state != state:
             self.check()
+            step, rows = self._split()
             weight = LinearWeight(
-                self.spec,
-                packed.contiguous(),
-                scale.to(torch.bfloat16).contiguous(),
-                None if bias is None else bias.float(),
+                self.spec, packed.contiguous(), step, rows, None if bias is None else bias.float().contiguous()
             )
             self._made = made = _Made(weight, state, buffers)
         return made.weight
+
+    def _split(self) -> tuple[Tensor, Tensor]:
+        """g [N, K / group] and s [N]; errors as `split_scales`."""
+        if self.spec.bits == 4:
+            return split_scales(self.weight_scale)
+        return torch.ones_like(self.weight_scale, dtype=torch.uint8), self.weight_scale[:, 0].float()
 
     def __getstate__(self) -> dict[str, Any]:
         # What backends prepared is theirs, and may not be copied or pickled.

@@ -19,8 +19,10 @@ from quota.errors import QuotaError
 from quota.models import FAMILIES
 from quota.models.support import PROMPTS, RUNS, VIDEO, Support
 from quota.ops import machine
-from quota.ops.integer import pack_int32, quantize_activation
+from quota.ops.interface import InputSpec, LinearSpec, LinearWeight
+from quota.ops.packing import pack_int32
 from quota.ops.reference import ReferenceBackend
+from quota.ops.weights import quantize_weight
 from quota.version import versions
 
 _PACKAGES = ("torch", "transformers", "compressed-tensors", "triton")
@@ -102,16 +104,16 @@ def _diagnose(name: str) -> Diagnosis:
 
 
 def sums_are_exact(name: str) -> bool:
-    """Whether this backend's int32 sums over groups of 64 equal the reference's, for 1 and for 37 rows."""
+    """Whether this backend's int32 sums over 192 channels equal the reference's, for 1 and for 37 rows."""
     backend, oracle = ops.backend(name, device=ops.device_of(name)), ReferenceBackend()
-    generator = torch.Generator().manual_seed(0)
-    packed = pack_int32(torch.randint(-8, 8, (75, 192), generator=generator, dtype=torch.int8), 4)
+    generator, device = torch.Generator().manual_seed(0), ops.device_of(name)
+    spec = LinearSpec(75, 4, 64, InputSpec(192, 4, 64, 64))
+    q, step, scale = quantize_weight(torch.randn(75, 192, generator=generator), 4, 64)
+    weight = LinearWeight(spec, pack_int32(q, 4), step, scale, None)
+    moved = LinearWeight(spec, weight.packed.to(device), step.to(device), scale.to(device), None)
     for rows in (1, 37):
-        q, _, zero = quantize_activation(torch.randn(rows, 192, generator=generator), 4, 64)
-        expected = oracle.group_sums(q, zero, packed, 4, 64)
-        device = ops.device_of(name)
-        found = backend.group_sums(q.to(device), zero.to(device), packed.to(device), 4, 64)
-        if not torch.equal(found.cpu(), expected):
+        values, _ = oracle.quantize(torch.randn(rows, 192, generator=generator), spec.inputs)
+        if not torch.equal(backend.sums(values.to(device), moved).cpu(), oracle.sums(values, weight)):
             return False
     return True
 

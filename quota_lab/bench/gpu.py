@@ -17,6 +17,7 @@ import json
 import statistics
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -90,16 +91,10 @@ def measure(backend: Any, device: torch.device, seconds: Callable[[Sequence[Call
 
 def check(backend: Any, weight: LinearWeight) -> None:
     """QuotaError unless the sums are the reference's, for one token and for several."""
-    spec = weight.spec
     for tokens in (1, 17):
-        q = torch.randint(0, 16, (tokens, spec.columns), dtype=torch.uint8)
-        zero = torch.randint(0, 16, (tokens, spec.columns // spec.activation_group), dtype=torch.int32)
-        sums = (
-            each.group_sums(q, zero, weight.packed, spec.weight_bits, spec.activation_group)
-            for each in (backend, REFERENCE)
-        )
-        if not torch.equal(*sums):
-            raise QuotaError(f"backend {backend.name!r} gives wrong sums for {spec}; please report it")
+        values, _ = REFERENCE.quantize(torch.randn(tokens, weight.spec.columns), weight.spec.inputs)
+        if not torch.equal(backend.sums(values, weight), REFERENCE.sums(values, weight)):
+            raise QuotaError(f"backend {backend.name!r} gives wrong sums for {weight.spec}; please report it")
 
 
 def linear_row(backend: Any, layer: str, weight: LinearWeight, m: int, seconds: Any) -> Row:
@@ -108,7 +103,7 @@ def linear_row(backend: Any, layer: str, weight: LinearWeight, m: int, seconds: 
     x, dense = torch.randn(m, k, dtype=torch.bfloat16), torch.randn(n, k, dtype=torch.bfloat16)
     copies = count(weight.packed.nbytes)
     denses = [dense.clone() for _ in range(count(dense.nbytes))]
-    packeds = [LinearWeight(weight.spec, weight.packed.clone(), weight.scale.clone(), None) for _ in range(copies)]
+    packeds = [replace(weight, packed=weight.packed.clone(), prepared={}) for _ in range(copies)]
     calls = partial(_dense, x, denses), partial(_packed, backend, x, packeds)
     baseline, value = seconds(calls, copies)
     return Row("linear", f"{layer} M={m} N={n} K={k}", backend.name, value, "torch bf16", baseline)
@@ -178,7 +173,8 @@ def _dense(x: Tensor, weights: list[Tensor], turn: int) -> Tensor:
 
 
 def _packed(backend: Any, x: Tensor, weights: list[LinearWeight], turn: int) -> Tensor:
-    return backend.linear(x, weights[turn % len(weights)])
+    [y] = backend.linear(x, [weights[turn % len(weights)]])
+    return y
 
 
 def _dense_attention(query: Tensor, cache: list[tuple[Tensor, Tensor]], turn: int) -> Tensor:

@@ -1,7 +1,6 @@
 """`quota bench ops`: the operators alone.
 
     linear             W4A4, rotation and activation quantisation included, against torch's bfloat16 linear
-    trained transform  the same with a Kronecker product and clipping in place of the rotation (--transforms trained)
     decode_attention   one query over the packed 4-bit cache, against torch's SDPA in float32
 
 A layer's weights are used once a token, so in a real model they come from memory. Here every turn takes another copy,
@@ -12,7 +11,6 @@ and would be too easy a baseline.)
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 
 import torch
@@ -21,12 +19,12 @@ from torch.nn import functional
 
 from quota import ops
 from quota.ops import machine
-from quota.ops.integer import pack_int32
 from quota.ops.interface import Backend, LinearSpec, LinearWeight, PackedTensor
+from quota.ops.packing import pack_int32
 from quota.progress import Steps, silent
-from quota.quantization.kronecker import Kronecker
+from quota.quantization.linear import input_spec
 from quota.scheme import QuantizationScheme
-from quota_lab.bench.report import Job, Report, Row
+from quota_lab.bench.report import Report, Row
 from quota_lab.bench.timing import interleaved
 
 # (M, N, K): tokens, output and input channels.
@@ -39,7 +37,6 @@ LINEAR = (
     (256, 4096, 4096),
     (640, 4096, 4096),
 )
-TRAINED = ((1, 4096, 4096), (256, 4096, 4096))
 # (query heads, key-value heads, channels of a head, tokens in the cache).
 ATTENTION = ((8, 4, 128, 1024), (32, 8, 128, 1024), (16, 16, 128, 1024), (8, 4, 128, 4096))
 
@@ -49,7 +46,6 @@ _SCHEME = QuantizationScheme()
 
 def bench_operators(
     linear: Sequence[tuple[int, int, int]] = LINEAR,
-    trained: Sequence[tuple[int, int, int]] = TRAINED,
     attention: Sequence[tuple[int, int, int, int]] = ATTENTION,
     turns: int = TURNS,
     cache: int | None = None,
@@ -63,12 +59,9 @@ def bench_operators(
     report = Report()
     backends = _backends()
     cache = machine.largest_cache() if cache is None else cache
-    total = len(linear) + len(trained) + len(attention)
+    total = len(linear) + len(attention)
     for shape in linear:
-        report.rows += linear_rows(backends, "linear", *shape, turns, cache)
-        progress("operators", len(report.rows) // len(backends), total)
-    for shape in trained:
-        report.rows += linear_rows(backends, "trained transform", *shape, turns, cache)
+        report.rows += linear_rows(backends, *shape, turns, cache)
         progress("operators", len(report.rows) // len(backends), total)
     for heads in attention:
         report.rows += attention_rows(backends, *heads, turns, cache)
@@ -76,23 +69,21 @@ def bench_operators(
     return report
 
 
-def linear_rows(backends: Sequence[Backend], job: Job, m: int, n: int, k: int, turns: int, cache: int) -> list[Row]:
-    """One row a backend for x [M, K] times a weight [N, K], bfloat16 in and out; `job` says what is done to x."""
+def linear_rows(backends: Sequence[Backend], m: int, n: int, k: int, turns: int, cache: int) -> list[Row]:
+    """One row a backend for x [M, K] times a weight [N, K], bfloat16 in and out."""
     x = torch.randn(m, k, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
-    weight, transform = random_weight(n, k), None
-    if job == "trained transform":
-        weight.spec, transform = replace(weight.spec, hadamard=0), Kronecker(k, _SCHEME)
+    weight = random_weight(n, k)
     dense = torch.randn(n, k).to(torch.bfloat16)
     copies = _copies(cache, dense.nbytes)
     calls: list[Callable[[int], Tensor]] = [partial(_dense, x, [dense.clone() for _ in range(copies)])]
     for backend in backends:
         copies = _copies(cache, weight.packed.nbytes)
-        calls.append(partial(_quantized, backend, transform, x, [_copy(weight) for _ in range(copies)]))
+        calls.append(partial(_quantized, backend, x, [_copy(weight) for _ in range(copies)]))
     # A long first round, in which backends prepare their copies and page faults are over.
     baseline, *values = interleaved(calls, turns, warm_up=copies)
     shape = f"M={m} N={n} K={k} cold"
     return [
-        Row(job, shape, backend.name, value, "torch bf16", baseline)
+        Row("linear", shape, backend.name, value, "torch bf16", baseline)
         for backend, value in zip(backends, values, strict=True)
     ]
 
@@ -122,12 +113,11 @@ def attention_rows(
 
 def random_weight(rows: int, columns: int) -> LinearWeight:
     """A 4-bit layer of the default scheme."""
-    scheme = _SCHEME
-    group = scheme.activation_group_for(columns)
-    spec = LinearSpec(rows, columns, 4, 4, group, scheme.hadamard_for(columns))
+    group = _SCHEME.weight_group_for(columns)
+    spec = LinearSpec(rows, 4, group, input_spec(_SCHEME, columns))
     packed = pack_int32(torch.randint(-8, 8, (rows, columns), dtype=torch.int8), 4)
-    scale = torch.full((rows, columns // scheme.weight_group_for(columns)), 0.01, dtype=torch.bfloat16)
-    return LinearWeight(spec, packed, scale, None)
+    step = torch.randint(8, 17, (rows, columns // group), dtype=torch.uint8)
+    return LinearWeight(spec, packed, step, torch.full((rows,), 0.001), None)
 
 
 def _backends() -> list[Backend]:
@@ -142,7 +132,7 @@ def _copies(cache: int, nbytes: int) -> int:
 
 
 def _copy(weight: LinearWeight) -> LinearWeight:
-    return LinearWeight(weight.spec, weight.packed.clone(), weight.scale.clone(), weight.bias)
+    return LinearWeight(weight.spec, weight.packed.clone(), weight.step.clone(), weight.scale.clone(), weight.bias)
 
 
 def _copy_packed(stored: PackedTensor) -> PackedTensor:
@@ -154,10 +144,9 @@ def _dense(x: Tensor, weights: list[Tensor], turn: int) -> Tensor:
     return functional.linear(x, weights[turn % len(weights)])
 
 
-def _quantized(
-    backend: Backend, transform: Kronecker | None, x: Tensor, weights: list[LinearWeight], turn: int
-) -> Tensor:
-    return backend.linear(x if transform is None else transform(x), weights[turn % len(weights)])
+def _quantized(backend: Backend, x: Tensor, weights: list[LinearWeight], turn: int) -> Tensor:
+    [y] = backend.linear(x, [weights[turn % len(weights)]])
+    return y
 
 
 def _sdpa(query: Tensor, cache: list[tuple[Tensor, Tensor]], turn: int) -> Tensor:

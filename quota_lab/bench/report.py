@@ -9,11 +9,10 @@ import torch
 
 from quota.ops import machine
 
-Job = Literal["linear", "trained transform", "decode_attention", "ttft", "decode", "memory", "overhead"]
+Job = Literal["linear", "decode_attention", "ttft", "decode", "memory", "overhead"]
 
 UNITS: dict[Job, str] = {
     "linear": "s",
-    "trained transform": "s",
     "decode_attention": "s",
     "ttft": "s",
     "decode": "tokens/s",

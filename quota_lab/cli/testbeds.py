@@ -27,7 +27,7 @@ testbed.add_typer(vlm)
 def smollm2(
     prose: Annotated[Path, typer.Option(metavar="FILE", help="The text to score: plain English prose.")],
     calibration: Annotated[Path, typer.Option(metavar="FILE", help="Another text, to calibrate on.")],
-    method: Annotated[str, typer.Option(help="rtn, hadamard, gptq, learned or trained.")] = "learned",
+    method: Annotated[str, typer.Option(help="rtn, hadamard, gptq or learned.")] = "learned",
     kv_bits: Annotated[int, typer.Option(help="Bits of the KV cache: 2, 3, 4, 8 or 16.")] = 4,
     samples: Annotated[int, typer.Option(min=1, help="Windows of 256 tokens to calibrate on.")] = 128,
     windows: Annotated[int, typer.Option(min=1, help="Windows of 1024 tokens to score.")] = 50,

@@ -4,7 +4,6 @@ rtn        round to nearest, weights and activations in groups
 hadamard   the same after a block Hadamard rotation of what enters every linear, and of the cached keys
 gptq       and weights rounded by GPTQ
 learned    and transforms learned from the calibration set, for linears, keys and values
-trained    and a Kronecker product trained for each linear in place of the Hadamard matrix, and clipping
 """
 
 from __future__ import annotations
@@ -19,7 +18,6 @@ METHODS: dict[str, dict[str, Any]] = {
     "hadamard": {"weight_rounding": "rtn", "transforms": "hadamard"},
     "gptq": {"transforms": "hadamard"},
     "learned": {"transforms": "learned"},
-    "trained": {"transforms": "trained"},
 }
 DEFAULT_METHOD = "learned"
 

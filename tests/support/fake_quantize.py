@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from quota.ops.activations import dequantize_activation, quantize_activation
 from quota.ops.hadamard import block_hadamard
-from quota.ops.integer import dequantize_activation, quantize_activation
 from quota.scheme import QuantizationScheme
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from quota.ops.integer import pack_int32
-from quota.ops.interface import LinearSpec, LinearWeight
+from quota.ops.interface import InputSpec, LinearSpec, LinearWeight
+from quota.ops.packing import pack_int32
 
 ROWS = {
     "random": torch.randn(6, 128, generator=torch.Generator().manual_seed(0)),
@@ -33,6 +33,10 @@ def make_weight(
     divisor = columns & -columns
     limit = 2 ** (bits - 1)
     q = torch.randint(-limit, limit, (rows, columns), dtype=torch.int8, generator=generator)
-    scale = torch.rand(rows, columns // min(group, divisor), generator=generator).to(torch.bfloat16) / limit
-    spec = LinearSpec(rows, columns, bits, activation_bits, min(activation_group, divisor), min(hadamard, divisor))
-    return LinearWeight(spec, pack_int32(q, bits), scale, torch.randn(rows, generator=generator))
+    inputs = InputSpec(columns, activation_bits, min(activation_group, divisor), min(hadamard, divisor))
+    width = min(group, divisor) if bits == 4 else columns
+    step = torch.randint(1, 17 if bits == 4 else 2, (rows, columns // width), generator=generator, dtype=torch.uint8)
+    scale = torch.randint(8, 16, (rows,), generator=generator) / 2**12
+    return LinearWeight(
+        LinearSpec(rows, bits, width, inputs), pack_int32(q, bits), step, scale, torch.randn(rows, generator=generator)
+    )

@@ -10,26 +10,7 @@ from torch import Tensor
 
 from quota.errors import QuotaError
 from quota.ops.choice import NOT_A_NUMBER, Cut
-from quota.ops.cpu.library import address, rows_of, run, typed
-from quota.ops.reference import tokens as reference
-
-_LARGEST_GROUP = 256
-
-
-def activation_error(x: Tensor, bits: int, group: int, hadamard: int) -> Tensor:
-    """||Q(x H) - x H||_2 of each row of x [M, K], as `quota.ops.reference.tokens.activation_error`."""
-    if bits == 16 or max(group, hadamard) > _LARGEST_GROUP:
-        return reference.activation_error(x, bits, group, hadamard)
-    x = rows_of(x.detach())
-    rows, columns = x.shape
-    errors = torch.empty(rows)
-    run(
-        "quota_activation_error",
-        *typed("tokens", x, (rows, columns), rows=True),
-        *(rows, columns, x.stride(0), hadamard, group, bits, errors.data_ptr()),
-        work="the errors of activations",
-    )
-    return errors
+from quota.ops.cpu.library import address, run
 
 
 def peaks(hidden: Tensor, weight: Tensor, valid: Tensor) -> Tensor:

@@ -1,101 +1,98 @@
 """The reference backend: every job in exact integer arithmetic and plain torch, the definition of the others.
 
-    y[m, n] = sum_g  scale_x[m, g] * scale_w[n, g] * S[m, n, g]  +  bias[n]
-    S[m, n, g] = sum_{k in g} (q_x[m, k] - zero[m, g]) * q_w[n, k]              an integer, exactly
+    y_tn = s_t s_n S_tn + bias_n            S_tn = sum_k v_tk w_nk               an exact integer    (METHOD section 8)
 
-Every other backend must produce the same S, to the last unit, and this one is what they are compared with.
-S comes from float32 matrix products, which are far faster in torch than integer ones and exact here:
-products are at most 255 * 128 in size, so a sum of up to 512 of them stays below 2^24, and float32 holds
-every integer up to there, in whatever order the terms are added. `group_sums_naive` is the same in int32,
+v are the whole activations of `quota.ops.activations`, w the whole weights g q of `quota.ops.weights`. Every other
+backend must produce the same S, to the last unit, and this one is what they are compared with; S is below 2^31 up
+to 131,071 channels. It comes from float32 matrix products over 1,024 channels at a time, which are far faster in
+torch than integer ones and exact here: a product is at most 2^14 in size, so 1,024 of them stay within 2^24, and
+float32 holds every integer up to there, in whatever order the terms are added. `sums_naive` is the same in int32,
 for the tests. The other jobs are those of `quota.ops.reference.plain`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from quota.errors import QuotaError
+from quota.ops.activations import quantize_activation
 from quota.ops.hadamard import block_hadamard
-from quota.ops.integer import dequantize_weight, quantize_activation, unpack_int32
-from quota.ops.interface import LinearSpec, LinearWeight
+from quota.ops.interface import InputSpec, LinearSpec, LinearWeight
+from quota.ops.packing import unpack_int32
 from quota.ops.reference.plain import PlainTorch
+from quota.ops.weights import dequantize_weight, whole_weight
+
+LARGEST_COLUMNS = 131_071
+_EXACT_COLUMNS = 1 << 10
 
 
 class ReferenceBackend(PlainTorch):
-    """Runs everywhere and lacks nothing; meant to be right, not fast."""
+    """Runs everywhere and lacks nothing that int32 holds; meant to be right, not fast."""
 
     name = "reference"
 
     def lacks(self, spec: LinearSpec) -> str | None:
+        if spec.columns > LARGEST_COLUMNS:
+            return f"sums over {spec.columns} channels do not fit 32 bits"
         return None
 
-    def linear(self, x: Tensor, weight: LinearWeight) -> Tensor:
-        """x [M, K] -> [M, N] in the same type; QuotaError for NaN or infinity, unless activations have 16 bits."""
+    def quantize(self, x: Tensor, inputs: InputSpec) -> tuple[Tensor, Tensor]:
+        """v int8 [M, K] and s float32 [M] of x [M, K]; QuotaError for NaN or infinity."""
+        return quantize_activation(block_hadamard(x.float(), inputs.hadamard), inputs.bits, inputs.group)
+
+    def sums(self, values: Tensor, weight: LinearWeight) -> Tensor:
+        """S of v int8 [M, K]: int32 [M, N]."""
         # Autocast would turn exact products into bfloat16 ones.
-        with torch.autocast(x.device.type, enabled=False):
-            y = self._linear(x.float(), weight)
-        return y.to(x.dtype)
+        with torch.autocast(values.device.type, enabled=False):
+            return sums(values, _whole(weight))
 
-    def group_sums(self, q: Tensor, zero: Tensor, packed: Tensor, bits: int, group: int) -> Tensor:
-        """S of q uint8 [M, K], zero int32 [M, K / group] and packed weights: int32 [M, N, K / group]."""
-        weight = unpack_int32(packed, bits, q.shape[1])
-        return group_sums(_centred(q, zero), weight, group)
-
-    def _linear(self, x: Tensor, weight: LinearWeight) -> Tensor:
-        spec = weight.spec
-        x = block_hadamard(x, spec.hadamard)
-        if spec.activation_bits == 16:
-            q = unpack_int32(weight.packed, spec.weight_bits, spec.columns)
-            y = x @ dequantize_weight(q, weight.scale).T
-        else:
-            quantized = quantize_activation(x, spec.activation_bits, spec.activation_group)
-            y = quantized_product(*quantized, weight.packed, weight.scale, spec.weight_bits)
-        return y if weight.bias is None else y.add_(weight.bias)
+    def linear(self, x: Tensor, weights: Sequence[LinearWeight]) -> list[Tensor]:
+        """x [M, K] -> [M, N] for each weight, in the same type; QuotaError for NaN or infinity in x."""
+        inputs = shared_inputs(weights)
+        if inputs.bits == 16:
+            with torch.autocast(x.device.type, enabled=False):
+                return [_unquantized(block_hadamard(x.float(), inputs.hadamard), each).to(x.dtype) for each in weights]
+        values, scale = self.quantize(x, inputs)
+        return [finish(self.sums(values, each), scale, each).to(x.dtype) for each in weights]
 
 
-def group_sums(x: Tensor, weight: Tensor, group: int) -> Tensor:
-    """S of whole x [M, K] (|x| < 256) and weight [N, K] (|weight| <= 128): int32 [M, N, K / group]."""
-    sums = torch.empty(x.shape[0], weight.shape[0], x.shape[1] // group, dtype=torch.int32, device=x.device)
-    for index, part in enumerate(_sums_per_group(x.float(), weight.float(), group)):
-        sums[..., index] = part.to(torch.int32)
-    return sums
+def shared_inputs(weights: Sequence[LinearWeight]) -> InputSpec:
+    """How the inputs of these weights are quantised. QuotaError if not all alike."""
+    first, *rest = [each.spec.inputs for each in weights]
+    if any(other != first for other in rest):
+        raise QuotaError("layers that quantise their inputs in different ways cannot share them")
+    return first
 
 
-def group_sums_naive(x: Tensor, weight: Tensor, group: int) -> Tensor:
+def finish(sums: Tensor, scale: Tensor, weight: LinearWeight) -> Tensor:
+    """y of S int32 [M, N] and s_t [M]: float32 [M, N]."""
+    y = sums.to(torch.float32).mul_(weight.scale).mul_(scale.unsqueeze(-1))
+    return y if weight.bias is None else y.add_(weight.bias)
+
+
+def sums(values: Tensor, weight: Tensor) -> Tensor:
+    """S of v int8 [M, K] and w int8 [N, K]: int32 [M, N]."""
+    total = torch.zeros(len(values), len(weight), dtype=torch.int32, device=values.device)
+    for first in range(0, values.shape[1], _EXACT_COLUMNS):
+        channels = slice(first, first + _EXACT_COLUMNS)
+        total += (values[:, channels].float() @ weight[:, channels].float().T).to(torch.int32)
+    return total
+
+
+def sums_naive(values: Tensor, weight: Tensor) -> Tensor:
     """The same by its definition, every product and sum in int32."""
-    products = x.to(torch.int32)[:, None, :] * weight.to(torch.int32)[None, :, :]
-    return products.unflatten(-1, (-1, group)).sum(-1, dtype=torch.int32)
+    return (values.to(torch.int32)[:, None] * weight.to(torch.int32)[None]).sum(-1, dtype=torch.int32)
 
 
-def quantized_product(
-    x: Tensor, x_scale: Tensor, x_zero: Tensor, packed: Tensor, weight_scale: Tensor, bits: int
-) -> Tensor:
-    """y of quantised activations and weights, without bias: float32 [M, N].
-
-    x uint8 [M, K], x_scale and x_zero [M, K / g] from `quantize_activation`; packed int32 [N, K * bits /
-    32] from `pack_int32`; weight_scale [N, K / h]. Group sizes g and h are powers of two and may differ;
-    the smaller one is the group of the sums. A row of the result does not depend on the other rows.
-    """
-    channels = x.shape[1]
-    weight = unpack_int32(packed, bits, channels).float()
-    groups = max(x_scale.shape[1], weight_scale.shape[1])
-    x_scale = x_scale.repeat_interleave(groups // x_scale.shape[1], dim=1)
-    weight_scale = weight_scale.float().repeat_interleave(groups // weight_scale.shape[1], dim=1)
-
-    result = torch.zeros(x.shape[0], weight.shape[0], device=x.device)
-    for index, part in enumerate(_sums_per_group(_centred(x, x_zero), weight, channels // groups)):
-        result += part.mul_(weight_scale[:, index]).mul_(x_scale[:, index, None])
-    return result
+def _whole(weight: LinearWeight) -> Tensor:
+    """w = g q, int8 [N, K]."""
+    return whole_weight(unpack_int32(weight.packed, weight.spec.bits, weight.spec.columns), weight.step)
 
 
-def _centred(q: Tensor, zero: Tensor) -> Tensor:
-    """q - zero, float32 [M, K]."""
-    return (q.float().unflatten(1, (zero.shape[1], -1)) - zero.unsqueeze(-1)).flatten(1)
-
-
-def _sums_per_group(x: Tensor, weight: Tensor, group: int) -> Iterator[Tensor]:
-    """Yield S[:, :, g] in float32, group by group; one at a time, as all of them would fill the memory."""
-    for first in range(0, x.shape[1], group):
-        yield x[:, first : first + group] @ weight[:, first : first + group].T
+def _unquantized(x: Tensor, weight: LinearWeight) -> Tensor:
+    q = unpack_int32(weight.packed, weight.spec.bits, weight.spec.columns)
+    y = x @ dequantize_weight(q, weight.step, weight.scale).T
+    return y if weight.bias is None else y.add_(weight.bias)

@@ -18,9 +18,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from quota.ops.activations import dequantize_activation, quantize_activation
 from quota.ops.choice import places
 from quota.ops.hadamard import block_hadamard
-from quota.ops.integer import dequantize_activation, quantize_activation
+from quota.ops.interface import InputSpec
 
 _LARGEST = 2.0
 _SMALLEST = 1e-12
@@ -29,15 +30,15 @@ _ENTRIES = 2**24
 """Products at a time: the square of 4,096 tokens."""
 
 
-def activation_error(x: Tensor, bits: int, group: int, hadamard: int) -> Tensor:
+def activation_error(x: Tensor, inputs: InputSpec) -> Tensor:
     """||Q(x H) - x H||_2 of each row of x [M, K] -> [M] float32; zeros for 16 bits.
 
     H turns vectors without stretching them, so this is the error in the basis of x too.
     """
-    if bits == 16:
+    if inputs.bits == 16:
         return torch.zeros(len(x), device=x.device)
-    rotated = block_hadamard(x.float(), hadamard)
-    seen = dequantize_activation(*quantize_activation(rotated, bits, group))
+    rotated = block_hadamard(x.float(), inputs.hadamard)
+    seen = dequantize_activation(*quantize_activation(rotated, inputs.bits, inputs.group))
     return torch.linalg.vector_norm(seen.sub_(rotated), dim=-1)
 
 
