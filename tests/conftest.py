@@ -18,12 +18,6 @@ from quota_lab.reference import NAME as REFERENCE
 
 
 @pytest.fixture
-def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Transforms are trained for as short as they can be."""
-    monkeypatch.setattr("quota.quantization.training.STEPS", 4)
-
-
-@pytest.fixture
 def tiny_processor() -> LlavaProcessor:
     """A fresh processor for the models of `tiny_llava`."""
     return processor()

@@ -24,7 +24,7 @@ ROOMS: dict[str, set[str]] = {
     "models": {"errors"},
     "quantization": {"errors", "scheme", "ops"},
     "attention": {"errors", "scheme", "ops", "models", "quantization"},
-    "pruning": {"errors", "scheme", "files", "ops", "models", "attention"},
+    "pruning": {"errors", "scheme", "files", "ops", "models", "quantization", "attention"},
     "calibration": {"errors", "progress", "scheme", "ops", "models", "quantization", "attention"},
     "checkpoint": {
         *("errors", "version", "scheme", "files", "samples", "models", "quantization", "attention", "pruning"),

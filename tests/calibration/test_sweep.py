@@ -21,8 +21,6 @@ from quota.prompts import build_inputs
 from quota.quantization.linear import W4A4Linear
 from quota.scheme import QuantizationScheme
 
-pytestmark = pytest.mark.usefixtures("few_steps")
-
 Inputs = list[Mapping[str, Any]]
 
 
@@ -64,7 +62,6 @@ SCHEMES = {
     "learned, decoder only": QuantizationScheme(transforms="learned", modules=("decoder",)),
     "learned, KV alone": QuantizationScheme(transforms="learned", weight_bits=16, activation_bits=16),
     "learned, round to nearest": QuantizationScheme(transforms="learned", weight_rounding="rtn"),
-    "trained": QuantizationScheme(transforms="trained"),
 }
 
 
@@ -121,13 +118,12 @@ def outliers(model: Any) -> Any:
     return model
 
 
-def test_every_kind_of_transform_strays_less_than_the_one_before(inputs: Inputs) -> None:
+def test_learned_transforms_stray_less_than_a_rotation(inputs: Inputs) -> None:
     strayed = []
-    for transforms in ("hadamard", "learned", "trained"):
+    for transforms in ("hadamard", "learned"):
         scheme = QuantizationScheme(transforms=transforms)
         strayed.append(calibrate(outliers(make_model()), inputs, scheme).curves.sensitivity[-1])
     assert strayed[1] < 0.9 * strayed[0]
-    assert strayed[2] < strayed[1]
 
 
 def test_calibration_reports_tokens_and_layers(inputs: Inputs) -> None:
@@ -150,7 +146,7 @@ def test_only_the_parts_of_the_scheme_are_quantized(modules: tuple[Any, ...], in
     assert quantized == chosen
 
 
-@pytest.mark.parametrize("transforms", ["hadamard", "learned", "trained"])
+@pytest.mark.parametrize("transforms", ["hadamard", "learned"])
 def test_calibration_is_deterministic(transforms: Any, inputs: Inputs) -> None:
     first, second = make_model(), make_model()
     one = calibrate(first, inputs, QuantizationScheme(transforms=transforms))

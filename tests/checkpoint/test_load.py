@@ -24,8 +24,6 @@ from quota.checkpoint.named import load_model
 from quota.compress import quantize_only
 from quota.quantization.linear import W4A4Linear
 
-pytestmark = [pytest.mark.usefixtures("few_steps"), pytest.mark.slow]
-
 SAMPLES = make_samples(5)
 
 
@@ -286,16 +284,6 @@ def test_without_quota_and_those_lines_a_rotated_checkpoint_is_refused_in_one_li
     done = run_without_quota(quota_folder, "plain")
     assert done.returncode == 1
     assert checkpoint.REFUSED in done.stderr.strip().splitlines()[-1]
-
-
-def test_without_quota_trained_transforms_are_refused_in_one_line(tmp_path: Path) -> None:
-    model = make_model()
-    quantize_only(model, processor(), SAMPLES[:2], QuantizationScheme(transforms="trained"))
-    quota.save_pretrained(model, processor(), tmp_path / "out")
-    done = run_without_quota(tmp_path / "out", "plain")
-    assert done.returncode == 1
-    assert checkpoint.ONLY_OURS in done.stderr.strip().splitlines()[-1]
-    assert "trained transforms" in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_without_quota_a_rotated_checkpoint_cannot_be_dequantized(quota_folder: Path) -> None:

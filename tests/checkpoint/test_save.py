@@ -19,8 +19,6 @@ from quota.compress import prune_only, quantize_only
 from quota.prompts import build_inputs
 from quota.quantization.linear import W4A4Linear
 
-pytestmark = [pytest.mark.usefixtures("few_steps"), pytest.mark.slow]
-
 SAMPLES = make_samples(5)
 
 
@@ -63,7 +61,6 @@ SCHEMES = {
     "decoder only": QuantizationScheme(modules=("decoder",)),
     "learned transforms": QuantizationScheme(transforms="learned"),
     "learned transforms, 16-bit KV": QuantizationScheme(transforms="learned", kv_bits=16),
-    "trained transforms": QuantizationScheme(transforms="trained"),
 }
 
 

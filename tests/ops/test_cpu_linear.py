@@ -10,12 +10,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from quota.ops.integer import pack_int32, quantize_weight
 from support.instruction_sets import HERE, every_isa, needs_library, using
 from torch import Tensor
 
 from quota.errors import QuotaError
 from quota.ops.cpu import CpuBackend
-from quota.ops.integer import pack_int32, quantize_weight
 from quota.ops.interface import LinearSpec, LinearWeight
 from quota.ops.reference import ReferenceBackend
 

@@ -6,13 +6,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from quota.ops.integer import dequantize_activation, quantize_activation
 from support.instruction_sets import HERE, every_isa, needs_library, using
 from torch import Tensor
 
 from quota.errors import QuotaError
 from quota.ops.cpu import linear as w4a4
 from quota.ops.hadamard import block_hadamard
-from quota.ops.integer import dequantize_activation, quantize_activation
 
 pytestmark = needs_library
 

@@ -12,11 +12,11 @@ import torch
 
 from quota import ops
 from quota.errors import QuotaError
-from quota.ops.interface import CacheSpec, LinearSpec
+from quota.ops.interface import CacheSpec, InputSpec, LinearSpec
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
-FOUR = LinearSpec(8, 64, weight_bits=4, activation_bits=4, activation_group=64, hadamard=64)
-EIGHT = LinearSpec(8, 64, weight_bits=8, activation_bits=8, activation_group=64, hadamard=64)
+FOUR = LinearSpec(8, 4, 64, InputSpec(64, 4, 64, 64))
+EIGHT = LinearSpec(8, 8, 64, InputSpec(64, 8, 64, 64))
 
 
 class Fast:
@@ -28,7 +28,7 @@ class Fast:
         return None
 
     def lacks(self, spec: LinearSpec) -> str | None:
-        return None if spec.weight_bits == 4 else f"{spec.weight_bits}-bit weights"
+        return None if spec.bits == 4 else f"{spec.bits}-bit weights"
 
     def lacks_cache(self, spec: CacheSpec) -> str | None:
         return None if spec.bits == 4 else f"{spec.bits}-bit caches"

@@ -14,7 +14,7 @@ from support.operands import make_weight
 from torch import Tensor
 
 from quota import ops
-from quota.ops.interface import Backend
+from quota.ops.interface import Backend, InputSpec
 from quota.ops.triton import TritonBackend
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -58,18 +58,23 @@ def nothing(*shape: int) -> Tensor:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("outputs", [24, 1])
 def test_linear_without_rows(backend: Backend, outputs: int, dtype: torch.dtype) -> None:
-    y = backend.linear(zeros(0, 128, dtype=dtype), make_weight(outputs, 128, hadamard=64))
+    [y] = backend.linear(zeros(0, 128, dtype=dtype), [make_weight(outputs, 128, hadamard=64)])
     assert y.shape == (0, outputs) and y.dtype == dtype
 
 
 def test_linear_without_outputs(backend: Backend) -> None:
-    assert backend.linear(zeros(3, 128), make_weight(0, 128)).shape == (3, 0)
+    assert backend.linear(zeros(3, 128), [make_weight(0, 128)])[0].shape == (3, 0)
 
 
 @pytest.mark.parametrize(("rows", "outputs"), [(0, 24), (3, 0), (0, 0)])
-def test_group_sums_of_nothing(backend: Backend, rows: int, outputs: int) -> None:
-    q, zero = zeros(rows, 128, dtype=torch.uint8), zeros(rows, 2, dtype=torch.int32)
-    assert backend.group_sums(q, zero, make_weight(outputs, 128).packed, 4, 64).shape == (rows, outputs, 2)
+def test_sums_of_nothing(backend: Backend, rows: int, outputs: int) -> None:
+    sums = backend.sums(zeros(rows, 128, dtype=torch.int8), make_weight(outputs, 128))
+    assert sums.shape == (rows, outputs) and sums.dtype == torch.int32
+
+
+def test_values_of_nothing(backend: Backend) -> None:
+    values, scale = backend.quantize(zeros(0, 128), InputSpec(128, 4, 64, 64))
+    assert values.shape == (0, 128) and scale.shape == (0,)
 
 
 @pytest.mark.parametrize("shape", [(0, 2, 5), (2, 0, 5), (2, 2, 0), (0, 0, 0)], ids=str)
@@ -113,7 +118,7 @@ def test_attention_of_nothing(
 
 @pytest.mark.parametrize("bits", [4, 16])
 def test_no_tokens_have_no_error(backend: Backend, bits: int) -> None:
-    assert backend.activation_error(zeros(0, 128), bits, 64, 64).shape == (0,)
+    assert backend.activation_error(zeros(0, 128), InputSpec(128, bits, 64, 64)).shape == (0,)
 
 
 @pytest.mark.parametrize(("batch", "tokens"), [(0, 5), (2, 0), (0, 0)])

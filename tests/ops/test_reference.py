@@ -2,122 +2,124 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.operands import ROWS, make_weight
 from torch import Tensor
 
-from quota.ops.integer import (
-    dequantize_activation,
-    dequantize_weight,
-    pack_int32,
-    quantize_activation,
-    quantize_weight,
-    unpack_int32,
-)
-from quota.ops.reference.backend import group_sums, group_sums_naive, quantized_product
+from quota.errors import QuotaError
+from quota.ops.activations import quantize_activation
+from quota.ops.hadamard import block_hadamard
+from quota.ops.interface import InputSpec, LinearSpec, LinearWeight
+from quota.ops.packing import unpack_int32
+from quota.ops.reference import ReferenceBackend
+from quota.ops.reference.backend import LARGEST_COLUMNS, sums, sums_naive
+from quota.ops.weights import dequantize_weight, whole_weight
 
+REFERENCE = ReferenceBackend()
 shapes = st.tuples(st.sampled_from([0, 1, 2, 5]), st.sampled_from([1, 3, 8]))
 
 
-@given(
-    shapes,
-    st.sampled_from([(64, 64), (128, 32), (40, 8), (6, 2), (5, 1), (512, 256)]),
-    st.integers(0, 2**31 - 1),
-)
-@settings(max_examples=50, deadline=None)
-def test_group_sums_equal_the_int32_oracle(shape: tuple[int, int], sizes: tuple[int, int], seed: int) -> None:
-    (rows, outputs), (channels, group) = shape, sizes
+def random_values(rows: int, columns: int, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
-    x = torch.randint(-255, 256, (rows, channels), generator=generator)
-    weight = torch.randint(-128, 128, (outputs, channels), generator=generator)
-    sums = group_sums(x, weight, group)
-    assert sums.dtype == torch.int32
-    assert torch.equal(sums, group_sums_naive(x, weight, group))
+    return torch.randint(-128, 128, (rows, columns), generator=generator, dtype=torch.int8)
+
+
+@given(shapes, st.sampled_from([1, 5, 64, 1023, 1024, 1025, 3000]), st.integers(0, 2**31 - 1))
+@settings(max_examples=50, deadline=None)
+def test_sums_equal_the_int32_oracle(shape: tuple[int, int], channels: int, seed: int) -> None:
+    x, weight = random_values(shape[0], channels, seed), random_values(shape[1], channels, seed + 1)
+    found = sums(x, weight)
+    assert found.dtype == torch.int32
+    assert torch.equal(found, sums_naive(x, weight))
 
 
 def test_the_largest_sum_that_can_occur_is_exact() -> None:
-    # 255 * 128 * 512 is below 2^24; one less in a single term must still be seen.
-    x = torch.full((2, 512), 255)
-    x[1, 511] = 254
-    weight = torch.full((1, 512), -128)
-    assert group_sums(x, weight, 512).flatten().tolist() == [-255 * 128 * 512, -255 * 128 * 512 + 128]
+    x = torch.full((2, LARGEST_COLUMNS), -128, dtype=torch.int8)
+    x[1, 511] = -127
+    weight = torch.full((1, LARGEST_COLUMNS), -128, dtype=torch.int8)
+    most = 128 * 128 * LARGEST_COLUMNS
+    assert sums(x, weight).flatten().tolist() == [most, most - 128]
+    assert most < 2**31 <= most + 128 * 128
 
 
-def scaled_oracle(q: Tensor, x_scale: Tensor, zero: Tensor, w: Tensor, w_scale: Tensor) -> Tensor:
-    """The operator from int32 sums, scaled group by group in order, groups of x and w being equal."""
-    group = q.shape[1] // x_scale.shape[1]
-    centred = q.to(torch.int32) - zero.repeat_interleave(group, dim=1)
-    sums = group_sums_naive(centred, w, group).float()
-    result = torch.zeros(q.shape[0], w.shape[0])
-    for index in range(x_scale.shape[1]):
-        result += sums[..., index] * w_scale[:, index] * x_scale[:, index, None]
-    return result
+def test_layers_whose_sums_would_overflow_are_refused() -> None:
+    wide = LinearSpec(8, 4, 64, InputSpec(LARGEST_COLUMNS + 1, 4, 64, 64))
+    assert "do not fit 32 bits" in str(REFERENCE.lacks(wide))
+    assert REFERENCE.lacks(replace(wide, inputs=replace(wide.inputs, columns=LARGEST_COLUMNS))) is None
 
 
-ROWS = {
-    "random": torch.randn(6, 128, generator=torch.Generator().manual_seed(0)),
-    "zeros": torch.zeros(2, 128),
-    "constant rows": torch.tensor([[2.5], [-1e-3]]).repeat(1, 128),
-    "one outlier": torch.randn(2, 128, generator=torch.Generator().manual_seed(1)).index_fill(1, torch.tensor(9), 1e4),
-    "subnormal": torch.full((2, 128), 1e-40),
-    "one token": torch.randn(1, 128, generator=torch.Generator().manual_seed(2)),
-    "no token": torch.zeros(0, 128),
-}
+def by_hand(x: Tensor, weight: LinearWeight) -> Tensor:
+    """The operator from int32 sums, each operation behind them in float32."""
+    spec = weight.spec
+    rotated = block_hadamard(x.float(), spec.inputs.hadamard)
+    values, scale = quantize_activation(rotated, spec.inputs.bits, spec.inputs.group)
+    whole = whole_weight(unpack_int32(weight.packed, spec.bits, spec.columns), weight.step)
+    y = sums_naive(values, whole).float() * weight.scale * scale[:, None]
+    return y if weight.bias is None else y + weight.bias
 
 
-@pytest.mark.parametrize("weight_bits", [4, 8], ids=["W4", "W8"])
-@pytest.mark.parametrize("bits", [4, 8], ids=["A4", "A8"])
-@pytest.mark.parametrize("group", [64, 16])
+@pytest.mark.parametrize("bits", [4, 8], ids=["W4", "W8"])
+@pytest.mark.parametrize("activation_bits", [4, 8], ids=["A4", "A8"])
+@pytest.mark.parametrize(("group", "hadamard"), [(64, 0), (16, 64)], ids=["64", "16, rotated"])
 @pytest.mark.parametrize("x", ROWS.values(), ids=ROWS.keys())
-def test_the_operator_is_the_oracle_scaled(x: Tensor, group: int, bits: int, weight_bits: int) -> None:
-    weight = torch.randn(10, 128, generator=torch.Generator().manual_seed(3))
-    w, w_scale = quantize_weight(weight, weight_bits, group)
-    q, x_scale, zero = quantize_activation(x, bits, group)
-    result = quantized_product(q, x_scale, zero, pack_int32(w, weight_bits), w_scale.to(torch.bfloat16), weight_bits)
-    assert torch.equal(result, scaled_oracle(q, x_scale, zero, w, w_scale))
+def test_the_operator_is_the_oracle_scaled(x: Tensor, group: int, hadamard: int, activation_bits: int, bits: int):
+    weight = make_weight(10, 128, bits, activation_bits, group, group, hadamard)
+    assert torch.equal(REFERENCE.linear(x, [weight])[0], by_hand(x, weight))
+
+
+def test_16_bit_activations_stay_as_they_are() -> None:
+    x, weight = ROWS["random"], make_weight(10, 128, activation_bits=16, hadamard=64)
+    dense = dequantize_weight(unpack_int32(weight.packed, 4, 128), weight.step, weight.scale)
+    assert weight.bias is not None
+    expected = block_hadamard(x, 64) @ dense.T + weight.bias
+    torch.testing.assert_close(REFERENCE.linear(x, [weight])[0], expected)
 
 
 @pytest.mark.parametrize(("x_group", "w_group"), [(64, 32), (16, 64), (128, 8)])
 def test_groups_of_activations_and_weights_may_differ(x_group: int, w_group: int) -> None:
-    x, weight = ROWS["random"], torch.randn(10, 128, generator=torch.Generator().manual_seed(3))
-    w, w_scale = quantize_weight(weight, 4, w_group)
-    q, x_scale, zero = quantize_activation(x, 4, x_group)
-    result = quantized_product(q, x_scale, zero, pack_int32(w, 4), w_scale, 4)
-    expected = dequantize_activation(q, x_scale, zero).double() @ dequantize_weight(w, w_scale).double().T
-    torch.testing.assert_close(result.double(), expected, rtol=1e-5, atol=1e-5)
+    weight = make_weight(10, 128, group=w_group, activation_group=x_group)
+    assert torch.equal(REFERENCE.linear(ROWS["random"], [weight])[0], by_hand(ROWS["random"], weight))
+
+
+def test_siblings_read_one_input() -> None:
+    weights = [make_weight(rows, 128, seed=rows) for rows in (10, 3, 7)]
+    together = REFERENCE.linear(ROWS["random"], weights)
+    assert [y.shape for y in together] == [(6, 10), (6, 3), (6, 7)]
+    for y, weight in zip(together, weights, strict=True):
+        assert torch.equal(y, REFERENCE.linear(ROWS["random"], [weight])[0])
+
+
+def test_layers_that_quantise_in_different_ways_do_not_share() -> None:
+    with pytest.raises(QuotaError, match="different ways"):
+        REFERENCE.linear(ROWS["random"], [make_weight(3, 128), make_weight(3, 128, activation_bits=8)])
 
 
 @given(st.integers(0, 2**31 - 1), st.integers(0, 8))
 @settings(max_examples=25, deadline=None)
 def test_a_row_does_not_depend_on_the_rest_of_the_batch(seed: int, row: int) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    q, x_scale, zero = quantize_activation(torch.randn(9, 192, generator=generator), 4, 64)
-    w, w_scale = quantize_weight(torch.randn(5, 192, generator=generator), 4, 64)
-    packed = pack_int32(w, 4)
-    together = quantized_product(q, x_scale, zero, packed, w_scale, 4)
-    one = slice(row, row + 1)
-    assert torch.equal(together[one], quantized_product(q[one], x_scale[one], zero[one], packed, w_scale, 4))
+    x, weight = torch.randn(9, 192, generator=torch.Generator().manual_seed(seed)), make_weight(5, 192, seed=seed)
+    [together] = REFERENCE.linear(x, [weight])
+    assert torch.equal(together[row : row + 1], REFERENCE.linear(x[row : row + 1], [weight])[0])
 
 
 def test_sums_stay_exact_when_float32_products_may_be_made_of_bfloat16() -> None:
     # Factors have at most 8 significant bits, so they survive; sums are kept in float32 by the library.
-    generator = torch.Generator().manual_seed(4)
-    x = torch.randint(-255, 256, (64, 128), generator=generator)
-    weight = torch.randint(-128, 128, (64, 128), generator=generator)
+    x, weight = random_values(64, 128, 4), random_values(64, 128, 5)
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("medium")
     try:
-        assert torch.equal(group_sums(x, weight, 64), group_sums_naive(x, weight, 64))
+        assert torch.equal(sums(x, weight), sums_naive(x, weight))
     finally:
         torch.set_float32_matmul_precision(before)
 
 
-def test_the_operator_reads_the_padded_last_word_of_an_odd_layer() -> None:
-    w, w_scale = quantize_weight(torch.randn(4, 12, generator=torch.Generator().manual_seed(5)), 4, 4)
-    packed = pack_int32(w, 4)
-    assert packed.shape == (4, 2)
-    assert torch.equal(unpack_int32(packed, 4, 12), w)
-    quantized = quantize_activation(torch.randn(3, 12, generator=torch.Generator().manual_seed(6)), 4, 4)
-    assert torch.equal(quantized_product(*quantized, packed, w_scale, 4), scaled_oracle(*quantized, w, w_scale))
+def test_it_reads_the_padded_last_word_of_an_odd_layer() -> None:
+    weight = make_weight(4, 12)
+    assert weight.packed.shape == (4, 2)
+    x = torch.randn(3, 12, generator=torch.Generator().manual_seed(6))
+    assert torch.equal(REFERENCE.linear(x, [weight])[0], by_hand(x, weight))

@@ -20,6 +20,7 @@ from quota.ops.reference.attention import (
     quantize_kv,
 )
 from quota.ops.reference.tokens import activation_error
+from quota.quantization.linear import input_spec
 from quota.scheme import QuantizationScheme
 
 
@@ -112,5 +113,5 @@ def test_decoding_over_nothing_valid_gives_zeros() -> None:
 def test_activation_error_is_that_of_a_deployed_linear_layer(bits: int) -> None:
     x, scheme = random(5, 96), QuantizationScheme(activation_bits=bits)
     expected = (fake_quantize(x, scheme) - x).norm(dim=-1)
-    actual = activation_error(x, bits, scheme.activation_group_for(96), scheme.hadamard_for(96))
+    actual = activation_error(x, input_spec(scheme, 96))
     torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)

@@ -15,6 +15,7 @@ from torch import Tensor
 from quota.errors import QuotaError
 from quota.ops.choice import Cut, cut, places
 from quota.ops.cpu import tokens as ranking
+from quota.ops.interface import InputSpec
 from quota.ops.reference import tokens as reference_peaks
 from quota.ops.reference.tokens import attention_mass, attention_mass_naive, cosines, novelty, novelty_naive
 
@@ -144,22 +145,22 @@ class TestActivationError:
     def test_equals_the_reference(self, width: int, group: int, block: int, bits: int, dtype: torch.dtype) -> None:
         x = (random(7, 2 * width) * 3)[:, :width].to(dtype)
         x[3, width // 2] = 1000
-        expected = reference_peaks.activation_error(x, bits, group, block)
-        actual = ranking.activation_error(x, bits, group, block)
+        expected = reference_peaks.activation_error(x, InputSpec(width, bits, group, block))
+        actual = ranking.activation_error(x, InputSpec(width, bits, group, block))
         # Behind a rotation that adds in another order, a number may be rounded to the other side.
         torch.testing.assert_close(actual, expected, atol=1e-4, rtol=1e-3 if block else 1e-5)
 
     @pytest.mark.parametrize("value", [0.0, -3.0, 1e-40], ids=str)
     def test_rows_without_spread(self, value: float) -> None:
-        x = torch.full((2, 64), value)
-        torch.testing.assert_close(ranking.activation_error(x, 4, 64, 0), reference_peaks.activation_error(x, 4, 64, 0))
+        x, plain = torch.full((2, 64), value), InputSpec(64, 4, 64, 0)
+        torch.testing.assert_close(ranking.activation_error(x, plain), reference_peaks.activation_error(x, plain))
 
     @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf], ids=str)
     def test_what_is_not_a_number_is_not_hidden(self, value: float) -> None:
         x = random(3, 128)
         x[1, 77] = value
-        assert ranking.activation_error(x, 4, 64, 64).isnan().tolist() == [False, True, False]
+        assert ranking.activation_error(x, InputSpec(128, 4, 64, 64)).isnan().tolist() == [False, True, False]
 
     def test_sixteen_bits_and_no_rows(self) -> None:
-        assert ranking.activation_error(random(3, 64), 16, 64, 64).tolist() == [0.0] * 3
-        assert ranking.activation_error(random(0, 64), 4, 64, 64).shape == (0,)
+        assert ranking.activation_error(random(3, 64), InputSpec(64, 16, 64, 64)).tolist() == [0.0] * 3
+        assert ranking.activation_error(random(0, 64), InputSpec(64, 4, 64, 64)).shape == (0,)

@@ -10,13 +10,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from quota.ops.integer import quantize_activation
 from support.interpreted import interpreter
 from support.operands import ROWS, make_weight
 from torch import Tensor
 
 from quota import ops
 from quota.errors import QuotaError
-from quota.ops.integer import quantize_activation
 from quota.ops.interface import CacheSpec, LinearSpec, PackedTensor
 from quota.ops.reference import ReferenceBackend
 from quota.ops.reference import attention as reference_attention

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from quota.errors import QuotaError
-from quota.ops.integer import dequantize_weight, quantize_weight
+from quota.ops.weights import dequantize_weight, join_scales, quantize_weight
 from quota.quantization.gptq import _inverse_factor, gptq, gptq_naive
 
 
@@ -24,7 +24,7 @@ def random_weight(outputs: int, channels: int) -> Tensor:
     return torch.randn(outputs, channels, generator=torch.Generator().manual_seed(7))
 
 
-def output_error(x: Tensor, weight: Tensor, quantized: tuple[Tensor, Tensor]) -> float:
+def output_error(x: Tensor, weight: Tensor, quantized: tuple[Tensor, Tensor, Tensor]) -> float:
     """Relative error of the layer's output."""
     y = x @ weight.T
     return float((x @ dequantize_weight(*quantized).T - y).norm() / y.norm())
@@ -35,13 +35,13 @@ def output_error(x: Tensor, weight: Tensor, quantized: tuple[Tensor, Tensor]) ->
 def test_blocked_equals_naive(channels: int, group: int, bits: int) -> None:
     x = correlated_inputs(400, max(channels, 4), 1)[:, :channels]
     weight = random_weight(12, channels)
-    q, scale = gptq(weight, x.T @ x, bits, group)
-    naive_q, naive_scale = gptq_naive(weight, x.T @ x, bits, group)
-    assert torch.equal(q, naive_q)
-    assert torch.equal(scale, naive_scale)
-    assert q.dtype == torch.int8
-    assert scale.shape == (12, channels // group)
-    assert torch.equal(scale, scale.to(torch.bfloat16).float())
+    group = group if bits == 4 else channels
+    q, step, scale = gptq(weight, x.T @ x, bits, group)
+    for found, naive in zip((q, step, scale), gptq_naive(weight, x.T @ x, bits, group), strict=True):
+        assert torch.equal(found, naive)
+    assert (q.dtype, step.dtype) == (torch.int8, torch.uint8)
+    assert (step.shape, scale.shape) == ((12, channels // group), (12,))
+    assert torch.equal(step * scale.unsqueeze(-1), join_scales(step, scale).float())
 
 
 def test_unseen_correlated_inputs_see_less_than_half_the_error_of_rounding_to_nearest() -> None:
@@ -56,18 +56,18 @@ def test_it_starts_with_the_strongest_inputs_wherever_they_stand() -> None:
     weight = random_weight(64, 128)
     x = correlated_inputs(2000, 128, 1)
     mirrored = torch.arange(128).unflatten(0, (2, 64)).flip(0).flatten()
-    q, scale = gptq(weight, x.T @ x, 4, 64)
-    mirrored_q, mirrored_scale = gptq(weight[:, mirrored], (x.T @ x)[mirrored][:, mirrored], 4, 64)
+    q, step, scale = gptq(weight, x.T @ x, 4, 64)
+    mirrored_q, mirrored_step, mirrored_scale = gptq(weight[:, mirrored], (x.T @ x)[mirrored][:, mirrored], 4, 64)
     assert torch.equal(mirrored_q, q[:, mirrored])
-    assert torch.equal(mirrored_scale, scale.flip(1))
+    assert torch.equal(mirrored_step, step.flip(1))
+    assert torch.equal(mirrored_scale, scale)
 
 
 def test_the_scale_of_the_hessian_does_not_matter() -> None:
     x = correlated_inputs(300, 64, 3)
     weight = random_weight(8, 64)
     whole, mean = gptq(weight, x.T @ x, 4, 32), gptq(weight, x.T @ x / 256, 4, 32)
-    assert torch.equal(whole[0], mean[0])
-    assert torch.equal(whole[1], mean[1])
+    assert all(map(torch.equal, whole, mean))
 
 
 @pytest.mark.parametrize(
@@ -77,10 +77,7 @@ def test_the_scale_of_the_hessian_does_not_matter() -> None:
 )
 def test_without_correlation_it_is_rounding_to_nearest(hessian: Tensor) -> None:
     weight = random_weight(8, 64)
-    q, scale = gptq(weight, hessian, 4, 32)
-    expected_q, expected_scale = quantize_weight(weight, 4, 32)
-    assert torch.equal(q, expected_q)
-    assert torch.equal(scale, expected_scale)
+    assert all(map(torch.equal, gptq(weight, hessian, 4, 32), quantize_weight(weight, 4, 32)))
 
 
 @pytest.mark.parametrize("tokens", [1, 10], ids=["one token", "fewer tokens than channels"])
@@ -88,10 +85,10 @@ def test_a_hessian_without_full_rank_is_damped(tokens: int) -> None:
     x = correlated_inputs(tokens, 64, 4)
     x[:, 20] = 0
     weight = random_weight(8, 64)
-    q, scale = gptq(weight, x.T @ x, 4, 32)
-    assert bool(torch.isfinite(scale).all())
+    rounded = gptq(weight, x.T @ x, 4, 32)
+    assert bool(torch.isfinite(rounded[2]).all())
     nearest = quantize_weight(weight, 4, 32)
-    assert output_error(x, weight, (q, scale)) < output_error(x, weight, nearest)
+    assert output_error(x, weight, rounded) < output_error(x, weight, nearest)
 
 
 def test_a_hessian_that_is_not_finite_is_refused() -> None:

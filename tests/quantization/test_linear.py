@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from quota import ops
 from quota.errors import QuotaError
+from quota.ops.activations import dequantize_activation, quantize_activation
 from quota.ops.hadamard import block_hadamard
-from quota.ops.integer import dequantize_activation, quantize_activation
 from quota.quantization.linear import W4A4Linear
 from quota.scheme import QuantizationScheme
 
@@ -196,28 +196,25 @@ DAMAGE = {
     "too long a bias": ("bias", lambda t: torch.cat((t, t)), "has shape"),
     "an integer bias": ("bias", Tensor.int, "is torch.int32"),
     "an infinite bias": ("bias", lambda t: broken(t, float("inf")), "NaN or infinity"),
-    "a wide transform": ("transform.left", lambda t: torch.eye(3), r"has shape \[3, 3\], not \[2, 2\]"),
-    "a transform that is not a number": ("transform.right", lambda t: broken(t, float("nan")), "NaN or infinity"),
-    "integer clipping": ("transform.clip", Tensor.int, "is torch.int32"),
+    "scales of an older version": ("weight_scale", lambda t: broken(t, 0.0123), "compress the model again"),
 }
 
 
 @pytest.mark.parametrize(("place", "change", "says"), DAMAGE.values(), ids=DAMAGE.keys())
 def test_a_tensor_that_cannot_be_meant_is_named_before_a_kernel_reads_it(place: str, change, says: str) -> None:
-    layer = W4A4Linear.from_linear(random_linear(), RTN.model_copy(update={"transforms": "trained"}))
+    layer = W4A4Linear.from_linear(random_linear(), RTN)
     layer.check()
-    owner, _, name = place.rpartition(".")
-    setattr(layer.get_submodule(owner), name, change(layer.get_buffer(place)))
-    with pytest.raises(QuotaError, match=f"^{place} .*{says}"):
+    setattr(layer, place, change(layer.get_buffer(place)))
+    with pytest.raises(QuotaError, match=f"^{place}.*{says}"):
         layer(random_input(2, 128))
-    with pytest.raises(QuotaError, match=f"^model.layers.0.{place} .*{says}") as raised:
+    with pytest.raises(QuotaError, match=f"^model.layers.0.{place}.*{says}") as raised:
         layer.check("model.layers.0")
     assert len(str(raised.value)) <= 300
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_a_layer_may_be_cast(dtype: torch.dtype) -> None:
-    layer = W4A4Linear.from_linear(random_linear(), RTN.model_copy(update={"transforms": "trained"})).to(dtype)
+    layer = W4A4Linear.from_linear(random_linear(), RTN).to(dtype)
     layer.check()
 
 
@@ -243,10 +240,11 @@ def test_casting_a_model_keeps_scales_exact() -> None:
 def test_compressed_tensors_reads_the_same_weights(weight_bits: int, in_features: int) -> None:
     scheme = QuantizationScheme(weight_bits=weight_bits, weight_rounding="rtn")
     layer = W4A4Linear.from_linear(random_linear(in_features), scheme)
-    group = scheme.weight_group_for(in_features)
+    group = {"strategy": "group", "group_size": scheme.weight_group_for(in_features)}
+    strategy = group if weight_bits == 4 else {"strategy": "channel"}
     stock = StockScheme(
         targets=["Linear"],
-        weights=QuantizationArgs(num_bits=weight_bits, strategy="group", group_size=group, symmetric=True),
+        weights=QuantizationArgs(num_bits=weight_bits, symmetric=True, **strategy),
     )
     state = {name: tensor for name, tensor in layer.state_dict().items() if name != "bias"}
     assert set(state) == set(PackedQuantizationCompressor.compression_param_names(stock))
@@ -256,7 +254,7 @@ def test_compressed_tensors_reads_the_same_weights(weight_bits: int, in_features
 
 
 @pytest.mark.parametrize("hadamard", [64, 0], ids=["rotated", "plain"])
-def test_compressed_tensors_computes_the_same_output(hadamard: int) -> None:
+def test_compressed_tensors_computes_an_output_as_close(hadamard: int) -> None:
     layer = W4A4Linear.from_linear(random_linear(256), RTN.model_copy(update={"hadamard": hadamard}))
     stock = nn.Sequential(random_linear(256))
     stock[0].weight.data = layer.dequantized_weight()
@@ -275,7 +273,10 @@ def test_compressed_tensors_computes_the_same_output(hadamard: int) -> None:
         )
         apply_transform_config(stock, TransformConfig(config_groups={"rotation": online}))
     x = random_input(2, 9, 256)
-    torch.testing.assert_close(layer(x), stock(x), rtol=1e-5, atol=1e-5)
+    # Its scales of activations are its own: floats for every group, where ours are whole steps.
+    exact = x @ block_hadamard(layer.dequantized_weight(), hadamard).T + layer.bias
+    assert relative(layer(x), stock(x)) < 1.5 * relative(stock(x), exact)
+    assert abs(relative(layer(x), exact) / relative(stock(x), exact) - 1) < 0.1
 
 
 def test_four_bit_weights_take_less_than_their_share_of_the_disk() -> None:

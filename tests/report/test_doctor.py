@@ -13,6 +13,7 @@ from quota import ops
 from quota.cli import main
 from quota.models import FAMILIES
 from quota.ops import machine
+from quota.ops.interface import LinearWeight
 from quota.ops.reference import ReferenceBackend
 from quota.report.doctor import doctor_tables, examine
 
@@ -20,9 +21,9 @@ from quota.report.doctor import doctor_tables, examine
 class Wrong(ReferenceBackend):
     """Off by one in a single sum."""
 
-    def group_sums(self, q: Tensor, zero: Tensor, packed: Tensor, bits: int, group: int) -> Tensor:
-        sums = super().group_sums(q, zero, packed, bits, group)
-        sums[-1, -1, -1] += 1
+    def sums(self, values: Tensor, weight: LinearWeight) -> Tensor:
+        sums = super().sums(values, weight)
+        sums[-1, -1] += 1
         return sums
 
 

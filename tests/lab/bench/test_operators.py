@@ -20,7 +20,6 @@ from quota_lab.bench.timing import interleaved
 KEYS = {"job", "shape", "backend", "value", "baseline", "baseline_value", "ratio"}
 SMALL = {
     "linear": [(1, 64, 64), (3, 64, 128)],
-    "trained": [(2, 64, 64)],
     "attention": [(4, 2, 64, 32)],
     "turns": 2,
     "cache": 1 << 14,
@@ -57,7 +56,6 @@ def test_every_backend_that_runs_has_a_row_for_every_shape(monkeypatch: pytest.M
         for job, shape in [
             ("linear", "M=1 N=64 K=64 cold"),
             ("linear", "M=3 N=64 K=128 cold"),
-            ("trained transform", "M=2 N=64 K=64 cold"),
             ("decode_attention", "H=4 G=2 D=64 T=32 cold"),
         ]
         for name in fast or ["reference"]

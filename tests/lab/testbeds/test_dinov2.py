@@ -21,8 +21,6 @@ from quota_lab.testbeds.layer_errors import layer_errors
 from quota_lab.testbeds.methods import METHODS, method_scheme
 from quota_lab.testbeds.tables import errors_markdown
 
-pytestmark = pytest.mark.usefixtures("few_steps")
-
 CONFIG = Dinov2Config(
     hidden_size=64,
     num_hidden_layers=2,
