@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 import torch
 from support.operands import make_weight
 
-from quota.ops.interface import PackedTensor
+from quota.ops.interface import InputSpec, PackedTensor
 from quota.ops.triton import TritonBackend
 
 triton = pytest.importorskip("triton")
@@ -63,19 +64,47 @@ def names(compiled: list[Any]) -> list[str]:
     return [kernel.metadata.name for kernel in compiled]
 
 
+def assert_integers_are_multiplied(kernel: Any, tokens: int) -> None:
+    """By tensor cores, eight bits by eight; what follows is exact."""
+    ptx = kernel.asm["ptx"]
+    if kernel.metadata.target.arch == 80 or tokens <= 16:
+        assert re.search(r"mma\.sync\.aligned\.m16n8k32\.row\.col\S*\.s32\.s8\.s8\.s32", ptx)
+    else:
+        assert re.search(r"wgmma\.mma_async\.sync\.aligned\.m64n\d+k32\.s32\.s8\.s8", ptx)
+    assert_exact(kernel)
+
+
+def assert_exact(kernel: Any) -> None:
+    """No product is fused with a sum, and subnormal numbers are not flushed."""
+    assert not kernel.metadata.enable_fp_fusion
+    assert "fma.rn.f32" not in kernel.asm["ptx"] and ".ftz" not in kernel.asm["ptx"]
+
+
 @pytest.mark.parametrize("tokens", [1, 64, 2048])
 def test_linear(compiled: list[Any], tokens: int) -> None:
-    TRITON.linear(torch.zeros(tokens, 1024, dtype=torch.bfloat16), make_weight(512, 1024, hadamard=64))
+    # One launch each for all weights that read the same tensor.
+    weights = [make_weight(rows, 1024, hadamard=64) for rows in (512, 256, 1)]
+    TRITON.linear(torch.zeros(tokens, 1024, dtype=torch.bfloat16), weights)
     assert names(compiled) == ["_quantize", "_product"]
-    # Integers reach the tensor cores as such.
-    assert any(word in compiled[1].asm["ptx"] for word in (".s32.s8.s8", ".s32.s8.s8.s32"))
+    assert_integers_are_multiplied(compiled[1], tokens)
 
 
-@pytest.mark.parametrize(("bits", "activation_bits", "group"), [(8, 8, 64), (4, 8, 128), (4, 4, 8)])
-def test_linear_of_other_widths(compiled: list[Any], bits: int, activation_bits: int, group: int) -> None:
-    weight = make_weight(64, 256, bits, activation_bits, group, group)
-    TRITON.linear(torch.zeros(80, 256), weight)
+@pytest.mark.parametrize(
+    ("columns", "bits", "activation_bits", "group"),
+    [(256, 8, 8, 64), (256, 4, 8, 128), (256, 4, 4, 8), (5504, 4, 4, 64)],
+)
+def test_linear_of_other_widths(compiled: list[Any], columns: int, bits: int, activation_bits: int, group: int) -> None:
+    weight = make_weight(64, columns, bits, activation_bits, group, group)
+    TRITON.linear(torch.zeros(80, columns), [weight])
     assert names(compiled) == ["_quantize", "_product"]
+    assert_exact(compiled[0])
+    assert_integers_are_multiplied(compiled[1], 80)
+
+
+@pytest.mark.parametrize("columns", [256, 5504])
+def test_activation_error(compiled: list[Any], columns: int) -> None:
+    TRITON.activation_error(torch.zeros(80, columns, dtype=torch.bfloat16), InputSpec(columns, 4, 64, 64))
+    assert names(compiled) == ["_quantize"]
 
 
 @pytest.mark.parametrize(("width", "hadamard"), [(8, 8), (128, 64), (256, 0)])

@@ -12,16 +12,18 @@ the rows concerned come out as NaN, and the error is raised by the first call th
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from importlib.util import find_spec
 
 import torch
 from torch import Tensor
 
-from quota.ops.interface import CacheSpec, LinearSpec, LinearWeight, PackedTensor
+from quota.ops.interface import CacheSpec, InputSpec, LinearSpec, LinearWeight, PackedTensor
+from quota.ops.reference.backend import LARGEST_COLUMNS
 from quota.ops.reference.plain import PlainTorch
 
 # A program holds the matrix in registers, which more would overflow.
-_LARGEST_ROTATION = 64
+LARGEST_ROTATION = 64
 _WIDEST_HEAD = 256
 
 
@@ -42,11 +44,13 @@ class TritonBackend(PlainTorch):
         return None
 
     def lacks(self, spec: LinearSpec) -> str | None:
-        if not {spec.weight_bits, spec.activation_bits} <= {4, 8}:
+        if not {spec.bits, spec.inputs.bits} <= {4, 8}:
             return "it multiplies integers of 4 and 8 bits only"
-        if spec.columns % 8:
-            return f"its tiles need a multiple of 8 input channels, not {spec.columns}"
-        return _lacks_rotation(spec.hadamard)
+        if spec.columns % 8 or spec.group % 8:
+            return f"its tiles need multiples of 8 input channels, not {spec.columns} in groups of {spec.group}"
+        if spec.columns > LARGEST_COLUMNS:
+            return f"sums over {spec.columns} channels do not fit 32 bits"
+        return _lacks_rotation(spec.inputs.hadamard)
 
     def lacks_cache(self, spec: CacheSpec) -> str | None:
         if spec.bits != 4:
@@ -55,17 +59,30 @@ class TritonBackend(PlainTorch):
             return f"its tiles need heads of a multiple of 8 channels up to {_WIDEST_HEAD}, not {spec.width}"
         return _lacks_rotation(spec.hadamard)
 
-    def linear(self, x: Tensor, weight: LinearWeight) -> Tensor:
-        """x [M, K] -> [M, N] in the same type; QuotaError for NaN or infinity, on a GPU perhaps a few calls later."""
+    def quantize(self, x: Tensor, inputs: InputSpec) -> tuple[Tensor, Tensor]:
+        """v int8 [M, K] and s float32 [M] of x [M, K]; QuotaError as for `linear`."""
+        from quota.ops.triton.activations import quantize
+
+        values, scale = quantize(x, inputs)
+        return values[0], scale
+
+    def sums(self, values: Tensor, weight: LinearWeight) -> Tensor:
+        """S of v int8 [M, K]: int32 [M, N]."""
+        from quota.ops.triton.linear import sums
+
+        return sums(values, weight)
+
+    def linear(self, x: Tensor, weights: Sequence[LinearWeight]) -> list[Tensor]:
+        """x [M, K] -> [M, N] for each weight; QuotaError for NaN or infinity, on a GPU perhaps a few calls later."""
         from quota.ops.triton.linear import linear
 
-        return linear(x, weight)
+        return linear(x, weights)
 
-    def group_sums(self, q: Tensor, zero: Tensor, packed: Tensor, bits: int, group: int) -> Tensor:
-        """S of q uint8 [M, K], zero int32 [M, K / group] and packed weights: int32 [M, N, K / group]."""
-        from quota.ops.triton.linear import group_sums
+    def activation_error(self, x: Tensor, inputs: InputSpec) -> Tensor:
+        """||Q(x H) - x H||_2 of each row of x [M, K] -> [M] float32, NaN for a row with NaN or infinity."""
+        from quota.ops.triton.activations import activation_error
 
-        return group_sums(q, zero, packed, bits, group)
+        return activation_error(x, inputs)
 
     def quantize_kv(self, x: Tensor, bits: int, hadamard: int) -> PackedTensor:
         """[B, G, T, D] -> packed, 4 bits; QuotaError as for `linear`, and for what float16 cannot hold."""
@@ -97,4 +114,4 @@ class TritonBackend(PlainTorch):
 
 
 def _lacks_rotation(block: int) -> str | None:
-    return f"it rotates up to {_LARGEST_ROTATION} channels, not {block}" if block > _LARGEST_ROTATION else None
+    return f"it rotates up to {LARGEST_ROTATION} channels, not {block}" if block > LARGEST_ROTATION else None

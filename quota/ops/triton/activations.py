@@ -1,15 +1,18 @@
-"""Rotating and quantising activations, as `quota.ops.integer.quantize_activation` defines it, for the product.
+"""Rotating and quantising activations, as `quota.ops.activations` defines it, for the product of `linear`.
 
-A token's blocks and groups know nothing of one another, so x [M, K] is one flat row of channels here. What is stored:
+A program takes a token: its largest number makes the scale s, and on the grid of s every group of channels has its step
+g and offset b,
 
-    4 bits   q - zero, which fits int8
-    8 bits   q - 128, and zero - 128, by which the product corrects its sums
+    t = x / s        v = clip(round(t), -127, 127)                                      8 bits
+                     v = g clip(round((t - b) / g), 0, 15) + b                          4 bits
 
-Behind 4-bit weights (two channels a byte), even and odd channels are stored apart.
+Rows wider than a tile are read, and rotated, a second time. Behind 4-bit weights (two channels a byte), even and odd
+channels are stored apart. The same kernel measures how far it moves a token, in place of storing the values.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -17,98 +20,139 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from quota.ops.interface import LinearSpec
+from quota.ops.activations import NOT_FINITE
+from quota.ops.hadamard import block_hadamard
+from quota.ops.interface import InputSpec
+from quota.ops.triton import LARGEST_ROTATION
 from quota.ops.triton.alarm import Alarm
-from quota.ops.triton.launch import launch, tiles
+from quota.ops.triton.launch import EXACT, launch, power_of_two
 from quota.ops.triton.tiles import is_finite, rotate, rotation, round_half_even
 
-# Channels a program; 16 blocks of the largest rotation at least.
-_CHANNELS = 2048
+# Channels of a tile: `rotate` wants 16 rows of its matrix, and larger ones take long to compile.
+_LEAST, _MOST = 1024, 4096
 
-_alarm = Alarm("activations hold NaN or infinity and cannot be quantised; run the model in float32 to find where")
+_alarm = Alarm(NOT_FINITE)
 
 
 class Activations(NamedTuple):
     """What the product reads."""
 
-    q: Tensor
-    """int8 [2, M, K / 2], even and odd channels, or [1, M, K]."""
+    values: Tensor
+    """int8 [planes, M, K / planes]; of two planes, the first holds the even channels."""
     scale: Tensor
-    """float32 [M, K / group]."""
-    zero: Tensor
-    """int32 [M, K / group], zero - 128; only read with 8 bits."""
+    """float32 [M]."""
 
 
-def quantize(x: Tensor, spec: LinearSpec) -> Activations:
+def quantize(x: Tensor, inputs: InputSpec, planes: int = 1) -> Activations:
     """x [M, K] to what the product reads; QuotaError for NaN or infinity, on a GPU perhaps a few calls later."""
-    x = x.contiguous()
-    planes = 8 // spec.weight_bits
-    groups = x.shape[0], x.shape[1] // spec.activation_group
-    q = torch.empty(planes, x.shape[0], x.shape[1] // planes, dtype=torch.int8, device=x.device)
-    scale = torch.empty(groups, dtype=torch.float32, device=x.device)
-    zero = torch.empty(groups, dtype=torch.int32, device=x.device)
-    grid = (tiles(x.numel(), _CHANNELS),)
-    matrix = rotation(spec.hadamard, x.device)
+    values = torch.empty(planes, len(x), x.shape[1] // planes, dtype=torch.int8, device=x.device)
+    scale = torch.empty(len(x), dtype=torch.float32, device=x.device)
     with _alarm.listen() as word:
-        launch(
-            _quantize,
-            grid,
-            *(x, matrix, q, scale, zero, word, x.numel()),
-            BITS=spec.activation_bits,
-            GROUP=spec.activation_group,
-            HADAMARD=spec.hadamard,
-            PLANES=planes,
-            CHANNELS=_CHANNELS,
-            num_warps=8,
-        )
-    return Activations(q, scale, zero)
+        _run(x, inputs, values, scale, word, PLANES=planes, MEASURE=False)
+    return Activations(values, scale)
 
 
-def arrange(q: Tensor, zero: Tensor, bits: int, weight_bits: int) -> Activations:
-    """The same for q uint8 [M, K] and zero int32 [M, groups] that are quantised already, with scales of 1."""
-    centred = q.int() - (zero.repeat_interleave(q.shape[1] // zero.shape[1], dim=1) if bits == 4 else 128)
-    planes = centred.to(torch.int8).unflatten(1, (-1, 8 // weight_bits)).permute(2, 0, 1).contiguous()
-    return Activations(planes, torch.ones_like(zero, dtype=torch.float32), zero - 128)
+def arrange(values: Tensor, planes: int) -> Activations:
+    """The same for values int8 [M, K] that are quantised already, with scales of 1."""
+    apart = values.unflatten(1, (-1, planes)).permute(2, 0, 1).contiguous()
+    return Activations(apart, torch.ones(len(values), device=values.device))
 
 
-@triton.jit(do_not_specialize=["total"])
+def activation_error(x: Tensor, inputs: InputSpec) -> Tensor:
+    """||Q(x H) - x H||_2 of each row of x [M, K] -> [M] float32, NaN for a row with NaN or infinity."""
+    if inputs.bits == 16:
+        return torch.zeros(len(x), device=x.device)
+    if inputs.hadamard > LARGEST_ROTATION:
+        x, inputs = block_hadamard(x.float(), inputs.hadamard), replace(inputs, hadamard=0)
+    error = torch.empty(len(x), dtype=torch.float32, device=x.device)
+    _run(x, inputs, error, error, error, PLANES=1, MEASURE=True)
+    return error
+
+
+def _run(x: Tensor, inputs: InputSpec, *outputs: Tensor, **options: int) -> None:
+    matrix = rotation(inputs.hadamard, x.device)
+    launch(
+        _quantize,
+        (len(x),),
+        *(x.contiguous(), matrix, *outputs),
+        COLUMNS=inputs.columns,
+        BITS=inputs.bits,
+        GROUP=inputs.group,
+        HADAMARD=inputs.hadamard,
+        CHANNELS=max(inputs.group, min(_MOST, power_of_two(inputs.columns, _LEAST))),
+        num_warps=8,
+        **options,
+        **EXACT,
+    )
+
+
+@triton.jit
 def _quantize(
-    x_ptr, matrix_ptr, q_ptr, scale_ptr, zero_ptr, alarm_ptr, total,
-    BITS: tl.constexpr, GROUP: tl.constexpr, HADAMARD: tl.constexpr, PLANES: tl.constexpr, CHANNELS: tl.constexpr,
+    x_ptr, matrix_ptr, result_ptr, scale_ptr, alarm_ptr,
+    COLUMNS: tl.constexpr, BITS: tl.constexpr, GROUP: tl.constexpr, HADAMARD: tl.constexpr,
+    CHANNELS: tl.constexpr, PLANES: tl.constexpr, MEASURE: tl.constexpr,
 ):  # fmt: skip
-    first = tl.program_id(0).to(tl.int64) * CHANNELS
-    channel = first + tl.arange(0, CHANNELS)
-    x = tl.load(x_ptr + channel, mask=channel < total, other=0.0).to(tl.float32)
-    x = tl.reshape(rotate(x, matrix_ptr, HADAMARD, CHANNELS), (CHANNELS // GROUP, GROUP))
-
-    low = tl.minimum(tl.min(x, axis=1), 0.0)
-    high = tl.maximum(tl.max(x, axis=1), 0.0)
-    scale = tl.div_rn(high - low, 2.0**BITS - 1)
-    # Minima and maxima pass NaN over.
-    bad = (tl.max((~is_finite(x)).to(tl.int32), axis=1) == 1) | ~is_finite(scale)
-    tl.store(alarm_ptr, 1, mask=tl.max(bad.to(tl.int32), axis=0) == 1)
+    token = tl.program_id(0).to(tl.int64)
+    x_ptr += token * COLUMNS
+    x = _rotated(x_ptr, 0, matrix_ptr, COLUMNS, HADAMARD, CHANNELS)
+    largest = tl.abs(x)
+    for first in range(CHANNELS, COLUMNS, CHANNELS):
+        x = _rotated(x_ptr, first, matrix_ptr, COLUMNS, HADAMARD, CHANNELS)
+        largest = tl.maximum(largest, tl.abs(x), propagate_nan=tl.PropagateNan.ALL)
+    # The maximum of a tile passes NaN over.
+    bad = tl.max((~is_finite(largest)).to(tl.int32), axis=0) == 1
+    scale = tl.div_rn(tl.max(largest, axis=0), 127.0 if BITS == 8 else 122.0)
     # Below the least normal number any scale will do: everything becomes zero.
-    scale = tl.where(scale < 1.1754943508222875e-38, 1.1920928955078125e-07, scale)
+    scale = tl.where(scale < 1.1754943508222875e-38, 1.0, scale)
+    inverse = tl.div_rn(1.0, scale)
 
-    # Rounded in the shifted range, as the definition does, so that ties fall on the same side.
-    shift: tl.constexpr = 2.0 ** (BITS - 1)
-    zero = tl.div_rn(-low, scale) - shift
-    zero = round_half_even(tl.minimum(tl.maximum(zero, -shift), shift - 1))
-    q = tl.div_rn(x, tl.broadcast_to(scale[:, None], (CHANNELS // GROUP, GROUP))) + zero[:, None]
-    q = round_half_even(tl.minimum(tl.maximum(q, -shift), shift - 1))
-    if BITS == 4:
-        q -= zero[:, None]
-    q = tl.reshape(q, (CHANNELS,)).to(tl.int8)
-
-    group = first // GROUP + tl.arange(0, CHANNELS // GROUP)
-    inside = group < total // GROUP
-    tl.store(scale_ptr + group, tl.where(bad, float("nan"), scale), mask=inside)
-    if BITS == 8:
-        tl.store(zero_ptr + group, zero.to(tl.int32), mask=inside)
-    if PLANES == 2:
-        even, odd = tl.split(tl.reshape(q, (CHANNELS // 2, 2)))
-        pair = first // 2 + tl.arange(0, CHANNELS // 2)
-        tl.store(q_ptr + pair, even, mask=pair < total // 2)
-        tl.store(q_ptr + total // 2 + pair, odd, mask=pair < total // 2)
+    moved = tl.zeros((CHANNELS,), tl.float32)
+    for first in range(0, COLUMNS, CHANNELS):
+        if COLUMNS > CHANNELS:
+            x = _rotated(x_ptr, first, matrix_ptr, COLUMNS, HADAMARD, CHANNELS)
+        target = x * inverse
+        if BITS == 8:
+            value = tl.minimum(tl.maximum(round_half_even(target), -127.0), 127.0)
+        else:
+            value = _stepped(target, GROUP, CHANNELS)
+        if MEASURE:
+            moved += (value - target) * (value - target)
+        else:
+            _store(result_ptr + token * (COLUMNS // PLANES), first, value.to(tl.int8), COLUMNS, CHANNELS, PLANES)
+    if MEASURE:
+        tl.store(result_ptr + token, tl.where(bad, float("nan"), tl.sqrt_rn(tl.sum(moved, axis=0)) * scale))
     else:
-        tl.store(q_ptr + channel, q, mask=channel < total)
+        tl.store(scale_ptr + token, tl.where(bad, float("nan"), scale))
+        tl.store(alarm_ptr, 1, mask=bad)
+
+
+@triton.jit
+def _rotated(x_ptr, first, matrix_ptr, COLUMNS: tl.constexpr, HADAMARD: tl.constexpr, CHANNELS: tl.constexpr):
+    channel = first + tl.arange(0, CHANNELS)
+    x = tl.load(x_ptr + channel, mask=channel < COLUMNS, other=0.0).to(tl.float32)
+    return rotate(x, matrix_ptr, HADAMARD, CHANNELS)
+
+
+@triton.jit
+def _stepped(target, GROUP: tl.constexpr, CHANNELS: tl.constexpr):
+    """Values of 4 bits, whole numbers in float32."""
+    target = tl.reshape(target, (CHANNELS // GROUP, GROUP))
+    low, high = tl.min(target, axis=1), tl.max(target, axis=1)
+    step = tl.maximum(round_half_even((high - low) * (1 / 15)), 1.0)
+    offset = round_half_even((low + high) * 0.5 - step * 7.5)
+    inverse = tl.div_rn(1.0, step)
+    q = round_half_even((target - offset[:, None]) * inverse[:, None])
+    q = tl.minimum(tl.maximum(q, 0.0), 15.0)
+    return tl.reshape(q * step[:, None] + offset[:, None], (CHANNELS,))
+
+
+@triton.jit
+def _store(row_ptr, first, value, COLUMNS: tl.constexpr, CHANNELS: tl.constexpr, PLANES: tl.constexpr):
+    place = first // PLANES + tl.arange(0, CHANNELS // PLANES)
+    inside = place < COLUMNS // PLANES
+    if PLANES == 2:
+        even, odd = tl.split(tl.reshape(value, (CHANNELS // 2, 2)))
+        tl.store(row_ptr + place, even, mask=inside)
+        tl.store(row_ptr + tl.num_programs(0).to(tl.int64) * (COLUMNS // 2) + place, odd, mask=inside)
+    else:
+        tl.store(row_ptr + place, value, mask=inside)
