@@ -25,14 +25,14 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, GenerationConfig
+from transformers import AutoConfig, AutoModelForImageTextToText, GenerationConfig
 from transformers.utils import GENERATION_CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME
 
 from quota import ops
 from quota.checkpoint.card import CARD_FILE, model_card
 from quota.checkpoint.lock import held
 from quota.checkpoint.manifest import seal
-from quota.checkpoint.named import in_one_line
+from quota.checkpoint.named import in_one_line, load_processor
 from quota.checkpoint.on_disk import OnDisk, empty_model
 from quota.checkpoint.save import RECIPE_FILE
 from quota.checkpoint.weights import Weights, weight_files
@@ -76,7 +76,7 @@ def compress_folder(
         tidy(target, folder)
         with in_one_line(str(source)):
             model, weights = _open(source, dtype)
-            processor = AutoProcessor.from_pretrained(source)
+            processor = load_processor(source)
         _claim(folder, job, _identity(source, weights, samples, scheme, model.dtype))
         try:
             blocks = OnDisk(model, weights, folder, scheme)
@@ -93,7 +93,7 @@ def compress_folder(
         model.config.save_pretrained(folder)
         model.generation_config.save_pretrained(folder)
         # Not the one that was used: a tokenizer saves the padding of its last call, too.
-        AutoProcessor.from_pretrained(source).save_pretrained(folder)
+        load_processor(source).save_pretrained(folder)
         result.recipe.save(folder / RECIPE_FILE)
         write_atomically(folder / CARD_FILE, model_card(model, scheme, result.recipe))
         for file in folder.iterdir():

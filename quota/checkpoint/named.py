@@ -26,6 +26,7 @@ from quota.samples import Sample, read_samples
 SHIPPED = "quota.shipped"
 """Entry points: a name -> its module."""
 _FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
+_LARGEST_VOCABULARY = 1 << 24
 
 
 class Shipped(Protocol):
@@ -89,8 +90,20 @@ def load_model(name: str) -> tuple[PreTrainedModel, Any, str]:
         verify_loading(source, source / MANIFEST_FILE, files)
     with in_one_line(name):
         model = AutoModelForImageTextToText.from_pretrained(where, dtype=model_dtype(name) or "auto")
-        processor = AutoProcessor.from_pretrained(where)
+        processor = load_processor(where)
     return model.eval(), processor, name if source is None or shipped(name) else source.name
+
+
+def load_processor(where: str | Path) -> Any:
+    """The processor of the model in a folder, or of a hub id.
+
+    QuotaError for token ids that no vocabulary has: to save them again takes memory for every id below the highest.
+    """
+    processor = AutoProcessor.from_pretrained(where)
+    highest = max(getattr(processor, "tokenizer", processor).get_vocab().values(), default=0)
+    if highest >= _LARGEST_VOCABULARY:
+        raise QuotaError(f"{where} holds a token with the id {highest}, which no vocabulary has; copy tokenizer.json again")
+    return processor
 
 
 def model_folder(name: str) -> Path:

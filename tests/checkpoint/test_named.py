@@ -76,3 +76,15 @@ def test_a_package_that_a_processor_misses_is_named(
     for use in (lambda: load_model(str(full_folder)), lambda: compress_folder(full_folder, tmp_path / "out", [])):
         with pytest.raises(QuotaError, match=rf"cannot load .*{package}.*; install it$"):
             use()
+
+
+def test_a_token_id_that_no_vocabulary_has_is_refused(full_folder: Path, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(full_folder, source)
+    tokenizer = json.loads((source / "tokenizer.json").read_text())
+    word = next(word for word in tokenizer["model"]["vocab"] if not word.startswith("<"))
+    tokenizer["model"]["vocab"][word] = 2**32 - 1
+    (source / "tokenizer.json").write_text(json.dumps(tokenizer))
+    for use in (lambda: load_model(str(source)), lambda: compress_folder(source, tmp_path / "out", [])):
+        with pytest.raises(QuotaError, match="a token with the id 4294967295, which no vocabulary has"):
+            use()
