@@ -102,7 +102,9 @@ def load_processor(where: str | Path) -> Any:
     processor = AutoProcessor.from_pretrained(where)
     highest = max(getattr(processor, "tokenizer", processor).get_vocab().values(), default=0)
     if highest >= _LARGEST_VOCABULARY:
-        raise QuotaError(f"{where} holds a token with the id {highest}, which no vocabulary has; copy tokenizer.json again")
+        raise QuotaError(
+            f"{where} holds a token with the id {highest}, which no vocabulary has; copy its tokenizer again"
+        )
     return processor
 
 

@@ -23,6 +23,7 @@ from quota.ops.interface import InputSpec, LinearSpec, LinearWeight
 from quota.ops.packing import pack_int32, unpack_int32
 from quota.ops.weights import dequantize_weight, join_scales, quantize_weight, split_scales
 from quota.quantization.gptq import gptq
+from quota.quantization.siblings import Siblings, shared
 from quota.scheme import QuantizationScheme
 
 FLOATS = torch.bfloat16, torch.float16, torch.float32, torch.float64
@@ -85,6 +86,7 @@ class W4A4Linear(nn.Module):
         inputs = input_spec(scheme, in_features)
         self.spec = LinearSpec(out_features, scheme.weight_bits, scheme.weight_group_for(in_features), inputs)
         self._made: _Made | None = None
+        self.siblings = Siblings()
         words = -(-in_features * scheme.weight_bits // 32)
         groups = in_features // self.spec.group
         packed = torch.zeros(out_features, words, dtype=torch.int32, device=device)
@@ -132,12 +134,22 @@ class W4A4Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., K] to [..., N] in x's dtype, without a gradient; QuotaError if x holds NaN or infinity."""
-        x = x.detach()
+        return shared(self, x, lambda layers: self._run(x.detach(), layers))
+
+    def _run(self, x: Tensor, layers: list[W4A4Linear]) -> list[Tensor]:
+        """What each of `layers`, all `alike`, makes of x."""
         rows = x.reshape(-1, self.in_features)
         if rows.dtype == torch.float64:
             rows = rows.float()
-        [y] = ops.for_linear(self.spec, x.device).linear(rows, [self._operand()])
-        return y.view(*x.shape[:-1], self.out_features).to(x.dtype)
+        outputs = ops.for_linear(self.spec, x.device).linear(rows, [layer._operand() for layer in layers])
+        shape = x.shape[:-1]
+        return [y.view(*shape, layer.out_features).to(x.dtype) for y, layer in zip(outputs, layers, strict=True)]
+
+    def alike(self, other: W4A4Linear) -> bool:
+        """Whether both quantise what they read in one way, and by one backend."""
+        mine, others = self.spec, other.spec
+        same = mine.inputs == others.inputs and mine.bits == others.bits and mine.group == others.group
+        return same and self.weight_packed.device == other.weight_packed.device
 
     def dequantized_weight(self) -> Tensor:
         """What the packed weights stand for, float32 [N, K], in the rotated basis."""

@@ -76,3 +76,32 @@ def test_layers_one_by_one_are_the_whole_model(name: str) -> None:
         for layer, one in zip(parts.decoder_layers, beside, strict=True):
             hidden = run(layer, hidden, one)
         assert torch.equal(model.lm_head(parts.text_model.norm(hidden)), model(**batch).logits)
+
+
+@families
+def test_layers_that_read_one_tensor_run_together(name: str) -> None:
+    tiny = TINY[name]
+    model = tiny.build()
+    scheme = QuantizationScheme(weight_rounding="rtn")
+    for linear, module in family(model).linears():
+        model.set_submodule(linear, W4A4Linear.from_linear(module, scheme))
+    batch = tiny.batch([tiny.prompt([tiny.sizes[0]], 3, seed=2)])
+    readers: list[tuple[Tensor, list[nn.Module]]] = []
+
+    def reads(layer: nn.Module, args: tuple[Tensor, ...]) -> None:
+        if not readers or readers[-1][0] is not args[0]:
+            readers.append((args[0], []))
+        readers[-1][1].append(layer)
+
+    layers = [module for module in model.modules() if isinstance(module, W4A4Linear)]
+    handles = [layer.register_forward_pre_hook(reads) for layer in layers]
+    with torch.no_grad():
+        expected = model(**batch).logits
+    for handle in handles:
+        handle.remove()
+    found = {layer: layer.siblings.layers() for layer in layers if len(layer.siblings)}
+    assert found == {first: others for _, (first, *others) in readers if others}
+    assert len(found) >= len(family(model).decoder_layers) * 2
+    with torch.no_grad():
+        assert torch.equal(model(**batch).logits, expected)
+    assert found == {layer: layer.siblings.layers() for layer in layers if len(layer.siblings)}
