@@ -7,7 +7,6 @@ which they are stored, and unpack in registers.
 from __future__ import annotations
 
 from quota.ops.cpu import attention, cache, library, linear, tokens
-from quota.ops.reference import tokens as reference_tokens
 
 
 class CpuBackend:
@@ -17,12 +16,15 @@ class CpuBackend:
 
     # A job that is called as its module hides it from what follows, so it comes last of it.
     lacks = staticmethod(linear.lacks)
+    quantize = staticmethod(linear.quantize)
+    sums = staticmethod(linear.sums)
+    activation_error = staticmethod(linear.activation_error)
+    linear = staticmethod(linear.linear)
     lacks_cache = staticmethod(cache.lacks_cache)
     quantize_kv = staticmethod(cache.quantize_kv)
     dequantize_kv = staticmethod(cache.dequantize_kv)
     decode_attention = staticmethod(cache.decode_attention)
     attention = staticmethod(attention.attention)
-    activation_error = staticmethod(reference_tokens.activation_error)
     peaks = staticmethod(tokens.peaks)
     cut = staticmethod(tokens.cut)
 

@@ -38,9 +38,9 @@ _KINDS = {"i": c_int, "n": c_int64, "p": c_void_p, "f": c_float}
 # tensor of any floating type, with its type.
 _FUNCTIONS = {
     "quota_best_isa": "",
-    "quota_linear": "ii pi nnnn pp nn pp",
-    "quota_group_sums": "ii p nnn p n p",
-    "quota_quantize": "ii pi nnnn pp",
+    "quota_linear": "ii pi nnnn i pn",
+    "quota_sums": "ii p nn p",
+    "quota_quantize": "ii pi nnnn i pp",
     "quota_kv4_quantize": "ii pi nnnn nnn n ppp",
     "quota_kv4_dequantize": "ii p nnnn pi",
     "quota_kv4_decode": "ii pi nnnnn nn pp p f p",

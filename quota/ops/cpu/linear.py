@@ -1,10 +1,146 @@
-"""The W4A4 linear operator on the CPU: in the making."""
+"""The linear operator on the CPU: the C++ kernels of `src/linear*` behind the backend's interface.
+
+Rotation, quantisation, integer product, scales and bias are one call for all weights that read the same inputs. Packed
+weights are read as the checkpoint holds them; what is prepared is their steps, a byte for a group of weights, in the
+order in which the kernels take them.
+"""
 
 from __future__ import annotations
 
-from quota.ops.interface import LinearSpec
+from collections.abc import Sequence
+from ctypes import c_int64
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from quota.ops.activations import NOT_FINITE
+from quota.ops.cpu.library import address, rows_of, run, typed
+from quota.ops.interface import InputSpec, LinearSpec, LinearWeight
+from quota.ops.reference import tokens as reference
+from quota.ops.reference.backend import LARGEST_COLUMNS, shared_inputs
+
+SMALLEST_GROUP = 8
+"""Channels that one 32-bit word of packed weights holds."""
+LARGEST_GROUP = 256
+OUTPUTS = 16
+"""Outputs whose steps stand together: OUTPUTS in src/linear.h."""
+
+_WORK = "the linear operator"
 
 
 def lacks(spec: LinearSpec) -> str | None:
-    """Why these kernels cannot run such a layer."""
-    return "its kernels are in the making"
+    """Why these kernels cannot run such a layer; None if they can."""
+    if spec.bits != 4:
+        return f"its kernels are for 4-bit weights, not {spec.bits}"
+    if spec.columns > LARGEST_COLUMNS:
+        return f"sums over {spec.columns} channels do not fit 32 bits"
+    if not _is_group(spec.group):
+        return f"its kernels take weight groups of {SMALLEST_GROUP} to {LARGEST_GROUP} channels, not {spec.group}"
+    return _lacks_inputs(spec.inputs)
+
+
+def linear(x: Tensor, weights: Sequence[LinearWeight]) -> list[Tensor]:
+    """x [M, K] float32, bfloat16 or float16 -> [M, N] of each weight in the same type. QuotaError for NaN or infinity.
+
+    A row of a result depends neither on the other rows and their number nor on threads and the other weights.
+    """
+    x, inputs, rows = x.contiguous(), shared_inputs(weights), len(x)
+    results = [torch.empty(rows, weight.spec.rows, dtype=x.dtype) for weight in weights]
+    fields = [field for weight, y in zip(weights, results, strict=True) for field in _fields(weight, y)]
+    run(
+        "quota_linear",
+        *typed("inputs", x, (rows, inputs.columns)),
+        *(rows, *_inputs(inputs), (c_int64 * len(fields))(*fields), len(weights)),
+        refusal=NOT_FINITE,
+        work=_WORK,
+    )
+    return results
+
+
+def sums(values: Tensor, weight: LinearWeight) -> Tensor:
+    """The integer sums inside `linear`: v int8 [M, K] -> int32 [M, N], by the kernel that it takes for so many rows."""
+    rows, columns = len(values), weight.spec.columns
+    y = torch.empty(rows, weight.spec.rows, dtype=torch.int32)
+    fields = _fields(weight, y)
+    run(
+        "quota_sums",
+        address("values", values, (rows, columns), torch.int8),
+        *(rows, columns, (c_int64 * len(fields))(*fields)),
+        work=_WORK,
+    )
+    return y
+
+
+def quantize(x: Tensor, inputs: InputSpec) -> tuple[Tensor, Tensor]:
+    """What `linear` makes of x [M, K]: v int8 [M, K] and s float32 [M]. QuotaError for NaN or infinity."""
+    x, rows = x.contiguous(), len(x)
+    values, scale = torch.empty(rows, inputs.columns, dtype=torch.int8), torch.empty(rows)
+    run(
+        "quota_quantize",
+        *typed("inputs", x, (rows, inputs.columns)),
+        *(rows, *_inputs(inputs), values.data_ptr(), scale.data_ptr()),
+        refusal=NOT_FINITE,
+        work=_WORK,
+    )
+    return values, scale
+
+
+def activation_error(x: Tensor, inputs: InputSpec) -> Tensor:
+    """||Q(x H) - x H||_2 of each row of x [M, K] -> [M] float32; NaN for a row that holds NaN or infinity."""
+    if _lacks_inputs(inputs):
+        return reference.activation_error(x, inputs)
+    x = rows_of(x.detach())
+    rows, step = len(x), x.stride(0)
+    errors = torch.empty(rows)
+    run(
+        "quota_activation_error",
+        *typed("tokens", x, (rows, inputs.columns), rows=True),
+        *(rows, inputs.columns, step, *_inputs(inputs)[1:], errors.data_ptr()),
+        work="the errors of activations",
+    )
+    return errors
+
+
+def _is_group(group: int) -> bool:
+    return SMALLEST_GROUP <= group <= LARGEST_GROUP and group & (group - 1) == 0
+
+
+def _lacks_inputs(inputs: InputSpec) -> str | None:
+    if inputs.bits not in (4, 8):
+        return f"its kernels are for 4- and 8-bit activations, not {inputs.bits}"
+    if inputs.columns % SMALLEST_GROUP or not inputs.columns:
+        return f"its kernels take multiples of {SMALLEST_GROUP} input channels, not {inputs.columns}"
+    if (inputs.bits == 4 and not _is_group(inputs.group)) or inputs.hadamard > LARGEST_GROUP:
+        return f"its kernels take groups of {SMALLEST_GROUP} to {LARGEST_GROUP} channels, not {inputs.group}"
+    return None
+
+
+def _inputs(inputs: InputSpec) -> tuple[int, int, int, int]:
+    """`Tokens` in src/linear.h: columns, hadamard, group and bits."""
+    return inputs.columns, inputs.hadamard, inputs.group, inputs.bits
+
+
+def _fields(weight: LinearWeight, y: Tensor) -> tuple[int | None, ...]:
+    """`Weights` in src/linear.h, field by field, with `y` for its result."""
+    spec, bias = weight.spec, weight.bias
+    groups = spec.columns // spec.group
+    if "cpu" not in weight.prepared:
+        address("weight steps", weight.step, (spec.rows, groups), torch.uint8)
+        weight.prepared["cpu"] = _prepared(weight.step)
+    blocks = -(-spec.rows // OUTPUTS)
+    return (
+        address("packed weights", weight.packed, (spec.rows, spec.columns // SMALLEST_GROUP), torch.int32),
+        address("weight steps", weight.prepared["cpu"], (blocks, groups, OUTPUTS), torch.uint8),
+        address("weight scales", weight.scale, (spec.rows,), torch.float32),
+        0 if bias is None else address("bias", bias, (spec.rows,), torch.float32),
+        y.data_ptr(),
+        spec.rows,
+        spec.group,
+    )
+
+
+def _prepared(step: Tensor) -> Tensor:
+    """Steps [N, G] as [N / OUTPUTS, G, OUTPUTS], ones behind the last output."""
+    padded = functional.pad(step, (0, 0, 0, -len(step) % OUTPUTS), value=1)
+    return padded.view(-1, OUTPUTS, step.shape[1]).transpose(1, 2).contiguous()

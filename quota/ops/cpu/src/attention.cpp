@@ -7,7 +7,6 @@
 #include "kv.h"
 
 using quota::is_head;
-using quota::LARGEST_GROUP;
 using quota::MAX_SHARED;
 using quota::PackedTensor;
 using quota::size_of;
@@ -138,21 +137,5 @@ int quota_attention_amx(int isa, int threads, const void* query, const void* key
         }
     }
     return enough ? DONE : NO_MEMORY;
-}
-
-// ||Q(x H) - x H|| of each row of x [rows, columns] in `type`, rows `step` apart -> errors [rows].
-int quota_activation_error(int isa, int threads, const void* x, int type, int64_t rows, int64_t columns, int64_t step,
-                           int64_t hadamard, int64_t group, int bits, float* errors) {
-    if (!runs_here(isa, threads) || !is_type(type) || !are_sizes({rows, columns, step}) ||
-        !is_rotation(hadamard, LARGEST_GROUP, columns) || !is_block(group, 1, LARGEST_GROUP, columns) ||
-        bits < 2 || bits > 16)
-        return WRONG_SIZES;
-    const quota::KvKernels& kernels = quota::kv_kernels(isa);
-#pragma omp parallel for schedule(static) num_threads(threads) if (rows > 16)
-    for (int64_t row = 0; row < rows; ++row) {
-        const char* from = static_cast<const char*>(x) + size_of(type) * row * step;
-        errors[row] = kernels.activation_error(from, type, columns, hadamard, group, bits);
-    }
-    return DONE;
 }
 }

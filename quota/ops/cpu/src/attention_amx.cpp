@@ -22,24 +22,24 @@ constexpr int64_t SIDE = 16, PAIR = 2 * SIDE, TILE = SIDE * PAIR;
 inline void multiply(const uint16_t* a, int64_t a_row, const uint16_t* b, int64_t b_next, int64_t b_step, int64_t steps,
                      float* to, int64_t to_row) {
     stored_before();
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
+    TILE_ZERO(0);
+    TILE_ZERO(1);
+    TILE_ZERO(2);
+    TILE_ZERO(3);
     for (int64_t step = 0; step < steps; ++step) {
-        _tile_loadd(4, a + step * PAIR, 2 * a_row);
-        _tile_loadd(6, b + step * b_step, 64);
-        _tile_loadd(7, b + step * b_step + b_next, 64);
-        _tile_dpbf16ps(0, 4, 6);
-        _tile_dpbf16ps(1, 4, 7);
-        _tile_loadd(5, a + step * PAIR + SIDE * a_row, 2 * a_row);
-        _tile_dpbf16ps(2, 5, 6);
-        _tile_dpbf16ps(3, 5, 7);
+        TILE_LOAD(4, a + step * PAIR, 2 * a_row);
+        TILE_LOAD(6, b + step * b_step, 64);
+        TILE_LOAD(7, b + step * b_step + b_next, 64);
+        TILE_DOT_BFLOAT16(0, 4, 6);
+        TILE_DOT_BFLOAT16(1, 4, 7);
+        TILE_LOAD(5, a + step * PAIR + SIDE * a_row, 2 * a_row);
+        TILE_DOT_BFLOAT16(2, 5, 6);
+        TILE_DOT_BFLOAT16(3, 5, 7);
     }
-    _tile_stored(0, to, 4 * to_row);
-    _tile_stored(1, to + SIDE, 4 * to_row);
-    _tile_stored(2, to + SIDE * to_row, 4 * to_row);
-    _tile_stored(3, to + SIDE * to_row + SIDE, 4 * to_row);
+    TILE_STORE(0, to, 4 * to_row);
+    TILE_STORE(1, to + SIDE, 4 * to_row);
+    TILE_STORE(2, to + SIDE * to_row, 4 * to_row);
+    TILE_STORE(3, to + SIDE * to_row + SIDE, 4 * to_row);
 }
 
 }  // namespace
@@ -133,7 +133,7 @@ void attend_amx(const Prefill& job, int64_t head, int64_t band, float* scratch) 
             }
         }
     }
-    _tile_release();
+    release_tiles();
 }
 
 }  // namespace quota

@@ -49,29 +49,29 @@ inline uint16_t to_float16(float value) {
     return uint16_t(sign | (size - 0x38000000u + 0xfffu + (size >> 13 & 1u)) >> 13);
 }
 
-inline void load_halves(const uint16_t* x, FloatType type, int64_t count, float* out) {
-    if (type == BFLOAT16) {
-        for (int64_t i = 0; i < count; i++) out[i] = from_bfloat16(x[i]);
-    } else {
-        for (int64_t i = 0; i < count; i++) out[i] = from_float16(x[i]);
+// One number of any type.
+inline float load_float(const char* x, FloatType type) {
+    if (type == FLOAT32) {
+        float value;
+        std::memcpy(&value, x, sizeof value);
+        return value;
     }
+    uint16_t half;
+    std::memcpy(&half, x, sizeof half);
+    return type == BFLOAT16 ? from_bfloat16(half) : from_float16(half);
 }
 
-// Writes y[row, first : first + count] = values + bias.
-inline void store_row(const Result& out, const Weights& w, int64_t row, int64_t first, int64_t count,
-                      const float* values) {
-    float sum[16];
-    for (int64_t i = 0; i < count; i++) sum[i] = out.bias ? values[i] + out.bias[first + i] : values[i];
-    const int64_t at = row * w.outputs + first;
-    if (out.type == FLOAT32) {
-        std::memcpy(static_cast<float*>(out.y) + at, sum, count * sizeof(float));
+// Numbers [at, at + count) of y, of any type.
+inline void store_floats(void* y, FloatType type, int64_t at, int64_t count, const float* values) {
+    if (type == FLOAT32) {
+        std::memcpy(static_cast<float*>(y) + at, values, count * sizeof(float));
         return;
     }
-    uint16_t* y = static_cast<uint16_t*>(out.y) + at;
-    if (out.type == BFLOAT16) {
-        for (int64_t i = 0; i < count; i++) y[i] = to_bfloat16(sum[i]);
+    uint16_t* halves = static_cast<uint16_t*>(y) + at;
+    if (type == BFLOAT16) {
+        for (int64_t i = 0; i < count; i++) halves[i] = to_bfloat16(values[i]);
     } else {
-        for (int64_t i = 0; i < count; i++) y[i] = to_float16(sum[i]);
+        for (int64_t i = 0; i < count; i++) halves[i] = to_float16(values[i]);
     }
 }
 

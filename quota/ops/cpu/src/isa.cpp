@@ -10,7 +10,9 @@
 
 namespace {
 
-#if defined(__x86_64__) && defined(__linux__)
+#if defined(QUOTA_PLAIN_TILES)
+bool amx() { return true; }
+#elif defined(__x86_64__) && defined(__linux__)
 // Linux hands out the 8 KiB of tile registers on request only.
 bool amx() {
     constexpr unsigned BFLOAT16 = 1u << 22, TILE = 1u << 24, INT8 = 1u << 25, ALL = BFLOAT16 | TILE | INT8;

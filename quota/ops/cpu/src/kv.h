@@ -7,8 +7,6 @@ namespace quota {
 
 // Heads of up to this many channels; the kernels keep one in a buffer of fixed size.
 constexpr int MAX_WIDTH = 1024;
-// Channels of the largest group and rotation of activations.
-constexpr int64_t LARGEST_GROUP = 256;
 // Query heads of one key head that are served together.
 constexpr int MAX_SHARED = 4;
 
@@ -89,8 +87,6 @@ struct KvKernels {
     void (*decode)(const float* query, int shared, int64_t width, const PackedRows& keys, const PackedRows& values,
                    const uint8_t* valid, int64_t start, int64_t tokens, float scaling, float* scratch, float* out);
     void (*softmax)(void* logits, int type, const SoftmaxRows& rows, float* scratch);
-    // How far the activation quantiser moves a token [columns].
-    float (*activation_error)(const void* x, int type, int64_t columns, int64_t hadamard, int64_t group, int bits);
     float (*length)(const float* x, int64_t width);
     // Of the block at `row` with all columns. What lies on both sides of the diagonal is made above it, for both.
     void (*products)(const TokenProducts& job, int64_t row);

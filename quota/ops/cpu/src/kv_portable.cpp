@@ -1,4 +1,3 @@
-#include "attention_error.h"
 #include "attention_kernels.h"
 #include "kv_kernels.h"
 #include "peaks_kernels.h"
@@ -6,7 +5,6 @@
 namespace quota {
 
 extern const KvKernels kv_kernels_portable;
-const KvKernels kv_kernels_portable = {quantize, dequantize,       rotate_in, rotate_out, decode,
-                                       softmax,  activation_error, length,    products,   peak};
+const KvKernels kv_kernels_portable = {quantize, dequantize, rotate_in, rotate_out, decode, softmax, length, products, peak};
 
 }  // namespace quota

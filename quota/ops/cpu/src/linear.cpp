@@ -1,212 +1,236 @@
-// What Python calls: checks sizes and the numbers in the activations, takes tokens MOST_ROWS at a time, and spreads
-// rows, then blocks of outputs, over threads.
+// What Python calls: checks sizes, and deals tokens or outputs out to threads.
 #include "linear.h"
 
 #include <atomic>
-#include <cstdlib>
-#include <memory>
+#include <cstring>
 
 #include "checks.h"
 #include "isa.h"
+#include "team.h"
+#include "workspace.h"
 
 namespace {
 
-// Channels in one word of packed weights, and in the largest group and rotation.
-constexpr int64_t WORD = 8, LARGEST = 256;
+// Channels in one word of packed weights, and in the largest group and rotation; more channels overflow a sum.
+constexpr int64_t WORD = 8, LARGEST = 256, MOST_COLUMNS = 131071;
 
 // Below this many multiplications, starting threads takes longer than the work.
 constexpr int64_t WORTH_THREADS = 1 << 19;
+// Tokens of each thread from which on it takes its own through all outputs.
+constexpr int64_t WORTH_ROWS = 48;
+// Bytes of quantised tokens that stay in a second-level cache.
+constexpr int64_t MOST_BYTES = 1 << 20;
 
 struct Kernels {
     Quantize quantize;
+    Measure measure;
     Multiply multiply;
-    int64_t block;
+    int64_t together;
 };
 
-bool takes_tiles(int isa, int64_t rows, int64_t group) { return isa == AMX && rows >= TILE / 2 && group == CHUNK; }
-
-Kernels kernels(int isa, bool tiles, bool wide) {
-    if (tiles) return {quantize_avx512, multiply_amx, wide ? WIDE_BLOCK_AMX : BLOCK_AMX};
-    if (isa >= AVX512) return {quantize_avx512, multiply_avx512, BLOCK_AVX512};
-    if (isa == AVX2) return {quantize_avx2, multiply_avx2, BLOCK_AVX2};
-    return {quantize_portable, multiply_portable, BLOCK_PORTABLE};
+Kernels kernels(int isa, int64_t rows) {
+    Kernels found = isa >= AVX512 ? Kernels{quantize_avx512, measure_avx512, multiply_avx512, ROWS_AVX512}
+                    : isa == AVX2 ? Kernels{quantize_avx2, measure_avx2, multiply_avx2, ROWS_AVX2}
+                                  : Kernels{quantize_portable, measure_portable, multiply_portable, ROWS_PORTABLE};
+    // Tiles are for 16 rows; with half of them they are as fast as vectors.
+    if (isa == AMX && rows >= 8) found.multiply = multiply_amx, found.together = ROWS_AMX;
+    if (rows == 1) found.together = 1;
+    return found;
 }
-
-struct Free {
-    void operator()(void* memory) const { std::free(memory); }
-};
-
-// Memory that a thread keeps and that only ever grows.
-class Workspace {
-public:
-    bool reserve(int64_t size) {
-        used_ = 0;
-        if (size <= size_) return true;
-        memory_.reset(static_cast<char*>(std::aligned_alloc(LINE, divide_up(size, LINE) * LINE)));
-        size_ = memory_ ? size : 0;
-        return memory_ != nullptr;
-    }
-    // The next `count` elements of what was reserved, with up to LINE bytes lost in front of them.
-    template <class T>
-    T* take(int64_t count) {
-        used_ = divide_up(used_, LINE) * LINE;
-        T* piece = reinterpret_cast<T*>(memory_.get() + used_);
-        used_ += count * int64_t(sizeof(T));
-        return piece;
-    }
-    static constexpr int64_t LINE = 64;
-
-private:
-    std::unique_ptr<char, Free> memory_;
-    int64_t size_ = 0, used_ = 0;
-};
 
 // What all threads read belongs to the thread that calls, what one alone needs to itself.
 thread_local Workspace common, own;
 
-// Codes of x.rows tokens and `floats` floats; false without memory.
-bool take_codes(Workspace& memory, Activations& x, int64_t floats, float** buffer) {
-    const int64_t codes = divide_up(x.columns, CHUNK) * CHUNK * x.rows, places = x.groups * x.rows;
-    if (!memory.reserve(codes + 8 * places + 4 * floats + 4 * Workspace::LINE)) return false;
-    x.codes = memory.take<int8_t>(codes);
-    x.scale = memory.take<float>(places);
-    x.offset = memory.take<int32_t>(places);
-    *buffer = memory.take<float>(floats);
-    return true;
+int64_t bytes_of(const Values& x) { return x.padded() * (x.chunks() * CHUNK + 8); }
+
+void take(Workspace& memory, Values& x) {
+    x.data = memory.take<int8_t>(x.padded() * x.chunks() * CHUNK);
+    x.scale = memory.take<float>(x.padded());
+    x.sum = memory.take<int32_t>(x.padded());
 }
 
-bool take_tiles(Workspace& memory, Activations& x) {
-    const int64_t places = divide_up(x.rows, TILE) * TILE * divide_up(x.groups, TILE_GROUPS) * TILE_GROUPS;
-    if (!memory.reserve(places * (CHUNK + 4) + 2 * Workspace::LINE)) return false;
-    x.tiles = memory.take<int8_t>(places * CHUNK);
-    x.tile_scale = memory.take<float>(places);
-    return true;
-}
+// Some tokens through some outputs of some weights.
+struct Job {
+    const Weights* weights;
+    int64_t count, rows, columns;
+    FloatType type;
+    int64_t floats;  // that `fill` needs
 
-const void* rows_after(const void* x, FloatType type, int64_t row, int64_t columns) {
-    return static_cast<const char*>(x) + row * columns * (type == FLOAT32 ? 4 : 2);
-}
-
-Result after(Result out, int64_t row, int64_t outputs, int64_t groups) {
-    if (out.sums)
-        out.sums += row * outputs * groups;
-    else
-        out.y = const_cast<void*>(rows_after(out.y, out.type, row, outputs));
-    return out;
-}
-
-// Where the code of channel k stands.
-int8_t* place(const Activations& x, int64_t row, int64_t k) {
-    return x.codes + (k / CHUNK * x.rows + row) * CHUNK + k % CHUNK / 8 * 8 + k % 8 / 2 + k % 2 * 4;
-}
-
-// `fill(token, row, x, buffer)` sets row `row` of x to the codes of a token; false if it is not finite.
-template <class Fill>
-Status run(int isa, int threads, int64_t rows, int64_t columns, int64_t group, Weights w, const Result& whole,
-           Fill fill) {
-    Activations x = {rows < MOST_ROWS ? rows : MOST_ROWS, columns, group, columns / group, {}, {}, {}, {}, {}};
-    const bool tiles = takes_tiles(isa, x.rows, group);
-    float* none;
-    if (!(tiles ? take_tiles(common, x) : take_codes(common, x, 0, &none))) return NO_MEMORY;
-    const Kernels use = kernels(isa, tiles, w.outputs >= 2 * threads * WIDE_BLOCK_AMX);
-    w.block = use.block;
-    std::atomic<Status> status{DONE};
-
-    // In parts as large as each other: each goes through all the weights.
-    const int64_t parts = divide_up(rows, MOST_ROWS), most = divide_up(divide_up(rows, TILE), parts ? parts : 1) * TILE;
-    for (int64_t part = 0; part < rows && status == DONE; part += most) {
-        x.rows = rows - part < most ? rows - part : most;
-        const Result out = after(whole, part, w.outputs, x.groups);
-#pragma omp parallel num_threads(threads) if (x.rows * columns * w.outputs > WORTH_THREADS)
-        {
-            Activations draft = x;
-            draft.rows = tiles ? TILE : 0;
-            float* buffer = nullptr;
-            if (!take_codes(own, draft, columns, &buffer)) status = NO_MEMORY;
-            Activations& to = tiles ? draft : x;
-            const int64_t step = tiles ? TILE : 1;
-#pragma omp for
-            for (int64_t first = 0; first < x.rows; first += step) {
-                const int64_t count = x.rows - first < step ? x.rows - first : step;
-                for (int64_t row = 0; row < count && buffer; row++)
-                    if (!fill(part + first + row, tiles ? row : first, to, buffer)) status = REFUSED;
-                if (tiles && buffer) arrange_amx(draft, count, first / TILE, x);
-            }
-            if (status == DONE) {
-#pragma omp for
-                for (int64_t first = 0; first < w.outputs; first += w.block) use.multiply(x, w, out, first);
-            }
+    int64_t panels() const {
+        int64_t all = 0;
+        for (int64_t i = 0; i < count; i++) all += divide_up(weights[i].outputs, PANEL);
+        return all;
+    }
+    // The panels [first, last) of all weights, in their order.
+    void multiply(Multiply kernel, const Values& x, int64_t row, int64_t first, int64_t last, int32_t* sums) const {
+        for (int64_t i = 0; i < count; i++) {
+            const int64_t panels = divide_up(weights[i].outputs, PANEL), from = first > 0 ? first : 0;
+            const int64_t end = last * PANEL < weights[i].outputs ? last * PANEL : weights[i].outputs;
+            if (from * PANEL < end) kernel({x, weights[i], from * PANEL, end, type, row, sums});
+            first -= panels;
+            last -= panels;
         }
     }
+};
+
+// Every thread takes tokens of its own through all outputs. `fill(first, count, x, row, buffer)` sets rows of x to tokens;
+// false if one is not finite.
+template <class Fill>
+Status split_tokens(int isa, int threads, const Job& job, Fill fill) {
+    int64_t parts = threads, size;
+    const int64_t most = MOST_BYTES / job.columns < 64 ? 64 : MOST_BYTES / job.columns;
+    while ((size = round_up(divide_up(job.rows, parts), 16)) > most) parts += threads;
+    std::atomic<Status> status{DONE};
+    std::atomic<int64_t> next{0};
+    share(threads, [&](const Member&) {
+        for (int64_t first; status == DONE && (first = size * next++) < job.rows;) {
+            const int64_t count = job.rows - first < size ? job.rows - first : size;
+            const Kernels use = kernels(isa, count);
+            Values x = {count, job.columns, use.together, nullptr, nullptr, nullptr};
+            if (!own.reserve(bytes_of(x) + 4 * (job.floats + x.padded() * PANEL))) {
+                status = NO_MEMORY;
+                continue;
+            }
+            take(own, x);
+            float* buffer = own.take<float>(job.floats);
+            if (fill(first, count, x, 0, buffer))
+                job.multiply(use.multiply, x, first, 0, job.panels(), own.take<int32_t>(x.padded() * PANEL));
+            else
+                status = REFUSED;
+        }
+    });
     return status;
+}
+
+// All threads quantise tokens, then take outputs.
+template <class Fill>
+Status split_outputs(int isa, int threads, const Job& job, Fill fill) {
+    const Kernels use = kernels(isa, job.rows);
+    Values all = {job.rows, job.columns, use.together, nullptr, nullptr, nullptr};
+    // One token is quantised by each thread for itself, which takes less time than to wait for another.
+    const bool alone = job.rows == 1;
+    if (!alone) {
+        if (!common.reserve(bytes_of(all))) return NO_MEMORY;
+        take(common, all);
+    }
+    const int64_t panels = job.panels(), jobs = 4 * threads, size = divide_up(panels, jobs);
+    std::atomic<Status> status{DONE};
+    std::atomic<int64_t> next{0};
+    share(threads, [&](Member member) {
+        Values x = all;
+        if (own.reserve((alone ? bytes_of(x) : 0) + 4 * (job.floats + x.padded() * PANEL))) {
+            if (alone) take(own, x);
+            float* buffer = own.take<float>(job.floats);
+            int64_t first = 0, last = 1;
+            if (!alone) part(member, job.rows, first, last);
+            if (!fill(first, last - first, x, first, buffer)) status = REFUSED;
+        } else {
+            status = NO_MEMORY;
+        }
+        if (!alone) member.wait();
+        if (status != DONE) return;
+        int32_t* sums = own.take<int32_t>(x.padded() * PANEL);
+        for (int64_t first; (first = size * next++) < panels;)
+            job.multiply(use.multiply, x, 0, first, first + size < panels ? first + size : panels, sums);
+    });
+    return status;
+}
+
+template <class Fill>
+Status run(int isa, int threads, const Job& job, Fill fill) {
+    if (job.rows == 0) return DONE;
+    if (job.rows * job.columns * PANEL * job.panels() < WORTH_THREADS) threads = 1;
+    return job.rows >= WORTH_ROWS * threads ? split_tokens(isa, threads, job, fill)
+                                            : split_outputs(isa, threads, job, fill);
+}
+
+// Tokens as the kernels take them.
+bool fits(const Tokens& x) {
+    return is_type(x.type) && x.columns > 0 && x.columns <= MOST_COLUMNS && x.columns % WORD == 0 && x.step >= 0 &&
+           is_rotation(x.hadamard, LARGEST, x.columns) &&
+           (x.bits == 8 || (x.bits == 4 && is_block(x.group, WORD, LARGEST, x.columns)));
+}
+
+bool fits(const Weights* weights, int64_t count, int64_t columns) {
+    for (int64_t i = 0; i < count; i++)
+        if (weights[i].outputs < 0 || !is_block(weights[i].group, WORD, LARGEST, columns)) return false;
+    return true;
 }
 
 }  // namespace
 
 extern "C" {
 
-// x [rows, columns] and y [rows, outputs] of type `type`; hadamard 0: no rotation. Everything contiguous.
+// x [rows, columns] of `type` times `count` weights, whose results are of that type. hadamard 0: no rotation; bits 4 or 8.
+// Everything contiguous.
 int quota_linear(int isa, int threads, const void* x, int type, int64_t rows, int64_t columns, int64_t hadamard,
-                        int64_t activation_group, const uint8_t* packed, const uint16_t* scale, int64_t scales,
-                        int64_t outputs, const float* bias, void* y) {
-    const int64_t weight_group = scales > 0 && columns % scales == 0 ? columns / scales : 0;
-    int64_t group = activation_group < weight_group ? activation_group : weight_group;
-    if (group > CHUNK) group = CHUNK;
-    if (!runs_here(isa, threads) || !is_type(type) || !are_sizes({rows, columns, outputs}) ||
-        !is_block(activation_group, WORD, LARGEST, columns) || !is_rotation(hadamard, LARGEST, columns) ||
-        !is_block(group, WORD, CHUNK, columns) || weight_group % group != 0)
+                 int64_t group, int bits, const Weights* weights, int64_t count) {
+    const Tokens tokens = {x, FloatType(type), columns, columns, hadamard, group, bits};
+    if (!runs_here(isa, threads) || !are_sizes({rows, count}) || !is_type(type) || !fits(tokens) ||
+        !fits(weights, count, columns))
         return WRONG_SIZES;
-    const Weights w = {outputs, packed, scale, scales, weight_group / group, 0};
-    const Result out = {y, FloatType(type), bias, nullptr};
-    const Quantize quantize = kernels(isa, false, false).quantize;
-    return run(isa, threads, rows, columns, group, w, out,
-               [&](int64_t token, int64_t row, Activations& to, float* buffer) {
-                   const void* from = rows_after(x, FloatType(type), token, columns);
-                   return quantize(from, FloatType(type), hadamard, activation_group, row, to, buffer);
-               });
+    const Job job = {weights, count, rows, columns, FloatType(type), Pieces(tokens).floats()};
+    const Quantize quantize = kernels(isa, rows).quantize;
+    return run(isa, threads, job, [&](int64_t first, int64_t number, Values& to, int64_t row, float* buffer) {
+        return quantize(tokens, first, number, to, row, buffer);
+    });
 }
 
-// For tests: S [rows, outputs, columns / group] of codes [rows, columns], by the kernel that quota_linear would take.
-int quota_group_sums(int isa, int threads, const int8_t* codes, int64_t rows, int64_t columns, int64_t group,
-                            const uint8_t* packed, int64_t outputs, int32_t* sums) {
-    if (!runs_here(isa, threads) || !are_sizes({rows, columns, outputs}) || !is_block(group, WORD, CHUNK, columns))
+// For tests: S [rows, outputs] int32 of v [rows, columns], by the kernel that quota_linear would take, as the weight's y.
+int quota_sums(int isa, int threads, const int8_t* values, int64_t rows, int64_t columns, const Weights* weight) {
+    if (!runs_here(isa, threads) || !are_sizes({rows}) || columns <= 0 || columns > MOST_COLUMNS || columns % WORD != 0 ||
+        !fits(weight, 1, columns))
         return WRONG_SIZES;
-    const uint16_t one = 0x3f80;
-    const Weights w = {outputs, packed, &one, 0, columns, 0};
-    const Result out = {nullptr, FLOAT32, nullptr, sums};
-    return run(isa, threads, rows, columns, group, w, out, [&](int64_t token, int64_t row, Activations& to, float*) {
-        for (int64_t g = 0; g < to.groups; g++) {
-            int32_t sum = 0;
-            for (int64_t k = g * group; k < (g + 1) * group; k++) {
-                const int8_t code = codes[token * columns + k];
-                *place(to, row, k) = code;
-                sum += code;
+    const Job job = {weight, 1, rows, columns, INTEGERS, 0};
+    return run(isa, threads, job, [&](int64_t first, int64_t number, Values& to, int64_t row, float*) {
+        for (int64_t i = 0; i < number; i++) {
+            const int8_t* from = values + (first + i) * columns;
+            to.scale[row + i] = 1;
+            to.sum[row + i] = 0;
+            for (int64_t k = 0; k < to.chunks() * CHUNK; k++) {
+                const int8_t value = k < columns ? from[k] : 0;
+                to.at(row + i, k / CHUNK)[k % CHUNK / 8 * 8 + k % 8 / 2 + k % 2 * 4] = value;
+                to.sum[row + i] += value;
             }
-            to.scale[g * to.rows + row] = 1;
-            to.offset[g * to.rows + row] = -8 * sum;
         }
         return true;
     });
 }
 
-// For tests: codes [rows, columns] and scale [rows, columns / group] of x.
+// For tests: v [rows, columns] and s [rows] of x.
 int quota_quantize(int isa, int threads, const void* x, int type, int64_t rows, int64_t columns, int64_t hadamard,
-                   int64_t group, int8_t* codes, float* scale) {
-    if (!runs_here(isa, threads) || !is_type(type) || !are_sizes({rows, columns}) ||
-        !is_block(group, WORD, LARGEST, columns) || !is_rotation(hadamard, LARGEST, columns))
-        return WRONG_SIZES;
-    // Groups of at most CHUNK stand for the caller's, if they are larger.
-    const int64_t part = group < CHUNK ? group : CHUNK;
-    float* buffer;
-    Activations to = {1, columns, part, columns / part, {}, {}, {}, {}, {}};
-    if (!take_codes(own, to, columns, &buffer)) return NO_MEMORY;
+                   int64_t group, int bits, int8_t* values, float* scale) {
+    const Tokens tokens = {x, FloatType(type), columns, columns, hadamard, group, bits};
+    if (!runs_here(isa, threads) || !are_sizes({rows}) || !is_type(type) || !fits(tokens)) return WRONG_SIZES;
+    const Kernels use = kernels(isa, rows);
+    const int64_t floats = Pieces(tokens).floats();
+    Values to = {rows, columns, use.together, nullptr, nullptr, nullptr};
+    if (!own.reserve(bytes_of(to) + 4 * floats)) return NO_MEMORY;
+    take(own, to);
+    if (!use.quantize(tokens, 0, rows, to, 0, own.take<float>(floats))) return REFUSED;
     for (int64_t row = 0; row < rows; row++) {
-        const void* from = rows_after(x, FloatType(type), row, columns);
-        if (!kernels(isa, false, false).quantize(from, FloatType(type), hadamard, group, 0, to, buffer)) return REFUSED;
-        for (int64_t k = 0; k < columns; k++) codes[row * columns + k] = *place(to, 0, k);
-        for (int64_t g = 0; g < columns / group; g++) scale[row * (columns / group) + g] = to.scale[g * (group / part)];
+        for (int64_t k = 0; k < columns; k++)
+            values[row * columns + k] = to.at(row, k / CHUNK)[k % CHUNK / 8 * 8 + k % 8 / 2 + k % 2 * 4];
+        scale[row] = to.scale[row];
     }
     return DONE;
+}
+
+// s ||v - t|| of each row of x [rows, columns] of `type`, rows `step` apart -> errors [rows].
+int quota_activation_error(int isa, int threads, const void* x, int type, int64_t rows, int64_t columns, int64_t step,
+                           int64_t hadamard, int64_t group, int bits, float* errors) {
+    const Tokens tokens = {x, FloatType(type), columns, step, hadamard, group, bits};
+    if (!runs_here(isa, threads) || !are_sizes({rows}) || !is_type(type) || !fits(tokens)) return WRONG_SIZES;
+    const Measure measure = kernels(isa, rows).measure;
+    const int64_t floats = Pieces(tokens).floats();
+    std::atomic<Status> status{DONE};
+    share(rows * columns < WORTH_THREADS / PANEL ? 1 : threads, [&](const Member& member) {
+        int64_t first, last;
+        part(member, rows, first, last);
+        if (!own.reserve(4 * floats)) status = NO_MEMORY;
+        else measure(tokens, first, last - first, errors + first, own.take<float>(floats));
+    });
+    return status;
 }
 
 }

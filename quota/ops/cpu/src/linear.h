@@ -1,74 +1,118 @@
-// The quantised linear operator: what its parts share.
+// The quantised linear operator: what its parts share. Definitions: quota/ops/activations.py, weights.py and
+// reference/backend.py.
 //
-//     y[m, n] = bias[n] + sum_g  weight_scale[n, g] * scale[m, g] * S[m, n, g]
-//     S[m, n, g] = sum_{k in g} (q[m, k] - zero[m, g]) * (w[n, k] - 8)            an int32, exactly
+//     y_tn = ((s_n S_tn) s_t) + b_n        S_tn = sum_k v_tk g_nj q_nk        int32, exactly, over all channels k
 //
-// Weights are read as the checkpoint holds them: 8 channels of a row in 4 bytes, even ones in the low nibbles. So the
-// activations are stored with the even channels of every 8 in front of the odd ones, and a product of bytes needs no
-// shuffle of weights.
+// Tokens become whole numbers v of a byte; a panel of outputs is unpacked to whole weights g q, and multiplied with all
+// tokens while it lies in the first-level cache. Weights are read as the checkpoint holds them: 8 channels of a row in
+// 4 bytes, even ones in the low nibbles. So the even channels of every 8 stand in front of the odd ones in v, and
+// unpacking needs no shuffle of bytes.
 //
-// Groups are added in their order, each with one fused multiply-add by weight_scale * scale. AVX2, AVX512 and AMX thus
-// give the same bits, whatever the number of rows or threads; the portable code rounds the product once more.
+// No float operation is fused, and sums are exact: every instruction set gives the same bits, whatever the number of
+// rows, threads and weights.
 #pragma once
 
 #include <cstdint>
 
-enum FloatType { FLOAT32 = 0, BFLOAT16 = 1, FLOAT16 = 2 };
+// The last is for tests alone: S itself in place of y.
+enum FloatType { FLOAT32 = 0, BFLOAT16 = 1, FLOAT16 = 2, INTEGERS = 3 };
 
-// Channels between two jumps in the layout of activations: 32 bytes of packed weights.
-constexpr int64_t CHUNK = 64;
-// Tokens handled at once; more would push their codes out of the second-level cache.
-constexpr int64_t MOST_ROWS = 256;
-
-// Quantised tokens. A kernel takes all tokens through one chunk of channels before the next, hence the order.
-struct Activations {
-    int64_t rows, columns;
-    int64_t group, groups;  // of S: the smallest of the activations' group, the weights' and CHUNK
-    int8_t* codes;          // [chunks, rows, CHUNK]  q - zero in -15 .. 15; the end of a last short chunk is not set
-    float* scale;           // [groups, rows]
-    int32_t* offset;        // [groups, rows]  -8 * sum of codes, for kernels that take weights as 0 .. 15
-    int8_t* tiles;          // AMX only: see arrange_amx
-    float* tile_scale;      // AMX only
-};
-
-struct Weights {
-    int64_t outputs;
-    const uint8_t* packed;  // [outputs, columns / 2]
-    const uint16_t* scale;  // bfloat16 [outputs, scales]
-    int64_t scales;
-    int64_t groups_per_scale;
-    int64_t block;  // outputs that a thread takes at once
-};
-
-struct Result {
-    void* y;  // [rows, outputs]
-    FloatType type;
-    const float* bias;  // [outputs] or null
-    int32_t* sums;  // not null: [rows, outputs, groups], written in place of y
-};
-
-// The token x to row `row` of `out`; `buffer` holds `columns` floats. False if it holds NaN or infinity or spans more than
-// float32.
-using Quantize = bool (*)(const void* x, FloatType type, int64_t hadamard, int64_t group, int64_t row, Activations& out,
-                          float* buffer);
-// All rows times the outputs [first, first + w.block).
-using Multiply = void (*)(const Activations& x, const Weights& w, const Result& out, int64_t first);
-
-bool quantize_portable(const void*, FloatType, int64_t, int64_t, int64_t, Activations&, float*);
-bool quantize_avx2(const void*, FloatType, int64_t, int64_t, int64_t, Activations&, float*);
-bool quantize_avx512(const void*, FloatType, int64_t, int64_t, int64_t, Activations&, float*);
-void multiply_portable(const Activations&, const Weights&, const Result&, int64_t);
-void multiply_avx2(const Activations&, const Weights&, const Result&, int64_t);
-void multiply_avx512(const Activations&, const Weights&, const Result&, int64_t);
-void multiply_amx(const Activations&, const Weights&, const Result&, int64_t);
-
-// Lays the codes of TILE rows, `count` of which are tokens, out as AMX takes them.
-void arrange_amx(const Activations& codes, int64_t count, int64_t tile, Activations& x);
-
-constexpr int64_t BLOCK_PORTABLE = 16, BLOCK_AVX2 = 8, BLOCK_AVX512 = 16, BLOCK_AMX = 64;
-// AMX takes this many outputs at once if all threads get some: the more, the fewer passes over the tokens.
-constexpr int64_t WIDE_BLOCK_AMX = 256;
-// Columns of an AMX tile: tokens. Groups that are taken together, so that as many are laid out.
-constexpr int64_t TILE = 16, TILE_GROUPS = 4;
+// Channels that are handled at once, and chunks that an unpacked panel spans: 16 KB, half of a first-level cache.
+constexpr int64_t CHUNK = 64, CHUNKS = 8;
+// Outputs of a panel.
+constexpr int64_t PANEL = 32;
+// Outputs whose steps stand together.
+constexpr int64_t OUTPUTS = 16;
+// Lanes of the widest vectors.
+constexpr int64_t MOST_LANES = 16;
 
 constexpr int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+constexpr int64_t round_up(int64_t a, int64_t b) { return divide_up(a, b) * b; }
+
+// Tokens to quantise.
+struct Tokens {
+    const void* x;  // [., columns] of `type`, rows `step` numbers apart
+    FloatType type;
+    int64_t columns, step;
+    int64_t hadamard;  // block of the rotation; 0 and 1: none
+    int64_t group;     // of 4 bits; with 8 it counts for nothing
+    int bits;
+};
+
+// A token is cut into pieces that are rotated and quantised each for itself, as many at once as a vector has lanes.
+struct Pieces {
+    int64_t length, count;  // channels of one; of a token
+    int64_t tokens;         // that are quantised together: so few that their floats stay in the cache, yet lanes are full
+
+    explicit Pieces(const Tokens& x) {
+        const int64_t divisor = x.columns & -x.columns, group = x.bits == 4 ? x.group : 0;
+        length = divisor < CHUNK ? divisor : CHUNK;
+        if (length < group) length = group;
+        if (length < x.hadamard) length = x.hadamard;
+        count = x.columns / length;
+        tokens = 1;
+        while (8 * (lanes() - tokens * count) > tokens * count && tokens < MOST_LANES) tokens *= 2;
+    }
+    int64_t lanes() const { return round_up(tokens * count, MOST_LANES); }
+    // Of memory for `tokens` tokens: their channels, two bounds for each group of at least 8, and five numbers a piece.
+    int64_t floats() const { return lanes() * (length + length / 4 + 5); }
+};
+
+// Quantised tokens.
+struct Values {
+    int64_t rows, columns;
+    int64_t together;  // rows that lie together, as many as a kernel takes at once: a power of two
+    // v, zero behind the last channel: [blocks of CHUNKS chunks, rows / together, chunks of the block, together, CHUNK].
+    int8_t* data;
+    float* scale;  // [rows]: s
+    int32_t* sum;  // [rows]: of v, for kernels that need one factor without a sign
+
+    int64_t chunks() const { return divide_up(columns, CHUNK); }
+    int64_t padded() const { return round_up(rows, together); }
+    int8_t* at(int64_t row, int64_t chunk) const {
+        const int64_t block = chunk / CHUNKS * CHUNKS, width = chunks() - block < CHUNKS ? chunks() - block : CHUNKS;
+        const int64_t inside = row & (together - 1);
+        return data + (block * padded() + (row - inside) * width + (chunk - block) * together + inside) * CHUNK;
+    }
+};
+
+// One weight, and where its result goes: the layout that Python fills in, field by field.
+struct Weights {
+    const uint8_t* packed;  // [outputs, columns / 2]
+    const uint8_t* steps;   // [outputs / OUTPUTS, columns / group, OUTPUTS]
+    const float* scale;     // [outputs]
+    const float* bias;      // [outputs] or null
+    void* y;                // [rows, outputs]
+    int64_t outputs, group;
+};
+
+// A job of multiplying: all rows of x times the outputs [first, last) of w, `first` a multiple of PANEL.
+struct Product {
+    const Values& x;
+    const Weights& w;
+    int64_t first, last;
+    FloatType type;
+    int64_t row;    // of y that the first row of x goes to
+    int32_t* sums;  // memory for [x.padded(), PANEL]
+};
+
+// Tokens [first, first + count) of x to rows [row, row + count) of `out`; `buffer` has Pieces(x).floats() floats, whole
+// cache lines. False if one holds NaN or infinity.
+using Quantize = bool (*)(const Tokens& x, int64_t first, int64_t count, Values& out, int64_t row, float* buffer);
+// s ||v - t|| of tokens [first, first + count), what quantisation adds to them; NaN for one that is not finite.
+using Measure = void (*)(const Tokens& x, int64_t first, int64_t count, float* errors, float* buffer);
+using Multiply = void (*)(const Product& job);
+
+bool quantize_portable(const Tokens&, int64_t, int64_t, Values&, int64_t, float*);
+bool quantize_avx2(const Tokens&, int64_t, int64_t, Values&, int64_t, float*);
+bool quantize_avx512(const Tokens&, int64_t, int64_t, Values&, int64_t, float*);
+void measure_portable(const Tokens&, int64_t, int64_t, float*, float*);
+void measure_avx2(const Tokens&, int64_t, int64_t, float*, float*);
+void measure_avx512(const Tokens&, int64_t, int64_t, float*, float*);
+void multiply_portable(const Product&);
+void multiply_avx2(const Product&);
+void multiply_avx512(const Product&);
+void multiply_amx(const Product&);
+
+// Rows that each takes at once.
+constexpr int64_t ROWS_PORTABLE = 1, ROWS_AVX2 = 4, ROWS_AVX512 = 8, ROWS_AMX = 32;

@@ -1,116 +1,155 @@
-// The operator with AVX512-VNNI: 16 outputs at once, one in each lane.
-#include <immintrin.h>
-
+// The operator with AVX512-VNNI: 16 outputs a vector. One factor of its products has no sign: weights are 128 more than
+// they are, which the sum of a token's values takes back.
 #include "avx512.h"
-#include "multiply.h"
 #include "one_token.h"
 #include "quantize.h"
 
 namespace {
 
-struct Lanes {
-    static constexpr int width = 16, words = 16;
-    using F = __m512;
-    using I = __m512i;
-
-    static F load(const float* x) { return _mm512_loadu_ps(x); }
+struct Lanes : Wide {
     static void store(float* out, F x) { _mm512_storeu_ps(out, x); }
-    static F set(float x) { return _mm512_set1_ps(x); }
+    static void store_integers(int32_t* out, I x) { _mm512_storeu_si512(out, x); }
     static F min(F a, F b) { return _mm512_min_ps(a, b); }
     static F max(F a, F b) { return _mm512_max_ps(a, b); }
-    template <int S>
-    static F butterfly(F x) {
-        const __mmask16 upper = S == 1 ? 0xaaaa : S == 2 ? 0xcccc : S == 4 ? 0xf0f0 : 0xff00;
-        const F sign = _mm512_mask_blend_ps(upper, _mm512_set1_ps(1), _mm512_set1_ps(-1));
-        const F other = S == 1   ? _mm512_permute_ps(x, 0xb1)
-                        : S == 2 ? _mm512_permute_ps(x, 0x4e)
-                        : S == 4 ? _mm512_shuffle_f32x4(x, x, 0xb1)
-                                 : _mm512_shuffle_f32x4(x, x, 0x4e);
-        return _mm512_fmadd_ps(x, sign, other);
-    }
-    // Markstein's division: from the rounded inverse, one correction by the exact remainder is correctly rounded.
-    static F quotient(F x, F scale, F inverse) {
-        const F close = _mm512_mul_ps(x, inverse);
-        return _mm512_fmadd_ps(_mm512_fnmadd_ps(close, scale, x), inverse, close);
-    }
-    static float least(F x) { return _mm512_reduce_min_ps(x); }
-    static float most(F x) { return _mm512_reduce_max_ps(x); }
-    static bool has_nan(F x) { return _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q); }
-    static void store_codes(int8_t* out, F x, int zero) {
-        // Saturation to bytes leaves what is outside of -8 .. 7 outside.
-        const __m128i least = _mm_set1_epi8(-8), most = _mm_set1_epi8(7), zeros = _mm_set1_epi8(char(zero));
-        const __m128i order = _mm_setr_epi8(0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15);
-        const __m128i q = _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(x));
-        const __m128i codes = _mm_sub_epi8(_mm_min_epi8(_mm_max_epi8(q, least), most), zeros);
-        _mm_storeu_si128(reinterpret_cast<__m128i*>(out), _mm_shuffle_epi8(codes, order));
-    }
-
-    static void store_results(const Result& out, const Weights& w, int64_t row, int64_t first, int64_t count, F x) {
-        store_vector(out, w, row, first, count, x);
-    }
-    static void store_integers(int32_t* out, I x) { _mm512_storeu_si512(out, x); }
-    static F to_float(I x) { return _mm512_cvtepi32_ps(x); }
     static F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
-    static I low_nibbles(I x) { return _mm512_and_si512(x, _mm512_set1_epi8(15)); }
-    static I high_nibbles(I x) { return low_nibbles(_mm512_srli_epi16(x, 4)); }
 
-    static void transposed(const uint8_t* const* row, int64_t at, int64_t count, I* out) {
-        const __mmask16 mask = __mmask16((1u << count) - 1);
-        for (int i = 0; i < 16; i++) out[i] = _mm512_maskz_loadu_epi32(mask, row[i] + at);
-        transpose(out);
-    }
-
-    // Takes 32 scales of each row at a time, transposed in pairs.
-    struct Scales {
-        const uint16_t* const* row;
-        int64_t count, first = -1;
+    // Halves are transposed in pairs, 32 channels at once, if there are as many.
+    struct Loader {
+        const char* const* pieces;
+        FloatType type;
         I pairs[16];
 
-        Scales(const uint16_t* const* rows, int64_t scales) : row(rows), count(scales) {}
-        F operator()(int64_t index) {
-            if (index / 32 * 32 != first) take(index / 32 * 32);
-            const I pair = pairs[index % 32 / 2];
-            return _mm512_castsi512_ps(index % 2 ? _mm512_and_si512(pair, _mm512_set1_epi32(int(0xffff0000)))
-                                                 : _mm512_slli_epi32(pair, 16));
+        Loader(const char* const* pieces, FloatType type) : pieces(pieces), type(type) {}
+        void operator()(int64_t channel, int64_t length, F* out) {
+            const int64_t size = type == FLOAT32 ? 4 : 2, words = size == 4 ? 16 : 32 / size;
+            if (size == 4 || channel % 32 == 0) {
+                const int64_t left = (length - channel) * size / 4;
+                const __mmask16 mask = left < words ? __mmask16((1u << left) - 1) : 0xffff;
+                for (int l = 0; l < 16; l++) pairs[l] = _mm512_maskz_loadu_epi32(mask, pieces[l] + size * channel);
+                transpose(pairs);
+            }
+            const I* from = pairs + (size == 2 ? channel % 32 / 2 : 0);
+            for (int i = 0; i < 16; i++)
+                out[i] = type == FLOAT32 ? _mm512_castsi512_ps(pairs[i])
+                         : i % 2         ? upper(from[i / 2], type)
+                                         : lower(from[i / 2], type);
         }
-        void take(int64_t from) {
-            const int64_t left = count - from < 32 ? count - from : 32;
-            const __mmask32 mask = __mmask32((uint64_t(1) << left) - 1);
-            for (int i = 0; i < 16; i++) pairs[i] = _mm512_maskz_loadu_epi16(mask, row[i] + from);
-            transpose(pairs);
-            first = from;
+        static F lower(I pair, FloatType type) {
+            if (type == BFLOAT16) return _mm512_castsi512_ps(_mm512_slli_epi32(pair, 16));
+            return _mm512_cvtph_ps(_mm512_cvtepi32_epi16(pair));
+        }
+        static F upper(I pair, FloatType type) {
+            if (type == BFLOAT16) return _mm512_castsi512_ps(_mm512_and_si512(pair, _mm512_set1_epi32(int(0xffff0000))));
+            return _mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_srli_epi32(pair, 16)));
         }
     };
+    static I bytes(F a, F b, F c, F d) {
+        const I byte = _mm512_set1_epi32(0xff), half = _mm512_set1_epi32(0xffff);
+        const I second = _mm512_slli_epi32(_mm512_castps_si512(b), 8), fourth = _mm512_slli_epi32(_mm512_castps_si512(d), 8);
+        // The first where its mask is set, else the second.
+        const I low = _mm512_ternarylogic_epi32(byte, _mm512_castps_si512(a), second, 0xca);
+        const I high = _mm512_ternarylogic_epi32(byte, _mm512_castps_si512(c), fourth, 0xca);
+        return _mm512_ternarylogic_epi32(half, low, _mm512_slli_epi32(high, 16), 0xca);
+    }
+    static I add_bytes(I sum, I words) { return _mm512_dpbusd_epi32(sum, _mm512_set1_epi8(1), words); }
+    static void scatter(I* words, int64_t count, int8_t* const* out, int64_t lanes) {
+        const __mmask16 mask = __mmask16((1u << count) - 1);
+        transpose(words);
+        for (int64_t l = 0; l < lanes; l++) _mm512_mask_storeu_epi32(out[l], mask, words[l]);
+    }
 
-    template <int WORDS, int ROWS>
-    static void group_sums(const int8_t* codes, const I* weights, const int32_t* offset, I* sums) {
-        // Two chains of additions a token, as one waits for itself.
-        I even[ROWS], odd[ROWS];
-        for (int m = 0; m < ROWS; m++) {
-            even[m] = _mm512_set1_epi32(offset[m]);
-            odd[m] = _mm512_setzero_si512();
-        }
-        for (int j = 0; j < WORDS; j++)
-            for (int m = 0; m < ROWS; m++) {
-                int32_t x[2];
-                std::memcpy(x, codes + m * CHUNK + 8 * j, sizeof x);
-                even[m] = _mm512_dpbusd_epi32(even[m], weights[2 * j], _mm512_set1_epi32(x[0]));
-                odd[m] = _mm512_dpbusd_epi32(odd[m], weights[2 * j + 1], _mm512_set1_epi32(x[1]));
+    static constexpr int64_t rows = ROWS_AVX512;
+
+    static void unpack(const Product& job, int64_t first, int64_t chunk, int64_t chunks, int8_t* out) {
+        Wide::unpack<128>(job, first, chunk, chunks, out);
+    }
+    template <class Behind>
+    static void multiply(const Values& x, int64_t row, int64_t rows, int64_t chunk, int64_t chunks, const int8_t* weights,
+                         int32_t* sums, Behind behind) {
+        multiply<ROWS_AVX512>(x, row, rows, chunk, chunks, weights, sums);
+        behind();
+    }
+    // ROWS rows, or as many as there are.
+    template <int ROWS>
+    static void multiply(const Values& x, int64_t row, int64_t rows, int64_t chunk, int64_t chunks, const int8_t* weights,
+                         int32_t* sums) {
+        if constexpr (ROWS > 1)
+            if (rows < ROWS) return multiply<ROWS - 1>(x, row, rows, chunk, chunks, weights, sums);
+        const int8_t* values = x.at(row, chunk);
+        I total[ROWS][2];
+        for (int m = 0; m < ROWS; m++)
+            for (int tile = 0; tile < 2; tile++)
+                total[m][tile] = chunk ? _mm512_loadu_si512(sums + m * PANEL + tile * width)
+                                       : _mm512_set1_epi32(-128 * x.sum[row + m]);
+        for (int64_t c = 0; c < chunks; c++, values += x.together * CHUNK, weights += 2048)
+            for (int k = 0; k < 16; k++) {
+                const I low = _mm512_load_si512(weights + 64 * k), high = _mm512_load_si512(weights + 1024 + 64 * k);
+                for (int m = 0; m < ROWS; m++) {
+                    int32_t four;
+                    std::memcpy(&four, values + m * CHUNK + 4 * k, sizeof four);
+                    total[m][0] = _mm512_dpbusd_epi32(total[m][0], low, _mm512_set1_epi32(four));
+                    total[m][1] = _mm512_dpbusd_epi32(total[m][1], high, _mm512_set1_epi32(four));
+                }
             }
-        for (int m = 0; m < ROWS; m++) sums[m] = _mm512_add_epi32(even[m], odd[m]);
+        for (int m = 0; m < ROWS; m++)
+            for (int tile = 0; tile < 2; tile++) store_integers(sums + m * PANEL + tile * width, total[m][tile]);
+    }
+
+    static constexpr int64_t groups = 2;
+
+    struct Token {
+        I even, odd;
+        __mmask16 there;
+        int32_t offset[2];
+
+        Token(const int8_t* values, int64_t count) : there(count == 2 ? 0xffff : 0xff) {
+            const I low = _mm512_loadu_si512(values);
+            const I high = count == 2 ? _mm512_loadu_si512(values + CHUNK) : _mm512_setzero_si512();
+            const I lanes = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+            even = _mm512_permutex2var_epi32(low, lanes, high);
+            odd = _mm512_permutex2var_epi32(low, _mm512_add_epi32(lanes, _mm512_set1_epi32(1)), high);
+            offset[0] = -_mm512_reduce_add_epi32(_mm512_dpbusd_epi32(_mm512_setzero_si512(), _mm512_set1_epi8(8), low));
+            offset[1] = -_mm512_reduce_add_epi32(_mm512_dpbusd_epi32(_mm512_setzero_si512(), _mm512_set1_epi8(8), high));
+        }
+        I times(const uint8_t* row) const {
+            const I packed = _mm512_maskz_loadu_epi32(there, row), nibble = _mm512_set1_epi8(15);
+            const I sums = _mm512_dpbusd_epi32(_mm512_setzero_si512(), _mm512_and_si512(packed, nibble), even);
+            return _mm512_dpbusd_epi32(sums, _mm512_and_si512(_mm512_srli_epi16(packed, 4), nibble), odd);
+        }
+    };
+    // Lanes 0 .. 7 of a row's are the first group's, 8 .. 15 the second's.
+    static void add_up(const I* parts, I* sums) {
+        I quad[4], half[2];
+        for (int i = 0; i < 4; i++) {
+            const I* row = parts + 4 * i;
+            const I a = _mm512_add_epi32(_mm512_unpacklo_epi32(row[0], row[1]), _mm512_unpackhi_epi32(row[0], row[1]));
+            const I b = _mm512_add_epi32(_mm512_unpacklo_epi32(row[2], row[3]), _mm512_unpackhi_epi32(row[2], row[3]));
+            quad[i] = _mm512_add_epi32(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b));
+        }
+        for (int i = 0; i < 2; i++) {
+            const I a = quad[2 * i], b = quad[2 * i + 1];
+            half[i] = _mm512_add_epi32(_mm512_shuffle_i32x4(a, b, 0x88), _mm512_shuffle_i32x4(a, b, 0xdd));
+        }
+        sums[0] = _mm512_shuffle_i32x4(half[0], half[1], 0x88);
+        sums[1] = _mm512_shuffle_i32x4(half[0], half[1], 0xdd);
+    }
+    static I plus_scaled(I total, I sums, int32_t offset, const uint8_t* steps) {
+        const I step = _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(steps)));
+        return _mm512_add_epi32(total, _mm512_mullo_epi32(_mm512_add_epi32(sums, _mm512_set1_epi32(offset)), step));
     }
 };
 
 }  // namespace
 
-bool quantize_avx512(const void* x, FloatType type, int64_t hadamard, int64_t group, int64_t row, Activations& out,
-                     float* buffer) {
-    if (group < Lanes::width || (hadamard > 1 && hadamard < Lanes::width))
-        return quantize_avx2(x, type, hadamard, group, row, out, buffer);
-    return quantize<Lanes>(x, type, hadamard, group, row, out, buffer);
+bool quantize_avx512(const Tokens& x, int64_t first, int64_t count, Values& out, int64_t row, float* buffer) {
+    return quantize<Lanes>(x, first, count, out, row, buffer);
 }
 
-void multiply_avx512(const Activations& x, const Weights& w, const Result& out, int64_t first) {
-    if (fits_one_token(x)) return multiply_one_token<Lanes>(x, w, out, first);
-    multiply<Lanes>(x, w, out, first);
+void measure_avx512(const Tokens& x, int64_t first, int64_t count, float* errors, float* buffer) {
+    measure<Lanes>(x, first, count, errors, buffer);
+}
+
+void multiply_avx512(const Product& job) {
+    if (is_one_token(job)) return multiply_one_token<Lanes>(job);
+    multiply<Lanes>(job);
 }

@@ -1,115 +1,102 @@
-// A block of outputs, one in each lane, times all tokens.
+// All rows times a range of outputs: unpack a panel of weights, multiply it with all rows, scale.
 //
-// The packed words of the block's rows are transposed in registers; then four bytes of a token, the same
-// in every lane, meet four weights of each output in one instruction. That serves one token and many alike: no sum
-// across lanes, and the work on the weights is shared by all tokens. V is one instruction set's:
+// V is one instruction set's:
 //
-//     width, F, I                       lanes; floats and int32 of one vector
-//     words                             packed words of a row that are loaded at once
-//     transposed(rows, at, count, out)  so many words, or fewer, from byte `at` of each row: vector j is word j of all
-//     Scales(rows, count)(index)        scale number `index` of all rows
-//     low_nibbles, high_nibbles         of every byte
-//     group_sums<WORDS, ROWS>           S of ROWS tokens
-//     to_float, fma, load, store, set, store_integers, store_results     as named
+//     panel, rows                  outputs of a panel, at most PANEL; rows that `multiply` takes at once
+//     Weight                       an unpacked weight; a panel of CHUNKS chunks has panel * CHUNKS * CHUNK of them
+//     unpack(job, first, chunk, chunks, out)    g q of outputs from `first` on in so many chunks, however `multiply` likes them
+//     multiply(x, row, rows, chunk, chunks, weights, sums, behind)    adds the products of such rows and chunks to `sums`
+//                                  [rows, PANEL]; with chunk 0 it sets them. Calls behind() when most of it is done.
+//     width, F, set, load, whole, store_result   vectors of floats; from int32; to any type
 #pragma once
 
 #include "floats.h"
 
 namespace {
 
+// What becomes of the sums of a panel.
 template <class V>
-struct Rows {
-    const uint8_t* packed[V::width];
-    const uint16_t* scale[V::width];
-    int64_t count;
+struct Finish {
+    const Product& job;
+    const int64_t first, count;
+    alignas(64) float scale[PANEL], bias[PANEL];
 
-    Rows(const Activations& x, const Weights& w, int64_t first) {
-        count = w.outputs - first < V::width ? w.outputs - first : V::width;
-        for (int64_t i = 0; i < V::width; i++) {
-            // Lanes past the last output do it again.
-            const int64_t n = first + (i < count ? i : count - 1);
-            packed[i] = w.packed + n * x.columns / 2;
-            scale[i] = w.scale + n * w.scales;
+    // Of so many outputs from `first` on, or fewer at the end.
+    Finish(const Product& job, int64_t first, int64_t most)
+        : job(job), first(first), count(job.last - first < most ? job.last - first : most) {
+        for (int64_t i = 0; i < count; i++) scale[i] = job.w.scale[first + i];
+        for (int64_t i = 0; i < count; i++) bias[i] = job.w.bias ? job.w.bias[first + i] : 0;
+        for (int64_t i = count; i < most; i++) scale[i] = bias[i] = 0;
+    }
+
+    // ((S s_n) s_t) + b_n of row `row`, and of so many rows behind it.
+    void operator()(int64_t row, int64_t rows) const {
+        for (int64_t m = row; m < row + rows; m++) {
+            const int32_t* sums = job.sums + m * PANEL;
+            const int64_t at = (job.row + m) * job.w.outputs + first;
+            if (job.type == INTEGERS) {
+                std::memcpy(static_cast<int32_t*>(job.w.y) + at, sums, count * sizeof *sums);
+                continue;
+            }
+            const typename V::F token = V::set(job.x.scale[m]);
+            for (int64_t i = 0; i < count; i += V::width) {
+                typename V::F y = V::whole(sums + i) * V::load(scale + i) * token;
+                if (job.w.bias) y = y + V::load(bias + i);
+                V::store_result(job.w.y, job.type, at + i, count - i < V::width ? count - i : V::width, y);
+            }
         }
     }
 };
 
 template <class V>
-inline void write_sums(typename V::I sums, const Activations& x, const Weights& w, const Result& out, int64_t m,
-                       int64_t first, int64_t count, int64_t g) {
-    int32_t lanes[V::width];
-    V::store_integers(lanes, sums);
-    for (int64_t i = 0; i < count; i++) out.sums[(m * w.outputs + first + i) * x.groups + g] = lanes[i];
-}
-
-// Fetches the part of the next block of outputs that starts where words [from, to) of this one's rows do. With few tokens
-// the work waits for memory, and processors do not foresee jumps from row to row. Into the second-level cache: rows whose
-// lengths are powers of two would push one another out of the first.
-template <class V>
-inline void prefetch_next_block(const Activations& x, const Weights& w, int64_t first, int64_t from, int64_t to) {
-    constexpr int64_t LINE = 64, WORD = 4;
-    const uint8_t* next = w.packed + (first + V::width) * x.columns / 2;
-    for (int64_t at = from * WORD * V::width; at < to * WORD * V::width; at += LINE) __builtin_prefetch(next + at, 0, 2);
-}
-
-// Groups of WORDS packed words.
-template <class V, int WORDS>
-inline void multiply_groups(const Activations& x, const Weights& w, const Result& out, int64_t first) {
-    constexpr int64_t GROUP = 8 * WORDS;
-    const Rows<V> rows(x, w, first);
-    typename V::Scales scales(rows.scale, w.scales);
-    const int64_t words = x.columns / 8;
-    alignas(64) float y[MOST_ROWS][V::width];
-    for (int64_t m = 0; m < x.rows; m++) V::store(y[m], V::set(0));
-
-    for (int64_t word = 0; word < words; word += V::words) {
-        const int64_t loaded = words - word < V::words ? words - word : V::words;
-        typename V::I packed[V::words];
-        V::transposed(rows.packed, 4 * word, loaded, packed);
-        prefetch_next_block<V>(x, w, first, word, word + loaded);
-
-        for (int64_t part = 0; part < loaded; part += WORDS) {
-            typename V::I weights[2 * WORDS];
-            for (int j = 0; j < WORDS; j++) {
-                weights[2 * j] = V::low_nibbles(packed[part + j]);
-                weights[2 * j + 1] = V::high_nibbles(packed[part + j]);
+inline void multiply(const Product& job) {
+    const Values& x = job.x;
+    static thread_local struct alignas(4096) { typename V::Weight weights[V::panel * CHUNKS * CHUNK]; } unpacked;
+    for (int64_t first = job.first; first < job.last; first += V::panel) {
+        const Finish<V> finish(job, first, V::panel);
+        for (int64_t chunk = 0; chunk < x.chunks(); chunk += CHUNKS) {
+            const int64_t chunks = x.chunks() - chunk < CHUNKS ? x.chunks() - chunk : CHUNKS;
+            V::unpack(job, first, chunk, chunks, unpacked.weights);
+            // The sums of some rows are finished while those of the next are made.
+            int64_t ready = 0;
+            const bool last = chunk + chunks == x.chunks();
+            for (int64_t m = 0; m < x.rows; m += V::rows) {
+                const int64_t rows = x.rows - m < V::rows ? x.rows - m : V::rows;
+                V::multiply(x, m, rows, chunk, chunks, unpacked.weights, job.sums + m * PANEL, [&] {
+                    if (last && m > ready) finish(ready, m - ready), ready = m;
+                });
             }
-            const int64_t g = (word + part) / WORDS, channel = g * GROUP;
-            const typename V::F weight_scale = scales(g / w.groups_per_scale);
-            const int8_t* codes = x.codes + channel / CHUNK * x.rows * CHUNK + channel % CHUNK;
-            const float* scale = x.scale + g * x.rows;
-            const int32_t* offset = x.offset + g * x.rows;
-
-            for (int64_t m = 0; m < x.rows;) {
-                typename V::I sums[4];
-                const int64_t taken = x.rows - m < 4 ? 1 : 4;
-                if (taken == 4)
-                    V::template group_sums<WORDS, 4>(codes + m * CHUNK, weights, offset + m, sums);
-                else
-                    V::template group_sums<WORDS, 1>(codes + m * CHUNK, weights, offset + m, sums);
-                for (int64_t i = 0; i < taken; i++, m++) {
-                    if (out.sums) {
-                        write_sums<V>(sums[i], x, w, out, m, first, rows.count, g);
-                        continue;
-                    }
-                    const typename V::F step = weight_scale * scale[m];
-                    V::store(y[m], V::fma(V::to_float(sums[i]), step, V::load(y[m])));
-                }
-            }
+            if (last) finish(ready, x.rows - ready);
         }
     }
-    if (out.sums) return;
-    for (int64_t m = 0; m < x.rows; m++) V::store_results(out, w, m, first, rows.count, V::load(y[m]));
 }
 
-template <class V>
-inline void multiply(const Activations& x, const Weights& w, const Result& out, int64_t first) {
-    switch (x.group) {
-        case 8: return multiply_groups<V, 1>(x, w, out, first);
-        case 16: return multiply_groups<V, 2>(x, w, out, first);
-        case 32: return multiply_groups<V, 4>(x, w, out, first);
-        default: return multiply_groups<V, 8>(x, w, out, first);
+// What is stored of the 8 channels in one word of packed weights: the pointers of so many rows. Those past the last
+// output are the last once more.
+template <int COUNT>
+struct Rows {
+    const uint8_t* packed[COUNT];
+
+    Rows(const Product& job, int64_t first, int64_t channel) {
+        const int64_t bytes = job.x.columns / 2, last = job.w.outputs - 1;
+        for (int64_t i = 0; i < COUNT; i++)
+            packed[i] = job.w.packed + (first + i < last ? first + i : last) * bytes + channel / 2;
     }
+};
+
+// The steps of the OUTPUTS outputs around `output` in the group of `channel`; for outputs past the last those of others.
+inline const uint8_t* steps_of(const Product& job, int64_t output, int64_t channel) {
+    const int64_t last = (job.w.outputs - 1) / OUTPUTS, place = output / OUTPUTS < last ? output / OUTPUTS : last;
+    const int shift = __builtin_ctzll(uint64_t(job.w.group));
+    return job.w.steps + (place * (job.x.columns >> shift) + (channel >> shift)) * OUTPUTS;
+}
+
+// Fetches a share of the panel of `outputs` outputs behind `first`, whose rows lie in one piece: what `count` channels from
+// `channel` on take up in so many rows. Processors do not foresee jumps from row to row. Into the second-level cache: rows
+// whose lengths are powers of two would push one another out of the first.
+inline void prefetch(const Product& job, int64_t first, int64_t outputs, int64_t channel, int64_t count) {
+    const uint8_t* next = job.w.packed + (first + outputs) * (job.x.columns / 2);
+    for (int64_t at = channel * outputs / 2; at < (channel + count) * outputs / 2; at += 64) __builtin_prefetch(next + at, 0, 2);
 }
 
 }  // namespace
