@@ -3,6 +3,7 @@
 sanitized    under AddressSanitizer and UBSan
 clang        the same by another compiler
 not-inlined  every function for itself, without sanitizers, which would hide stores that the compiler drops
+tiles        AMX in plain C++, on every machine with AVX512-VNNI, sanitized; tiles-bare the same without sanitizers
 """
 
 from __future__ import annotations
@@ -19,9 +20,16 @@ sys.path.insert(0, str(ROOT))
 from setup import INSTRUCTION_SETS  # noqa: E402
 
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
-FLAGS = ["-std=c++17", "-fopenmp", "-Wno-psabi", "-g", "-O1"]
+FLAGS = ["-std=c++17", "-fopenmp", "-Wno-psabi", "-ffp-contract=off", "-g", "-O1"]
+TILES = ["-DQUOTA_PLAIN_TILES"]
 # Name -> compiler and flags besides.
-VARIANTS = {"sanitized": ("g++", SANITIZE), "clang": ("clang++", SANITIZE), "not-inlined": ("g++", ["-fno-inline"])}
+VARIANTS = {
+    "sanitized": ("g++", SANITIZE),
+    "clang": ("clang++", SANITIZE),
+    "not-inlined": ("g++", ["-fno-inline"]),
+    "tiles": ("g++", [*SANITIZE, *TILES]),
+    "tiles-bare": ("g++", TILES),
+}
 
 
 def build(out: Path, variant: str = "sanitized") -> None:

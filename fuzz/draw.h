@@ -8,13 +8,13 @@
 
 #include "../quota/ops/cpu/src/checks.h"
 #include "../quota/ops/cpu/src/kv.h"
+#include "../quota/ops/cpu/src/linear.h"
 
 extern "C" {
 int quota_best_isa();
-int quota_linear(int, int, const void*, int, int64_t, int64_t, int64_t, int64_t, const uint8_t*, const uint16_t*, int64_t,
-                 int64_t, const float*, void*);
-int quota_group_sums(int, int, const int8_t*, int64_t, int64_t, int64_t, const uint8_t*, int64_t, int32_t*);
-int quota_quantize(int, int, const void*, int, int64_t, int64_t, int64_t, int64_t, int8_t*, float*);
+int quota_linear(int, int, const void*, int, int64_t, int64_t, int64_t, int64_t, int, const Weights*, int64_t);
+int quota_sums(int, int, const int8_t*, int64_t, int64_t, const Weights*);
+int quota_quantize(int, int, const void*, int, int64_t, int64_t, int64_t, int64_t, int, int8_t*, float*);
 int quota_kv4_quantize(int, int, const void*, int, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t,
                        uint8_t*, uint16_t*, uint16_t*);
 int quota_kv4_dequantize(int, int, const quota::PackedTensor*, int64_t, int64_t, int64_t, int64_t, void*, int);

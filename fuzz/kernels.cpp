@@ -4,8 +4,9 @@
 //
 // Every buffer is as large as the call may touch and no larger. Shapes, strides, types and threads are drawn; so are the
 // numbers: ordinary ones, zeros, outliers of 1e4, denormals, and now and then infinity or NaN, which must be refused or
-// pass through, never crash; and sizes that do not fit one another (sizes.cpp). Each call is made with every instruction set that the machine has; integers must be the same
-// in all of them, floats close. The first difference ends the program with the seed of its call.
+// pass through, never crash; and sizes that do not fit one another (sizes.cpp). Each call is made with every instruction
+// set that the machine has; integers and linear layers must be the same in all of them, other floats close. The first
+// difference ends the program with the seed of its call.
 #include <algorithm>
 #include <cmath>
 #include <cstring>
@@ -14,8 +15,6 @@
 #include "draw.h"
 
 namespace {
-
-constexpr int FLOAT32 = 0, BFLOAT16 = 1;
 
 float number(bool finite) {
     static const float odd[] = {0.0f, -0.0f, 1e4f, -1e4f, 1e-40f, INFINITY, -INFINITY, NAN};
@@ -52,6 +51,10 @@ struct Numbers {
         std::memcpy(&x, &bits, 4);
         return x;
     }
+    bool same(const Numbers& other) const {
+        const auto alike = [](float a, float b) { return std::memcmp(&a, &b, sizeof a) == 0; };
+        return std::equal(wide.begin(), wide.end(), other.wide.begin(), alike) && narrow == other.narrow;
+    }
     size_t size() const { return type == FLOAT32 ? wide.size() : narrow.size(); }
     bool close(const Numbers& other, float tolerance) const {
         float most = 1e-30f;
@@ -79,64 +82,101 @@ std::vector<uint8_t> flags(int64_t count) {
 // A row longer than the blocks of its rotation and groups: the largest power of two that divides, as Python chooses it.
 int64_t part_of(int64_t columns, int64_t limit) { return std::min(limit, columns & -columns); }
 
+// A random weight, as the checkpoint holds it and as the kernels take it.
+struct Weight {
+    int64_t outputs, columns, group;
+    std::vector<uint8_t> packed, steps;
+    std::vector<float> scale, bias;
+
+    explicit Weight(int64_t columns) : outputs(draw(0, 150)), columns(columns), group(part_of(columns, power(3, 8))) {
+        packed = bits<uint8_t>(outputs * columns / 2);
+        // A weight of the lowest numbers alone makes the largest sums.
+        if (chance(10)) std::fill(packed.begin(), packed.end(), uint8_t(0));
+        steps.resize(round_up(outputs, OUTPUTS) * (columns / group), 1);
+        for (uint8_t& step : steps) step = uint8_t(chance(3) ? 16 : draw(1, 16));
+        for (int64_t n = 0; n < outputs; n++) scale.push_back(0.01f * float(draw(1, 100)));
+        if (chance(2)) bias.resize(outputs, 0.5f);
+        scale.shrink_to_fit();
+    }
+    int whole(int64_t n, int64_t k) const {
+        const int q = (packed[(n * columns + k) / 2] >> (k % 2 * 4) & 15) - 8;
+        return q * steps[(n / OUTPUTS * (columns / group) + k / group) * OUTPUTS + n % OUTPUTS];
+    }
+    Weights into(void* y) const {
+        return {packed.data(), steps.data(), scale.data(), bias.empty() ? nullptr : bias.data(), y, outputs, group};
+    }
+};
+
+// Mostly few, sometimes enough for several threads to take tokens of their own, or several blocks of channels.
+int64_t draw_rows() { return chance(4) ? draw(41, 170) : draw(0, 40); }
+int64_t draw_columns() { return 8 * (chance(4) ? draw(41, 200) : draw(1, 40)); }
+
 void linear() {
-    const int64_t rows = draw(0, 40), columns = 8 * draw(1, 40), outputs = draw(0, 150);
-    const int64_t group = part_of(columns, power(3, 8)), weight_group = part_of(columns, power(3, 8));
-    const int64_t hadamard = chance(3) ? 0 : part_of(columns, power(3, 8)), scales = columns / weight_group;
-    const auto packed = bits<uint8_t>(outputs * columns / 2);
-    std::vector<uint16_t> scale(outputs * scales);
-    for (uint16_t& one : scale) one = bfloat16(0.01f * draw(1, 100));
-    std::vector<float> bias(outputs, 0.5f);
+    const int64_t rows = draw_rows(), columns = draw_columns(), count = draw(0, 3);
+    const int64_t group = part_of(columns, power(3, 8)), hadamard = chance(3) ? 0 : part_of(columns, power(0, 8));
+    const int bits = chance(3) ? 8 : 4;
     Numbers x(draw(0, 1), rows * columns, !chance(10));
-    Numbers first(x.type, rows * outputs, true);
-    const float* given = chance(2) ? bias.data() : nullptr;
-    const int status = quota_linear(0, 1, x.data(), x.type, rows, columns, hadamard, group, packed.data(), scale.data(),
-                                    scales, outputs, given, first.data());
-    for (int isa = 1; isa <= quota_best_isa(); isa++) {
-        Numbers y(x.type, rows * outputs, true);
-        const int other = quota_linear(isa, threads(), x.data(), x.type, rows, columns, hadamard, group, packed.data(),
-                                       scale.data(), scales, outputs, given, y.data());
-        require(status == other, "linear refuses with one instruction set only");
-        require(status || first.close(y, x.type == FLOAT32 ? 1e-4f : 1e-2f), "linear differs");
+    std::vector<Weight> all;
+    for (int64_t i = 0; i < count; i++) all.emplace_back(columns);
+    std::vector<Numbers> expected;
+    int status = 0;
+    for (int isa = 0; isa <= quota_best_isa(); isa++) {
+        std::vector<Numbers> found;
+        std::vector<Weights> weights;
+        for (const Weight& one : all) found.emplace_back(x.type, rows * one.outputs, true);
+        for (int64_t i = 0; i < count; i++) weights.push_back(all[i].into(found[i].data()));
+        const int other = quota_linear(isa, isa ? threads() : 1, x.data(), x.type, rows, columns, hadamard, group, bits,
+                                       weights.data(), count);
+        require(isa == 0 || status == other, "linear refuses with one instruction set only");
+        status = other;
+        if (status) continue;
+        if (isa == 0) expected = found;
+        for (int64_t i = 0; i < count; i++) require(found[i].same(expected[i]), "linear differs");
     }
 }
 
-void group_sums() {
-    const int64_t rows = draw(0, 40), group = power(3, 6), columns = group * draw(1, 12), outputs = draw(0, 150);
-    const auto packed = bits<uint8_t>(outputs * columns / 2);
-    std::vector<int8_t> codes(rows * columns);
-    for (int8_t& code : codes) code = int8_t(draw(-15, 15));
-    std::vector<int32_t> expected(rows * outputs * columns / group);
-    for (int64_t m = 0; m < rows; m++)
-        for (int64_t n = 0; n < outputs; n++)
-            for (int64_t k = 0; k < columns; k++) {
-                const int weight = (packed[(n * columns + k) / 2] >> (k % 2 * 4) & 15) - 8;
-                expected[(m * outputs + n) * (columns / group) + k / group] += weight * codes[m * columns + k];
-            }
+void sums() {
+    const int64_t rows = draw_rows(), columns = draw_columns();
+    const Weight weight(columns);
+    auto values = bits<int8_t>(rows * columns);
+    // Values of one size alone make the largest sums.
+    if (chance(10)) std::fill(values.begin(), values.end(), int8_t(chance(2) ? 127 : -127));
+    std::vector<int32_t> expected(rows * weight.outputs);
+    for (int64_t n = 0; n < weight.outputs; n++)
+        for (int64_t k = 0; k < columns; k++) {
+            const int whole = weight.whole(n, k);
+            for (int64_t m = 0; m < rows; m++) expected[m * weight.outputs + n] += whole * values[m * columns + k];
+        }
     for (int isa = 0; isa <= quota_best_isa(); isa++) {
-        std::vector<int32_t> sums(expected.size());
-        quota_group_sums(isa, threads(), codes.data(), rows, columns, group, packed.data(), outputs, sums.data());
-        require(sums == expected, "group sums differ");
+        std::vector<int32_t> found(expected.size());
+        const Weights into = weight.into(found.data());
+        require(!quota_sums(isa, threads(), values.data(), rows, columns, &into), "sums are refused");
+        require(found == expected, "sums differ");
     }
 }
 
 void quantize() {
-    const int64_t rows = draw(0, 5), columns = 8 * draw(1, 60), group = part_of(columns, power(3, 8));
+    const int64_t rows = draw(0, 20), columns = draw_columns(), group = part_of(columns, power(3, 8));
+    const int64_t hadamard = chance(3) ? 0 : part_of(columns, power(0, 8));
+    const int bits = chance(3) ? 8 : 4;
     Numbers x(draw(0, 1), rows * columns, !chance(10));
-    std::vector<int8_t> expected(rows * columns);
-    std::vector<float> scale(rows * columns / group);
-    const int status = quota_quantize(0, 1, x.data(), x.type, rows, columns, 0, group, expected.data(), scale.data());
-    for (int isa = 1; isa <= quota_best_isa(); isa++) {
-        std::vector<int8_t> codes(rows * columns);
-        std::vector<float> found(rows * columns / group);
-        require(status == quota_quantize(isa, threads(), x.data(), x.type, rows, columns, 0, group, codes.data(), found.data()),
-                "quantize refuses with one instruction set only");
-        require(status || (codes == expected && found == scale), "codes differ");
+    std::vector<int8_t> expected;
+    std::vector<float> scale, errors;
+    int status = 0;
+    for (int isa = 0; isa <= quota_best_isa(); isa++) {
+        std::vector<int8_t> values(rows * columns);
+        std::vector<float> found(rows), lost(rows);
+        const int other = quota_quantize(isa, threads(), x.data(), x.type, rows, columns, hadamard, group, bits,
+                                         values.data(), found.data());
+        require(!quota_activation_error(isa, threads(), x.data(), x.type, rows, columns, columns, hadamard, group, bits,
+                                        lost.data()),
+                "errors are refused");
+        require(isa == 0 || status == other, "quantize refuses with one instruction set only");
+        if (isa == 0) status = other, expected = values, scale = found, errors = lost;
+        require(status || (values == expected && found == scale), "values differ");
+        require(status || lost == errors, "errors differ");
+        require(status || std::count(values.begin(), values.end(), -128) == 0, "a value is out of range");
     }
-    std::vector<float> errors(rows);
-    const int bits = int(power(2, 3));
-    quota_activation_error(int(draw(0, quota_best_isa())), threads(), x.data(), x.type, rows, columns, columns,
-                           chance(2) ? 0 : group, group, bits, errors.data());
 }
 
 struct Cache {
@@ -273,7 +313,7 @@ void ranking() {
 int main(int count, char** arguments) {
     if (count != 3) return std::fprintf(stderr, "usage: %s SEED CALLS\n", arguments[0]), 2;
     const uint64_t start = std::strtoull(arguments[1], nullptr, 10), calls = std::strtoull(arguments[2], nullptr, 10);
-    void (*const jobs[])() = {linear, group_sums, quantize, cache, softmax, attention, ranking, wrong_sizes};
+    void (*const jobs[])() = {linear, sums, quantize, cache, softmax, attention, ranking, wrong_sizes};
     for (seed = start; seed < start + calls; seed++) {
         random_bits.seed(seed);
         jobs[seed % std::size(jobs)]();

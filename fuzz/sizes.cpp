@@ -20,33 +20,36 @@ struct Case {
 const Sizes NEGATIVE = {-1, -64, INT64_MIN}, THREADS = {0, -1}, TYPES = {-1, 3};
 // Of heads of 64 channels, whose rotations are powers of two.
 const Sizes WIDTHS = {0, -64, 4, 60, 68, 1032}, HEAD_BLOCKS = {-1, -64, 3, 24, 48, 128, 1024};
-// Of 192 channels, of which blocks are powers of two up to 64.
-const Sizes COLUMNS = {-192, 191, 100, 32}, BLOCKS = {-1, -64, 3, 24, 48, 96, 128, 192, 512};
-const Sizes GROUPS = {0, 1, 2, 4, -64, 24, 48, 96, 128, 512}, SCALES = {0, -3, 5, 7, 48, 192, 193};
+// Of 192 channels, of which blocks are powers of two up to 64; sums over 131,072 and more overflow.
+const Sizes COLUMNS = {-192, 0, 191, 100, 32, 131072, 192 << 20}, BLOCKS = {-1, -64, 3, 24, 48, 96, 128, 192, 512};
+const Sizes GROUPS = {0, 1, 2, 4, -64, 24, 48, 96, 128, 512}, BITS = {-1, 0, 1, 2, 3, 5, 16};
 
+Weights of(int64_t outputs, int64_t group) { return {nullptr, nullptr, nullptr, nullptr, nullptr, outputs, group}; }
 quota::PackedTensor of(int64_t hadamard) { return {{}, 0, 0, 0, 0, 0, 0, hadamard}; }
 
 std::vector<Case> cases() {
     const Sizes isas = {-1, quota_best_isa() + 1};
     std::vector<Case> all = {
         {"linear",
-         {0, 1, 0, 3, 192, 64, 64, 3, 5},
-         {isas, THREADS, TYPES, NEGATIVE, COLUMNS, BLOCKS, GROUPS, SCALES, NEGATIVE},
+         {0, 1, 0, 3, 192, 64, 64, 4, 5, 64, 1},
+         {isas, THREADS, TYPES, NEGATIVE, COLUMNS, BLOCKS, GROUPS, BITS, NEGATIVE, GROUPS, NEGATIVE},
          [](const Sizes& s) {
-             return quota_linear(int(s[0]), int(s[1]), nullptr, int(s[2]), s[3], s[4], s[5], s[6], nullptr, nullptr, s[7],
-                                 s[8], nullptr, nullptr);
+             const Weights weight = of(s[8], s[9]);
+             return quota_linear(int(s[0]), int(s[1]), nullptr, int(s[2]), s[3], s[4], s[5], s[6], int(s[7]), &weight, s[10]);
          }},
-        {"group sums",
-         {0, 1, 3, 192, 64, 5},
-         {isas, THREADS, NEGATIVE, COLUMNS, GROUPS, NEGATIVE},
+        {"sums",
+         {0, 1, 3, 192, 5, 64},
+         {isas, THREADS, NEGATIVE, COLUMNS, NEGATIVE, GROUPS},
          [](const Sizes& s) {
-             return quota_group_sums(int(s[0]), int(s[1]), nullptr, s[2], s[3], s[4], nullptr, s[5], nullptr);
+             const Weights weight = of(s[4], s[5]);
+             return quota_sums(int(s[0]), int(s[1]), nullptr, s[2], s[3], &weight);
          }},
         {"quantize",
-         {0, 1, 0, 3, 192, 64, 64},
-         {isas, THREADS, TYPES, NEGATIVE, COLUMNS, BLOCKS, GROUPS},
+         {0, 1, 0, 3, 192, 64, 64, 4},
+         {isas, THREADS, TYPES, NEGATIVE, COLUMNS, BLOCKS, GROUPS, BITS},
          [](const Sizes& s) {
-             return quota_quantize(int(s[0]), int(s[1]), nullptr, int(s[2]), s[3], s[4], s[5], s[6], nullptr, nullptr);
+             return quota_quantize(int(s[0]), int(s[1]), nullptr, int(s[2]), s[3], s[4], s[5], s[6], int(s[7]), nullptr,
+                                   nullptr);
          }},
         {"kv4 quantize",
          {0, 1, 0, 2, 3, 5, 64, 64},
@@ -79,7 +82,7 @@ std::vector<Case> cases() {
          }},
         {"activation error",
          {0, 1, 0, 3, 192, 192, 64, 64, 4},
-         {isas, THREADS, TYPES, NEGATIVE, COLUMNS, NEGATIVE, BLOCKS, {0, -64, 24, 48, 96, 128, 512}, {-1, 0, 1, 17, 32}},
+         {isas, THREADS, TYPES, NEGATIVE, COLUMNS, NEGATIVE, BLOCKS, GROUPS, BITS},
          [](const Sizes& s) {
              return quota_activation_error(int(s[0]), int(s[1]), nullptr, int(s[2]), s[3], s[4], s[5], s[6], s[7],
                                            int(s[8]), nullptr);
