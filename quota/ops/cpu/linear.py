@@ -15,9 +15,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from quota.ops.activations import NOT_FINITE
-from quota.ops.cpu.library import address, rows_of, run, typed
+from quota.ops.cpu.library import address, run, typed
 from quota.ops.interface import InputSpec, LinearSpec, LinearWeight
-from quota.ops.reference import tokens as reference
 from quota.ops.reference.backend import LARGEST_COLUMNS, shared_inputs
 
 SMALLEST_GROUP = 8
@@ -37,7 +36,23 @@ def lacks(spec: LinearSpec) -> str | None:
         return f"sums over {spec.columns} channels do not fit 32 bits"
     if not _is_group(spec.group):
         return f"its kernels take weight groups of {SMALLEST_GROUP} to {LARGEST_GROUP} channels, not {spec.group}"
-    return _lacks_inputs(spec.inputs)
+    return lacks_inputs(spec.inputs)
+
+
+def lacks_inputs(inputs: InputSpec) -> str | None:
+    """Why these kernels cannot quantise such inputs; None if they can."""
+    if inputs.bits not in (4, 8):
+        return f"its kernels are for 4- and 8-bit activations, not {inputs.bits}"
+    if inputs.columns % SMALLEST_GROUP or not inputs.columns:
+        return f"its kernels take multiples of {SMALLEST_GROUP} input channels, not {inputs.columns}"
+    if (inputs.bits == 4 and not _is_group(inputs.group)) or inputs.hadamard > LARGEST_GROUP:
+        return f"its kernels take groups of {SMALLEST_GROUP} to {LARGEST_GROUP} channels, not {inputs.group}"
+    return None
+
+
+def input_arguments(inputs: InputSpec) -> tuple[int, int, int, int]:
+    """Columns, rotation, group and bits, as every entry point of src/linear.cpp takes them."""
+    return inputs.columns, inputs.hadamard, inputs.group, inputs.bits
 
 
 def linear(x: Tensor, weights: Sequence[LinearWeight]) -> list[Tensor]:
@@ -51,7 +66,7 @@ def linear(x: Tensor, weights: Sequence[LinearWeight]) -> list[Tensor]:
     run(
         "quota_linear",
         *typed("inputs", x, (rows, inputs.columns)),
-        *(rows, *_inputs(inputs), (c_int64 * len(fields))(*fields), len(weights)),
+        *(rows, *input_arguments(inputs), (c_int64 * len(fields))(*fields), len(weights)),
         refusal=NOT_FINITE,
         work=_WORK,
     )
@@ -79,46 +94,15 @@ def quantize(x: Tensor, inputs: InputSpec) -> tuple[Tensor, Tensor]:
     run(
         "quota_quantize",
         *typed("inputs", x, (rows, inputs.columns)),
-        *(rows, *_inputs(inputs), values.data_ptr(), scale.data_ptr()),
+        *(rows, *input_arguments(inputs), values.data_ptr(), scale.data_ptr()),
         refusal=NOT_FINITE,
         work=_WORK,
     )
     return values, scale
 
 
-def activation_error(x: Tensor, inputs: InputSpec) -> Tensor:
-    """||Q(x H) - x H||_2 of each row of x [M, K] -> [M] float32; NaN for a row that holds NaN or infinity."""
-    if _lacks_inputs(inputs):
-        return reference.activation_error(x, inputs)
-    x = rows_of(x.detach())
-    rows, step = len(x), x.stride(0)
-    errors = torch.empty(rows)
-    run(
-        "quota_activation_error",
-        *typed("tokens", x, (rows, inputs.columns), rows=True),
-        *(rows, inputs.columns, step, *_inputs(inputs)[1:], errors.data_ptr()),
-        work="the errors of activations",
-    )
-    return errors
-
-
 def _is_group(group: int) -> bool:
     return SMALLEST_GROUP <= group <= LARGEST_GROUP and group & (group - 1) == 0
-
-
-def _lacks_inputs(inputs: InputSpec) -> str | None:
-    if inputs.bits not in (4, 8):
-        return f"its kernels are for 4- and 8-bit activations, not {inputs.bits}"
-    if inputs.columns % SMALLEST_GROUP or not inputs.columns:
-        return f"its kernels take multiples of {SMALLEST_GROUP} input channels, not {inputs.columns}"
-    if (inputs.bits == 4 and not _is_group(inputs.group)) or inputs.hadamard > LARGEST_GROUP:
-        return f"its kernels take groups of {SMALLEST_GROUP} to {LARGEST_GROUP} channels, not {inputs.group}"
-    return None
-
-
-def _inputs(inputs: InputSpec) -> tuple[int, int, int, int]:
-    """`Tokens` in src/linear.h: columns, hadamard, group and bits."""
-    return inputs.columns, inputs.hadamard, inputs.group, inputs.bits
 
 
 def _fields(weight: LinearWeight, y: Tensor) -> tuple[int | None, ...]:

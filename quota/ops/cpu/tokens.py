@@ -10,7 +10,27 @@ from torch import Tensor
 
 from quota.errors import QuotaError
 from quota.ops.choice import NOT_A_NUMBER, Cut
-from quota.ops.cpu.library import address, run
+from quota.ops.cpu.library import address, rows_of, run, typed
+from quota.ops.cpu.linear import input_arguments, lacks_inputs
+from quota.ops.interface import InputSpec
+from quota.ops.reference import tokens as reference
+
+
+def activation_error(x: Tensor, inputs: InputSpec) -> Tensor:
+    """||Q(x H) - x H||_2 of each row of x [M, K] -> [M] float32; NaN for a row that holds NaN or infinity."""
+    if lacks_inputs(inputs):
+        return reference.activation_error(x, inputs)
+    x = rows_of(x.detach())
+    rows, step = len(x), x.stride(0)
+    columns, *others = input_arguments(inputs)
+    errors = torch.empty(rows)
+    run(
+        "quota_activation_error",
+        *typed("tokens", x, (rows, columns), rows=True),
+        *(rows, columns, step, *others, errors.data_ptr()),
+        work="the errors of activations",
+    )
+    return errors
 
 
 def peaks(hidden: Tensor, weight: Tensor, valid: Tensor) -> Tensor:
