@@ -79,8 +79,8 @@ def compress_folder(
             processor = load_processor(source)
         _claim(folder, job, _identity(source, weights, samples, scheme, model.dtype))
         try:
-            blocks = OnDisk(model, weights, folder, scheme)
             with failing("model", "configuration, which must fit its processor and weights"):
+                blocks = OnDisk(model, weights, folder, scheme)
                 result = compress(model, processor, samples, keep, progress=progress, storage=blocks, **options)
         except BaseException:
             if not any(folder.glob("*.safetensors")):

@@ -304,3 +304,13 @@ def test_a_block_is_in_memory_only_while_it_is_needed(
 def test_where_the_blocks_gather(tmp_path: Path) -> None:
     folder, job = working_folder(tmp_path / "out")
     assert (folder.name, job.name) == (".out.compressing", ".out.compressing.json")
+
+
+def test_numbers_of_a_configuration_that_torch_refuses_are_one_line(source: Path, tmp_path: Path) -> None:
+    copied = tmp_path / "copied"
+    shutil.copytree(source, copied)
+    config = json.loads((copied / "config.json").read_text())
+    config["vision_config"]["initializer_factor"] = -1.0
+    (copied / "config.json").write_text(json.dumps(config))
+    with pytest.raises(QuotaError, match=r"the model fails \(RuntimeError: normal expects std >= 0.0"):
+        compress_folder(copied, tmp_path / "out", SAMPLES)
