@@ -15,7 +15,7 @@ from torch import Tensor
 
 from quota.errors import QuotaError
 from quota.ops.cpu import attention, cache, library, linear, tokens
-from quota.ops.interface import LinearWeight, PackedTensor
+from quota.ops.interface import LinearSpec, LinearWeight, PackedTensor
 
 pytestmark = needs_library
 
@@ -25,23 +25,44 @@ INTEGERS = {torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
 EVERY = {torch.bool, torch.float64} | FLOATS | INTEGERS
 
 
+CACHE_JOBS = ("quantize_kv", "dequantize_kv", "decode_attention")
+
+
 def random(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 WEIGHT = make_weight(N, K, hadamard=64)
+INPUTS = WEIGHT.spec.inputs
 
 
 def stored() -> PackedTensor:
     return cache.quantize_kv(random(B, G, S, D), 4, 32)
 
 
-def run_linear(inputs: Tensor, packed: Tensor, scale: Tensor, bias: Tensor, **sizes: int) -> Tensor:
-    return linear.linear(inputs, LinearWeight(replace(WEIGHT.spec, **sizes), packed, scale, bias))
+def run_linear(
+    inputs: Tensor,
+    packed: Tensor,
+    step: Tensor,
+    scale: Tensor,
+    bias: Tensor,
+    rows: int = N,
+    weight_group: int = 64,
+    **sizes: int,
+) -> Tensor:
+    spec = LinearSpec(rows, 4, weight_group, replace(INPUTS, **sizes))
+    [y] = linear.linear(inputs, [LinearWeight(spec, packed, step, scale, bias)])
+    return y
 
 
-def run_group_sums(q: Tensor, packed: Tensor, group: int = 64) -> Tensor:
-    return linear.group_sums(q, torch.ones(M, K // group, dtype=torch.int32), packed, 4, group)
+def run_prepared(prepared: Tensor) -> Tensor:
+    [y] = linear.linear(random(M, K), [replace(WEIGHT, prepared={"cpu": prepared})])
+    return y
+
+
+def run_sums(values: Tensor, packed: Tensor, step: Tensor, **sizes: int) -> Tensor:
+    spec = replace(WEIGHT.spec, **sizes)
+    return linear.sums(values, replace(WEIGHT, spec=spec, packed=packed, step=step, prepared={}))
 
 
 def run_dequantize(packed: Tensor, scale: Tensor, zero: Tensor, **sizes: int) -> Tensor:
@@ -76,19 +97,21 @@ JOBS: dict[str, tuple[Callable[..., Tensor], dict[str, tuple[Tensor, set[torch.d
         {
             "inputs": (random(M, K), FLOATS),
             "packed": (WEIGHT.packed, {torch.int32}),
-            # Whatever its type, the numbers are read.
-            "scale": (WEIGHT.scale, EVERY),
+            "step": (WEIGHT.step, {torch.uint8}),
+            "scale": (WEIGHT.scale, {torch.float32}),
             "bias": (random(N), {torch.float32}),
         },
     ),
-    "group sums": (
-        run_group_sums,
+    "prepared": (run_prepared, {"prepared": (torch.ones(1, 2, 16, dtype=torch.uint8), {torch.uint8})}),
+    "sums": (
+        run_sums,
         {
-            "q": (torch.ones(M, K, dtype=torch.uint8), EVERY),
+            "values": (torch.ones(M, K, dtype=torch.int8), {torch.int8}),
             "packed": (WEIGHT.packed, {torch.int32}),
+            "step": (WEIGHT.step, {torch.uint8}),
         },
     ),
-    "quantize": (lambda inputs: linear.quantize(inputs, 64, 64)[1], {"inputs": (random(M, K), FLOATS)}),
+    "quantize": (lambda inputs: linear.quantize(inputs, INPUTS)[1], {"inputs": (random(M, K), FLOATS)}),
     "quantize_kv": (lambda x: cache.quantize_kv(x, 4, 32).packed, {"x": (random(B, G, S, D), FLOATS)}),
     "dequantize_kv": (
         run_dequantize,
@@ -127,7 +150,7 @@ JOBS: dict[str, tuple[Callable[..., Tensor], dict[str, tuple[Tensor, set[torch.d
         },
     ),
     "activation_error": (
-        lambda x: tokens.activation_error(x, 4, 64, 64),
+        lambda x: tokens.activation_error(x, INPUTS),
         {"x": (random(M, K), FLOATS)},
     ),
     "peaks": (
@@ -153,13 +176,11 @@ operands = pytest.mark.parametrize(("job", "name"), OPERANDS, ids=lambda part: p
 
 # Sizes that the tensor itself sets, or that may be larger.
 FREE = {
-    *(("linear", "inputs", 0), ("linear", "scale", 1), ("group sums", "packed", 0)),
-    *(("quantize", "inputs", dim) for dim in range(2)),
+    *(("linear", "inputs", 0), ("sums", "values", 0), ("quantize", "inputs", 0), ("activation_error", "x", 0)),
     *(("quantize_kv", "x", dim) for dim in range(4)),
     *(("decode_attention", "queries", 1), ("attention", "queries", 1), ("attention", "rows", 1)),
     *(("softmax", "logits", dim) for dim in range(3)),
     *(("softmax", "rows", 0), ("softmax", "rows", 1), ("softmax", "visible", 0)),
-    *(("activation_error", "x", dim) for dim in range(2)),
     *(("peaks", "hidden", 2), ("cut", "others", 0), ("cut", "others", 1)),
 }
 
@@ -216,14 +237,20 @@ def test_the_order_in_memory_changes_no_bit(job: str, name: str) -> None:
         ("linear", {"rows": N + 1}),
         ("linear", {"columns": 2 * K}),
         ("linear", {"columns": 0}),
-        ("linear", {"activation_group": 0}),
-        ("linear", {"activation_group": 24}),
-        ("linear", {"activation_group": 256}),
-        ("linear", {"activation_group": -64}),
+        ("linear", {"weight_group": 24}),
+        ("linear", {"weight_group": 32}),
+        ("linear", {"weight_group": 0}),
+        ("linear", {"weight_group": -64}),
+        ("linear", {"group": 0}),
+        ("linear", {"group": 24}),
+        ("linear", {"group": 256}),
+        ("linear", {"group": -64}),
         ("linear", {"hadamard": 48}),
         ("linear", {"hadamard": 512}),
         ("linear", {"hadamard": -1}),
-        ("group sums", {"group": 128}),
+        ("linear", {"bits": 16}),
+        ("sums", {"rows": N + 1}),
+        ("sums", {"group": 128}),
         ("dequantize_kv", {"width": 2 * D}),
         ("dequantize_kv", {"width": D - 8}),
         ("dequantize_kv", {"hadamard": 64}),
@@ -270,7 +297,16 @@ def test_an_instruction_set_that_is_not_there_is_refused_by_the_kernels_too(isa:
     with using(isa):
         for wrong in (-1, library.ISAS.index(library.best_isa()) + 1):
             monkeypatch.setattr(library, "isa", lambda wrong=wrong: wrong)
-            for job in ("linear", "group sums", "quantize_kv", "dequantize_kv", "decode_attention", "peaks", "cut"):
+            for job in (
+                "linear",
+                "sums",
+                "quantize",
+                "quantize_kv",
+                "dequantize_kv",
+                "decode_attention",
+                "peaks",
+                "cut",
+            ):
                 with pytest.raises(QuotaError, match="not made for such sizes"):
                     call(job)
             monkeypatch.undo()

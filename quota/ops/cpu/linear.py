@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from quota.errors import QuotaError
 from quota.ops.activations import NOT_FINITE
 from quota.ops.cpu.library import address, run, typed
 from quota.ops.interface import InputSpec, LinearSpec, LinearWeight
@@ -108,6 +109,8 @@ def _is_group(group: int) -> bool:
 def _fields(weight: LinearWeight, y: Tensor) -> tuple[int | None, ...]:
     """`Weights` in src/linear.h, field by field, with `y` for its result."""
     spec, bias = weight.spec, weight.bias
+    if not _is_group(spec.group):
+        raise QuotaError(f"the cpu backend cannot run this: {lacks(spec)}; choose another backend")
     groups = spec.columns // spec.group
     if "cpu" not in weight.prepared:
         address("weight steps", weight.step, (spec.rows, groups), torch.uint8)
