@@ -35,7 +35,8 @@ std::vector<Case> cases() {
          {isas, THREADS, TYPES, NEGATIVE, COLUMNS, BLOCKS, GROUPS, BITS, NEGATIVE, GROUPS, NEGATIVE},
          [](const Sizes& s) {
              const Weights weight = of(s[8], s[9]);
-             return quota_linear(int(s[0]), int(s[1]), nullptr, int(s[2]), s[3], s[4], s[5], s[6], int(s[7]), &weight, s[10]);
+             return quota_linear(int(s[0]), int(s[1]), nullptr, int(s[2]), s[3], s[4], s[5], s[6], int(s[7]), &weight,
+                                 s[10]);
          }},
         {"sums",
          {0, 1, 3, 192, 5, 64},

@@ -1,7 +1,7 @@
 // The tile registers, and what the compiler must be told of them.
 //
-// Macros, as GCC's own are: the number of a tile is a part of the instruction. With QUOTA_PLAIN_TILES they are plain C++,
-// so that code for tiles can be tested where there are none.
+// Macros, as GCC's own are: the number of a tile is a part of the instruction. With QUOTA_PLAIN_TILES they are plain
+// C++, so that code for tiles can be tested where there are none.
 #pragma once
 
 #include <immintrin.h>

@@ -46,7 +46,8 @@ struct Wide {
         if (type == FLOAT16) {
             halves = _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT);
         } else {
-            const I bits = _mm512_castps_si512(x), last = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+            const I bits = _mm512_castps_si512(x);
+            const I last = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
             const I up = _mm512_add_epi32(bits, _mm512_add_epi32(last, _mm512_set1_epi32(0x7fff)));
             const __mmask16 nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
             halves = _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_mask_set1_epi32(up, nan, 0x7fc00000), 16));

@@ -5,6 +5,7 @@
 namespace quota {
 
 extern const KvKernels kv_kernels_portable;
-const KvKernels kv_kernels_portable = {quantize, dequantize, rotate_in, rotate_out, decode, softmax, length, products, peak};
+const KvKernels kv_kernels_portable = {quantize, dequantize, rotate_in, rotate_out, decode,
+                                       softmax,  length,     products,  peak};
 
 }  // namespace quota

@@ -73,8 +73,8 @@ struct Job {
     }
 };
 
-// Every thread takes tokens of its own through all outputs. `fill(first, count, x, row, buffer)` sets rows of x to tokens;
-// false if one is not finite.
+// Every thread takes tokens of its own through all outputs. `fill(first, count, x, row, buffer)` sets rows of x to
+// tokens; false if one is not finite.
 template <class Fill>
 Status split_tokens(int isa, int threads, const Job& job, Fill fill) {
     int64_t parts = threads, size;
@@ -144,10 +144,11 @@ Status run(int isa, int threads, const Job& job, Fill fill) {
                                             : split_outputs(isa, threads, job, fill);
 }
 
+bool are_columns(int64_t columns) { return columns > 0 && columns <= MOST_COLUMNS && columns % WORD == 0; }
+
 // Tokens as the kernels take them.
 bool fits(const Tokens& x) {
-    return is_type(x.type) && x.columns > 0 && x.columns <= MOST_COLUMNS && x.columns % WORD == 0 && x.step >= 0 &&
-           is_rotation(x.hadamard, LARGEST, x.columns) &&
+    return are_columns(x.columns) && x.step >= 0 && is_rotation(x.hadamard, LARGEST, x.columns) &&
            (x.bits == 8 || (x.bits == 4 && is_block(x.group, WORD, LARGEST, x.columns)));
 }
 
@@ -161,8 +162,8 @@ bool fits(const Weights* weights, int64_t count, int64_t columns) {
 
 extern "C" {
 
-// x [rows, columns] of `type` times `count` weights, whose results are of that type. hadamard 0: no rotation; bits 4 or 8.
-// Everything contiguous.
+// x [rows, columns] of `type` times `count` weights, whose results are of that type. hadamard 0: no rotation; bits 4 or
+// 8. Everything contiguous.
 int quota_linear(int isa, int threads, const void* x, int type, int64_t rows, int64_t columns, int64_t hadamard,
                  int64_t group, int bits, const Weights* weights, int64_t count) {
     const Tokens tokens = {x, FloatType(type), columns, columns, hadamard, group, bits};
@@ -176,10 +177,9 @@ int quota_linear(int isa, int threads, const void* x, int type, int64_t rows, in
     });
 }
 
-// For tests: S [rows, outputs] int32 of v [rows, columns], by the kernel that quota_linear would take, as the weight's y.
+// For tests: S [rows, outputs] int32 of v [rows, columns], by the kernel that quota_linear would take, as y of the weight.
 int quota_sums(int isa, int threads, const int8_t* values, int64_t rows, int64_t columns, const Weights* weight) {
-    if (!runs_here(isa, threads) || !are_sizes({rows}) || columns <= 0 || columns > MOST_COLUMNS || columns % WORD != 0 ||
-        !fits(weight, 1, columns))
+    if (!runs_here(isa, threads) || !are_sizes({rows}) || !are_columns(columns) || !fits(weight, 1, columns))
         return WRONG_SIZES;
     const Job job = {weight, 1, rows, columns, INTEGERS, 0};
     return run(isa, threads, job, [&](int64_t first, int64_t number, Values& to, int64_t row, float*) {

@@ -42,7 +42,7 @@ struct Tokens {
 // A token is cut into pieces that are rotated and quantised each for itself, as many at once as a vector has lanes.
 struct Pieces {
     int64_t length, count;  // channels of one; of a token
-    int64_t tokens;         // that are quantised together: so few that their floats stay in the cache, yet lanes are full
+    int64_t tokens;         // quantised together: so few that their floats stay in the cache, yet lanes are full
 
     explicit Pieces(const Tokens& x) {
         const int64_t divisor = x.columns & -x.columns, group = x.bits == 4 ? x.group : 0;
@@ -62,7 +62,7 @@ struct Pieces {
 struct Values {
     int64_t rows, columns;
     int64_t together;  // rows that lie together, as many as a kernel takes at once: a power of two
-    // v, zero behind the last channel: [blocks of CHUNKS chunks, rows / together, chunks of the block, together, CHUNK].
+    // v, zero behind the last channel: [blocks of CHUNKS chunks, rows / together, chunks of a block, together, CHUNK]
     int8_t* data;
     float* scale;  // [rows]: s
     int32_t* sum;  // [rows]: of v, for kernels that need one factor without a sign

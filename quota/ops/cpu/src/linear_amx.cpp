@@ -16,8 +16,8 @@ struct Tiles : Wide {
 
     // Tiles: four of sums (0 to 3), two of tokens (4, 5) and two of weights (6, 7).
     template <class Behind>
-    static void multiply(const Values& x, int64_t row, int64_t rows, int64_t chunk, int64_t chunks, const int8_t* weights,
-                         int32_t* sums, Behind behind) {
+    static void multiply(const Values& x, int64_t row, int64_t rows, int64_t chunk, int64_t chunks,
+                         const int8_t* weights, int32_t* sums, Behind behind) {
         const int8_t* values = x.at(row, chunk);
         const bool both = rows > SIDE;
         int32_t* lower = sums + SIDE * PANEL;

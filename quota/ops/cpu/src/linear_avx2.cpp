@@ -1,7 +1,7 @@
 // The operator with AVX2 and FMA: 8 outputs a vector.
 //
-// Products of bytes would saturate, so weights and values are multiplied as 16-bit numbers, in pairs: of the 8 channels in
-// one word of packed weights 0 and 4, 1 and 5, 2 and 6, 3 and 7, which one shift and one mask take out of it.
+// Products of bytes would saturate, so weights and values are multiplied as 16-bit numbers, in pairs: of the 8 channels
+// in one word of packed weights 0 and 4, 1 and 5, 2 and 6, 3 and 7, which one shift and one mask take out of it.
 #include <immintrin.h>
 
 #include "multiply.h"
@@ -65,10 +65,13 @@ struct Lanes {
         }
     };
     static I bytes(F a, F b, F c, F d) {
-        const I x = _mm256_castps_si256(a), y = _mm256_castps_si256(b), z = _mm256_castps_si256(c);
-        const I low = _mm256_set1_epi32(255), second = _mm256_slli_epi32(_mm256_and_si256(y, low), 8);
-        const I third = _mm256_or_si256(_mm256_and_si256(z, low), _mm256_slli_epi32(_mm256_castps_si256(d), 8));
-        return _mm256_blend_epi16(_mm256_or_si256(_mm256_and_si256(x, low), second), _mm256_slli_epi32(third, 16), 0xaa);
+        const I high = _mm256_slli_epi32(pair(c, d), 16);
+        return _mm256_blend_epi16(pair(a, b), high, 0xaa);
+    }
+    // The lowest byte of `a`, then that of `b` and more.
+    static I pair(F a, F b) {
+        const I low = _mm256_and_si256(_mm256_castps_si256(a), _mm256_set1_epi32(255));
+        return _mm256_or_si256(low, _mm256_slli_epi32(_mm256_castps_si256(b), 8));
     }
     static I add_bytes(I sum, I) { return sum; }
     static void scatter(I* words, int64_t count, int8_t* const* out, int64_t lanes) {
@@ -93,10 +96,13 @@ struct Lanes {
             const Rows<width> rows(job, first + half * width, chunk * CHUNK);
             for (int64_t c = 0; c < chunks; c++) {
                 const int64_t word = (chunk + c) * 8, count = words - word < 8 ? words - word : 8;
-                const I mask = _mm256_cmpgt_epi32(_mm256_set1_epi32(int(count)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+                const I lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+                const I mask = _mm256_cmpgt_epi32(_mm256_set1_epi32(int(count)), lanes);
                 I packed[8], step = {}, lift = {};
-                for (int i = 0; i < width; i++)
-                    packed[i] = _mm256_maskload_epi32(reinterpret_cast<const int*>(rows.packed[i] + c * CHUNK / 2), mask);
+                for (int i = 0; i < width; i++) {
+                    const uint8_t* from = rows.packed[i] + c * CHUNK / 2;
+                    packed[i] = _mm256_maskload_epi32(reinterpret_cast<const int*>(from), mask);
+                }
                 transpose(packed);
                 for (int64_t j = 0; j < count; j++) {
                     if (j == 0 || ((word + j) * 8 & (job.w.group - 1)) == 0) {
@@ -105,7 +111,8 @@ struct Lanes {
                         lift = _mm256_slli_epi16(step, 3);
                     }
                     for (int pair = 0; pair < 4; pair++) {
-                        const I q = _mm256_and_si256(_mm256_srli_epi32(packed[j], 4 * pair), _mm256_set1_epi32(0xf000f));
+                        const I two = _mm256_set1_epi32(0xf000f);
+                        const I q = _mm256_and_si256(_mm256_srli_epi32(packed[j], 4 * pair), two);
                         const I w = _mm256_sub_epi16(_mm256_mullo_epi16(q, step), lift);
                         store_integers(reinterpret_cast<int32_t*>(out + ((c * 32 + j * 4 + pair) * 2 + half) * 16), w);
                     }
@@ -116,8 +123,8 @@ struct Lanes {
     }
 
     template <class Behind>
-    static void multiply(const Values& x, int64_t row, int64_t rows, int64_t chunk, int64_t chunks, const int16_t* weights,
-                         int32_t* sums, Behind behind) {
+    static void multiply(const Values& x, int64_t row, int64_t rows, int64_t chunk, int64_t chunks,
+                         const int16_t* weights, int32_t* sums, Behind behind) {
         const int8_t* values = x.at(row, chunk);
         if (rows == 4) multiply<4>(values, x.together, chunks, weights, sums, chunk == 0);
         else if (rows == 3) multiply<3>(values, x.together, chunks, weights, sums, chunk == 0);
@@ -190,10 +197,12 @@ struct Lanes {
     static void add_up(const I* parts, I* sums) {
         const I low = _mm256_hadd_epi32(_mm256_hadd_epi32(parts[0], parts[1]), _mm256_hadd_epi32(parts[2], parts[3]));
         const I high = _mm256_hadd_epi32(_mm256_hadd_epi32(parts[4], parts[5]), _mm256_hadd_epi32(parts[6], parts[7]));
-        sums[0] = _mm256_add_epi32(_mm256_permute2x128_si256(low, high, 0x20), _mm256_permute2x128_si256(low, high, 0x31));
+        const I half = _mm256_permute2x128_si256(low, high, 0x20);
+        sums[0] = _mm256_add_epi32(half, _mm256_permute2x128_si256(low, high, 0x31));
     }
     static I plus_scaled(I total, I sums, int32_t offset, const uint8_t* from) {
-        return _mm256_add_epi32(total, _mm256_mullo_epi32(_mm256_add_epi32(sums, _mm256_set1_epi32(offset)), steps(from)));
+        const I sum = _mm256_add_epi32(sums, _mm256_set1_epi32(offset));
+        return _mm256_add_epi32(total, _mm256_mullo_epi32(sum, steps(from)));
     }
     static I steps(const uint8_t* from) {
         return _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from)));

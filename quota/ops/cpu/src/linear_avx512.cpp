@@ -39,13 +39,15 @@ struct Lanes : Wide {
             return _mm512_cvtph_ps(_mm512_cvtepi32_epi16(pair));
         }
         static F upper(I pair, FloatType type) {
-            if (type == BFLOAT16) return _mm512_castsi512_ps(_mm512_and_si512(pair, _mm512_set1_epi32(int(0xffff0000))));
+            const I half = _mm512_set1_epi32(int(0xffff0000));
+            if (type == BFLOAT16) return _mm512_castsi512_ps(_mm512_and_si512(pair, half));
             return _mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_srli_epi32(pair, 16)));
         }
     };
     static I bytes(F a, F b, F c, F d) {
         const I byte = _mm512_set1_epi32(0xff), half = _mm512_set1_epi32(0xffff);
-        const I second = _mm512_slli_epi32(_mm512_castps_si512(b), 8), fourth = _mm512_slli_epi32(_mm512_castps_si512(d), 8);
+        const I second = _mm512_slli_epi32(_mm512_castps_si512(b), 8);
+        const I fourth = _mm512_slli_epi32(_mm512_castps_si512(d), 8);
         // The first where its mask is set, else the second.
         const I low = _mm512_ternarylogic_epi32(byte, _mm512_castps_si512(a), second, 0xca);
         const I high = _mm512_ternarylogic_epi32(byte, _mm512_castps_si512(c), fourth, 0xca);
@@ -64,15 +66,15 @@ struct Lanes : Wide {
         Wide::unpack<128>(job, first, chunk, chunks, out);
     }
     template <class Behind>
-    static void multiply(const Values& x, int64_t row, int64_t rows, int64_t chunk, int64_t chunks, const int8_t* weights,
-                         int32_t* sums, Behind behind) {
+    static void multiply(const Values& x, int64_t row, int64_t rows, int64_t chunk, int64_t chunks,
+                         const int8_t* weights, int32_t* sums, Behind behind) {
         multiply<ROWS_AVX512>(x, row, rows, chunk, chunks, weights, sums);
         behind();
     }
     // ROWS rows, or as many as there are.
     template <int ROWS>
-    static void multiply(const Values& x, int64_t row, int64_t rows, int64_t chunk, int64_t chunks, const int8_t* weights,
-                         int32_t* sums) {
+    static void multiply(const Values& x, int64_t row, int64_t rows, int64_t chunk, int64_t chunks,
+                         const int8_t* weights, int32_t* sums) {
         if constexpr (ROWS > 1)
             if (rows < ROWS) return multiply<ROWS - 1>(x, row, rows, chunk, chunks, weights, sums);
         const int8_t* values = x.at(row, chunk);
@@ -108,8 +110,9 @@ struct Lanes : Wide {
             const I lanes = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
             even = _mm512_permutex2var_epi32(low, lanes, high);
             odd = _mm512_permutex2var_epi32(low, _mm512_add_epi32(lanes, _mm512_set1_epi32(1)), high);
-            offset[0] = -_mm512_reduce_add_epi32(_mm512_dpbusd_epi32(_mm512_setzero_si512(), _mm512_set1_epi8(8), low));
-            offset[1] = -_mm512_reduce_add_epi32(_mm512_dpbusd_epi32(_mm512_setzero_si512(), _mm512_set1_epi8(8), high));
+            const I eight = _mm512_set1_epi8(8), zero = _mm512_setzero_si512();
+            offset[0] = -_mm512_reduce_add_epi32(_mm512_dpbusd_epi32(zero, eight, low));
+            offset[1] = -_mm512_reduce_add_epi32(_mm512_dpbusd_epi32(zero, eight, high));
         }
         I times(const uint8_t* row) const {
             const I packed = _mm512_maskz_loadu_epi32(there, row), nibble = _mm512_set1_epi8(15);

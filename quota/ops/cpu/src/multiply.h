@@ -4,9 +4,9 @@
 //
 //     panel, rows                  outputs of a panel, at most PANEL; rows that `multiply` takes at once
 //     Weight                       an unpacked weight; a panel of CHUNKS chunks has panel * CHUNKS * CHUNK of them
-//     unpack(job, first, chunk, chunks, out)    g q of outputs from `first` on in so many chunks, however `multiply` likes them
-//     multiply(x, row, rows, chunk, chunks, weights, sums, behind)    adds the products of such rows and chunks to `sums`
-//                                  [rows, PANEL]; with chunk 0 it sets them. Calls behind() when most of it is done.
+//     unpack(job, first, chunk, chunks, out)    g q of the outputs from `first` on, however `multiply` likes them
+//     multiply(x, row, rows, chunk, chunks, weights, sums, behind)    adds the products of such rows and chunks to
+//                                  `sums` [rows, PANEL]; sets them with chunk 0. Calls behind() when most is done.
 //     width, F, set, load, whole, store_result   vectors of floats; from int32; to any type
 #pragma once
 
@@ -84,19 +84,20 @@ struct Rows {
     }
 };
 
-// The steps of the OUTPUTS outputs around `output` in the group of `channel`; for outputs past the last those of others.
+// The steps of the OUTPUTS outputs around `output` in the group of `channel`; past the last output those of others.
 inline const uint8_t* steps_of(const Product& job, int64_t output, int64_t channel) {
     const int64_t last = (job.w.outputs - 1) / OUTPUTS, place = output / OUTPUTS < last ? output / OUTPUTS : last;
     const int shift = __builtin_ctzll(uint64_t(job.w.group));
     return job.w.steps + (place * (job.x.columns >> shift) + (channel >> shift)) * OUTPUTS;
 }
 
-// Fetches a share of the panel of `outputs` outputs behind `first`, whose rows lie in one piece: what `count` channels from
-// `channel` on take up in so many rows. Processors do not foresee jumps from row to row. Into the second-level cache: rows
-// whose lengths are powers of two would push one another out of the first.
+// Fetches a share of the `outputs` rows behind those from `first` on, which lie in one piece: what `count` channels from
+// `channel` on take up in so many rows. Processors do not foresee jumps from row to row. Into the second-level cache:
+// rows whose lengths are powers of two would push one another out of the first.
 inline void prefetch(const Product& job, int64_t first, int64_t outputs, int64_t channel, int64_t count) {
     const uint8_t* next = job.w.packed + (first + outputs) * (job.x.columns / 2);
-    for (int64_t at = channel * outputs / 2; at < (channel + count) * outputs / 2; at += 64) __builtin_prefetch(next + at, 0, 2);
+    const int64_t end = (channel + count) * outputs / 2;
+    for (int64_t at = channel * outputs / 2; at < end; at += 64) __builtin_prefetch(next + at, 0, 2);
 }
 
 }  // namespace

@@ -1,7 +1,7 @@
 // One token, which waits for memory: rows are multiplied as they lie there, and what is transposed is their sums.
 //
-// A vector of a row holds V::groups groups of 64 channels, as nibbles; their products with the token are so many partial
-// sums of each group. Those of V::width rows are added and transposed together, with a fraction of the shuffles that
+// A vector of a row holds V::groups groups of 64 channels, as nibbles; their products with the token are partial sums
+// of each group. Those of V::width rows are added and transposed together, with a fraction of the shuffles that
 // transposing the weights takes, and multiplied with the rows' steps. V has besides what quantize.h and multiply.h say:
 //
 //     groups                     of CHUNK channels in a vector of packed weights

@@ -1,12 +1,12 @@
 // Tokens to whole numbers, as quota/ops/activations.py defines them, to the last bit behind the same rotation.
 //
-// Pieces of tokens stand in the lanes of a vector, a channel in each vector: so rotating takes no shuffles, and the bounds
-// of a group no reduction. The rotation adds in the order of spans 1, 2, 4 ..., so that every V gives the same bits. V is
-// one instruction set's:
+// Pieces of tokens stand in the lanes of a vector, a channel in each vector: so rotating takes no shuffles, and the
+// bounds of a group no reduction; one token fills the lanes as well as many. The rotation adds in the order of spans 1,
+// 2, 4 ..., so that every V gives the same bits. V is one instruction set's:
 //
 //     width, F, I            lanes; floats and int32 of one vector, the former with the arithmetic operators
-//     Loader(pieces, type)   (channel, count, out): so many channels of all lanes, a vector each; width or fewer
-//     set, min, max, load, store, load_integers, store_integers, fma     as named; a fused sum is taken of whole numbers only
+//     Loader(pieces, type)   (channel, length, out): `width` channels of all lanes, a vector each, of pieces so long
+//     set, min, max, load, store, store_integers, fma     as named; a fused sum is taken of whole numbers only
 //     bytes(a, b, c, d)      the lowest bytes of four vectors' lanes as one word a lane
 //     add_bytes(sum, words)  the four signed bytes of every word added
 //     scatter(words, count, out, lanes)     lane l's `count` words to out[l]
