@@ -6,7 +6,7 @@
     quota       both
 
 Time to first token and the tokens a second after it come from one greedy `generate` a turn, batch 1, all variants
-taking turns. Peak memory is that of a process of its own for each variant (quota_lab/bench/memory.py), and what pruning
+taking turns; what parts of it take is measured apart (quota_lab/bench/profile.py). Peak memory is that of a process of its own for each variant (quota_lab/bench/memory.py), and what pruning
 itself costs is measured inside QUOTA's prefill (quota_lab/bench/overhead.py).
 """
 
@@ -24,9 +24,11 @@ import torch
 from quota import ops
 from quota.progress import Steps, silent
 from quota.pruning.pruner import Pruner
+from quota_lab.bench.busy import Others
 from quota_lab.bench.memory import peak_bytes
 from quota_lab.bench.models import NAMES, Subject, subject
 from quota_lab.bench.overhead import overhead
+from quota_lab.bench.profile import profile
 from quota_lab.bench.report import Job, Report, Row
 
 BASELINE = "bf16 dense transformers"
@@ -55,17 +57,19 @@ def bench_e2e(
 
     Needs the memory of the dense and of the quantised model at once, and minutes for the realistic one.
     """
-    report = Report()
+    report, others = Report(), Others()
     for name in names:
         variants = _variants(subject(name, quantized=False), subject(name, quantized=True))
         time_variants(variants, new_tokens, turns, progress)
         report.rows += _speed_rows(name, variants)
         report.rows.append(overhead_row(name, variants[-1], turns))
+        report.rows += part_rows(name, variants, turns)
         names_of_variants = [variant.name for variant in variants]
         operators = {variant.name: str(variant.operators) for variant in variants}
         # The processes to come need the room.
         del variants
         report.rows += _memory_rows(name, names_of_variants, operators, progress)
+    report.others = others.share()
     return report
 
 
@@ -142,6 +146,20 @@ def overhead_row(name: str, variant: Variant, turns: int) -> Row:
     with ops.record() as operators:
         seconds, prefill = overhead(variant.subject, turns)
     return Row("overhead", shape(name, variant.name), str(operators), seconds, "QUOTA's prefill", prefill)
+
+
+def part_rows(name: str, variants: Sequence[Variant], turns: int) -> list[Row]:
+    """For each quantised variant the seconds of every part of a prefill and of a step, beside the dense model's."""
+    dense, *others = [variant for variant in variants if variant.name != "pruned"]
+    baseline = profile(dense.subject, dense.pruned, turns)
+    rows = []
+    for variant in others:
+        for job, parts in profile(variant.subject, variant.pruned, turns).items():
+            before = baseline[job]
+            for part in sorted(parts.keys() | before.keys()):
+                label, values = f"{shape(name, variant.name)}: {part}", (parts.get(part, 0.0), before.get(part, 0.0))
+                rows.append(Row(job, label, str(variant.operators), values[0], BASELINE, values[1]))
+    return rows
 
 
 def _memory_rows(name: str, variants: Sequence[str], operators: dict[str, str], progress: Steps) -> list[Row]:

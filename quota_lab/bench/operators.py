@@ -24,10 +24,11 @@ from quota.ops.packing import pack_int32
 from quota.progress import Steps, silent
 from quota.quantization.linear import input_spec
 from quota.scheme import QuantizationScheme
+from quota_lab.bench.busy import Others
 from quota_lab.bench.report import Report, Row
 from quota_lab.bench.timing import interleaved
 
-# (M, N, K): tokens, output and input channels.
+# (M, N, K): tokens, output and input channels. The last five are a tower's and a decoder's.
 LINEAR = (
     (1, 2048, 2048),
     (1, 5504, 2048),
@@ -36,6 +37,11 @@ LINEAR = (
     (32, 4096, 4096),
     (256, 4096, 4096),
     (640, 4096, 4096),
+    (256, 5504, 2048),
+    (640, 5504, 2048),
+    (577, 1024, 1024),
+    (577, 4096, 1024),
+    (577, 1024, 4096),
 )
 # (query heads, key-value heads, channels of a head, tokens in the cache).
 ATTENTION = ((8, 4, 128, 1024), (32, 8, 128, 1024), (16, 16, 128, 1024), (8, 4, 128, 4096))
@@ -56,7 +62,7 @@ def bench_operators(
     `cache` is how many bytes of weights each side goes through before it meets the same again; by default as much as
     the processor's largest cache holds, so that all sides together are at least twice that.
     """
-    report = Report()
+    report, others = Report(), Others()
     backends = _backends()
     cache = machine.largest_cache() if cache is None else cache
     total = len(linear) + len(attention)
@@ -66,6 +72,7 @@ def bench_operators(
     for heads in attention:
         report.rows += attention_rows(backends, *heads, turns, cache)
         progress("operators", len(report.rows) // len(backends), total)
+    report.others = others.share()
     return report
 
 

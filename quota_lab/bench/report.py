@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import torch
 
 from quota.ops import machine
+from quota_lab.bench.busy import LARGEST_SHARE
 
-Job = Literal["linear", "decode_attention", "ttft", "decode", "memory", "overhead"]
+Job = Literal["linear", "decode_attention", "ttft", "decode", "memory", "overhead", "prefill", "step"]
 
 UNITS: dict[Job, str] = {
     "linear": "s",
@@ -18,6 +20,8 @@ UNITS: dict[Job, str] = {
     "decode": "tokens/s",
     "memory": "bytes",
     "overhead": "s",
+    "prefill": "s",
+    "step": "s",
 }
 
 
@@ -38,7 +42,7 @@ class Row:
         """How many times better than the baseline: less time or memory, or more tokens a second."""
         if self.job == "decode":
             return self.value / self.baseline_value
-        return self.baseline_value / self.value
+        return self.baseline_value / self.value if self.value else math.inf
 
     def figures(self) -> dict[str, Any]:
         return asdict(self) | {"ratio": self.ratio}
@@ -51,7 +55,20 @@ class Report:
     rows: list[Row] = field(default_factory=list)
     device: str = field(default_factory=machine.processor)
     threads: int = field(default_factory=torch.get_num_threads)
+    others: float | None = None
+    """Share of the machine that other processes took meanwhile; None if nobody can tell."""
+
+    def warning(self) -> str | None:
+        """What is to be said of these figures; None if the machine was idle otherwise."""
+        if self.others is None or self.others <= LARGEST_SHARE:
+            return None
+        return f"other processes took {self.others:.0%} of this machine meanwhile: measure again when it is idle"
 
     def figures(self) -> dict[str, Any]:
         """What `quota bench --json` writes."""
-        return {"device": self.device, "threads": self.threads, "rows": [row.figures() for row in self.rows]}
+        return {
+            "device": self.device,
+            "threads": self.threads,
+            "others": self.others,
+            "rows": [row.figures() for row in self.rows],
+        }

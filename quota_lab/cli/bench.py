@@ -2,26 +2,40 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from quota.cli.app import Backend, JsonFile, app, console, notes, write_json
 from quota.errors import QuotaError
 
+if TYPE_CHECKING:
+    from quota_lab.bench.report import Report
+
 bench = typer.Typer(
     name="bench",
     help=(
         "Measure this machine against what one would run otherwise: `quota bench ops`, `quota bench e2e`, "
         "`quota bench compress`.\n\n"
-        "A ratio above 1 is better than the baseline. The JSON holds device, threads and rows; every row has job, "
-        "shape, backend, value, baseline, baseline_value and ratio. Values are seconds (linear, decode_attention, "
-        "ttft, overhead), tokens a second (decode) or bytes (memory)."
+        "A ratio above 1 is better than the baseline. The JSON holds device, threads, others (the share of the machine "
+        "that other processes took) and rows; every row has job, shape, backend, value, baseline, baseline_value and "
+        "ratio. Values are seconds (linear, decode_attention, ttft, overhead, and the parts of a prefill and of a "
+        "decoding step), tokens a second (decode) or bytes (memory)."
     ),
     no_args_is_help=True,
     rich_markup_mode="markdown",
 )
 app.add_typer(bench)
+
+
+def show(report: Report) -> None:
+    """Print its tables, and a warning if the machine was busy."""
+    from quota_lab.bench.tables import bench_tables
+
+    for table in bench_tables(report):
+        console.print(table)
+    if warning := report.warning():
+        notes.print(f"[bold]{warning}[/bold]")
 
 
 @bench.command()
@@ -35,12 +49,10 @@ def ops(json_file: JsonFile = None, backend: Backend = None) -> None:
     """
     from quota.report.progress import progress_steps
     from quota_lab.bench import bench_operators
-    from quota_lab.bench.tables import bench_tables
 
     with progress_steps() as progress:
         report = bench_operators(progress=progress)
-    for table in bench_tables(report):
-        console.print(table)
+    show(report)
     write_json(json_file, report.figures())
 
 
@@ -57,12 +69,10 @@ def e2e(json_file: JsonFile = None, backend: Backend = None) -> None:
     """
     from quota.report.progress import progress_steps
     from quota_lab.bench import bench_e2e
-    from quota_lab.bench.tables import bench_tables
 
     with progress_steps() as progress:
         report = bench_e2e(progress=progress)
-    for table in bench_tables(report):
-        console.print(table)
+    show(report)
     notes.print(
         "keep 30%: visual tokens left after the last cut; the average over layers is 43% in the realistic model"
     )
@@ -93,12 +103,10 @@ def compress(
     from quota.report.progress import progress_steps
     from quota_lab.bench import bench_compress
     from quota_lab.bench.streaming import MODELS
-    from quota_lab.bench.tables import bench_tables
 
     if model not in MODELS:
         raise QuotaError(f"there is no model {model!r} to compress here; choose one of {', '.join(MODELS)}")
     with progress_steps() as progress:
         report = bench_compress(layers or [1, 3], samples, MODELS[model], progress)
-    for table in bench_tables(report):
-        console.print(table)
+    show(report)
     write_json(json_file, report.figures())

@@ -33,7 +33,9 @@ def test_the_reference_model_keeps_its_answers_at_8_bits() -> None:
     full = subject.measure(None, seed=1)
     assert {len(right) for right in full["right"].values()} == {5} and len(full["right"]) == 6
     assert subject.scores(full, full) == {"retention %": 100, "error, visual tokens": 0, "error, text tokens": 0}
-    scores = subject.scores(subject.measure(Setting(weight_bits=16, activation_bits=16, kv_bits=8, samples=1), seed=1), full)
+    scores = subject.scores(
+        subject.measure(Setting(weight_bits=16, activation_bits=16, kv_bits=8, samples=1), seed=1), full
+    )
     assert scores["retention %"] > 90
     assert 0 < scores["error, visual tokens"] < 0.05 and 0 < scores["error, text tokens"] < 0.05
 
@@ -85,7 +87,9 @@ def test_mistakes_are_one_line(options: tuple[str, ...], message: str, tmp_path:
 
 
 def test_the_command_prints_markdown(tmp_path: Path, monkeypatch, capsys) -> None:
-    monkeypatch.setitem(TABLES, "kv-bits", {"full": None, "cache": Setting(weight_bits=16, activation_bits=16, kv_bits=8, samples=1)})
+    monkeypatch.setitem(
+        TABLES, "kv-bits", {"full": None, "cache": Setting(weight_bits=16, activation_bits=16, kv_bits=8, samples=1)}
+    )
     options = ("--questions", 2, "--seeds", 2, "--cells", tmp_path, "--json", tmp_path / "table.json")
     assert call("kv-bits", *options) == 0
     printed = capsys.readouterr()
