@@ -5,16 +5,25 @@
 
 #include "checks.h"
 #include "kv.h"
+#include "team.h"
 
 using quota::is_head;
 using quota::MAX_SHARED;
 using quota::PackedTensor;
 using quota::size_of;
-using Scratch = std::unique_ptr<float[]>;
 
 namespace {
 
-Scratch scratch_of(int64_t floats) { return Scratch(new (std::nothrow) float[floats]); }
+// Memory that a thread keeps and that only ever grows; null without memory.
+float* scratch_of(int64_t floats) {
+    thread_local std::unique_ptr<float[]> memory;
+    thread_local int64_t size = 0;
+    if (floats > size) {
+        memory.reset(new (std::nothrow) float[floats]);
+        size = memory ? floats : 0;
+    }
+    return memory.get();
+}
 
 }  // namespace
 
@@ -31,39 +40,37 @@ int quota_kv4_decode(int isa, int threads, const void* query, int type, int64_t 
         return WRONG_SIZES;
     const quota::KvKernels& kernels = quota::kv_kernels(isa);
     const int64_t size = size_of(type);
+    const int64_t longest = quota::decode_scratch(tokens);
     std::atomic<bool> enough{true};
-#pragma omp parallel num_threads(threads) if (batch * groups > 1)
-    {
-        const Scratch scratch = scratch_of(quota::decode_scratch(tokens)),
-                      rotated = scratch_of(MAX_SHARED * width + 16);
-        const Scratch result = scratch_of(MAX_SHARED * width);
-        if (!scratch || !rotated || !result) enough = false;
-#pragma omp for schedule(static)
-        for (int64_t unit = 0; unit < batch * groups; ++unit) {
-            if (!scratch || !rotated || !result) continue;
-            const int64_t sample = unit / groups, group = unit % groups;
-            const uint8_t* seen = valid == nullptr ? nullptr : valid + sample * tokens;
-            // Empty slots stand in front; without them a sample's arithmetic is the same alone and in a batch.
-            int64_t start = 0;
-            while (seen != nullptr && start < tokens && !seen[start]) ++start;
-            for (int64_t head = 0; head < shared; head += MAX_SHARED) {
-                const int together = int(shared - head < MAX_SHARED ? shared - head : MAX_SHARED);
-                const int64_t first = group * shared + head;
-                for (int i = 0; i < together; ++i) {
-                    const int64_t offset = sample * sample_stride + (first + i) * head_stride;
-                    kernels.rotate_in(static_cast<const char*>(query) + size * offset, type, width, keys->hadamard,
-                                      rotated.get() + i * width);
-                }
-                kernels.decode(rotated.get(), together, width, keys->rows(sample, group), values->rows(sample, group),
-                               seen, start, tokens, scaling, scratch.get(), result.get());
-                for (int i = 0; i < together; ++i) {
-                    const int64_t offset = (sample * groups * shared + first + i) * width;
-                    kernels.rotate_out(result.get() + i * width, width, values->hadamard,
-                                       static_cast<char*>(out) + size * offset, type);
-                }
+    deal(threads, batch * groups, [&](int64_t unit) {
+        float* const scratch = scratch_of(longest + 2 * MAX_SHARED * width + 16);
+        if (scratch == nullptr) {
+            enough = false;
+            return;
+        }
+        float *const result = scratch + longest, *const rotated = result + MAX_SHARED * width;
+        const int64_t sample = unit / groups, group = unit % groups;
+        const uint8_t* seen = valid == nullptr ? nullptr : valid + sample * tokens;
+        // Empty slots stand in front; without them a sample's arithmetic is the same alone and in a batch.
+        int64_t start = 0;
+        while (seen != nullptr && start < tokens && !seen[start]) ++start;
+        for (int64_t head = 0; head < shared; head += MAX_SHARED) {
+            const int together = int(shared - head < MAX_SHARED ? shared - head : MAX_SHARED);
+            const int64_t first = group * shared + head;
+            for (int i = 0; i < together; ++i) {
+                const int64_t offset = sample * sample_stride + (first + i) * head_stride;
+                kernels.rotate_in(static_cast<const char*>(query) + size * offset, type, width, keys->hadamard,
+                                  rotated + i * width);
+            }
+            kernels.decode(rotated, together, width, keys->rows(sample, group), values->rows(sample, group), seen,
+                           start, tokens, scaling, scratch, result);
+            for (int i = 0; i < together; ++i) {
+                const int64_t offset = (sample * groups * shared + first + i) * width;
+                kernels.rotate_out(result + i * width, width, values->hadamard,
+                                   static_cast<char*>(out) + size * offset, type);
             }
         }
-    }
+    });
     return enough ? DONE : NO_MEMORY;
 }
 
@@ -79,26 +86,24 @@ int quota_softmax_sums(int isa, int threads, void* logits, int type, int64_t hea
     const quota::KvKernels& kernels = quota::kv_kernels(isa);
     const int64_t bands = (rows + band - 1) / band;
     std::atomic<bool> enough{true};
-#pragma omp parallel num_threads(threads)
-    {
-        const Scratch scratch = scratch_of(quota::softmax_scratch(columns));
-        if (!scratch) enough = false;
-#pragma omp for schedule(dynamic)
-        for (int64_t unit = 0; unit < heads * bands; ++unit) {
-            if (!scratch) continue;
-            const int64_t head = unit / bands, start = unit % bands * band;
-            const int64_t count = rows - start < band ? rows - start : band;
-            // A sum of its own for each unit: the order of additions must not depend on the threads.
-            float* own = sums + unit * set_count * columns;
-            for (int64_t i = 0; i < set_count * columns; ++i) own[i] = 0.0f;
-            // Without sets there is no memory to point into.
-            const uint8_t* own_sets = set_count ? sets + start : sets;
-            const quota::SoftmaxRows part = {count,     columns,  first + start, visible, own_sets,
-                                             set_count, set_step, scaling,       own};
-            kernels.softmax(static_cast<char*>(logits) + size_of(type) * (head * rows + start) * columns, type, part,
-                            scratch.get());
+    deal(threads, heads * bands, [&](int64_t unit) {
+        float* const scratch = scratch_of(quota::softmax_scratch(columns));
+        if (scratch == nullptr) {
+            enough = false;
+            return;
         }
-    }
+        const int64_t head = unit / bands, start = unit % bands * band;
+        const int64_t count = rows - start < band ? rows - start : band;
+        // A sum of its own for each unit: the order of additions must not depend on the threads.
+        float* own = sums + unit * set_count * columns;
+        for (int64_t i = 0; i < set_count * columns; ++i) own[i] = 0.0f;
+        // Without sets there is no memory to point into.
+        const uint8_t* own_sets = set_count ? sets + start : sets;
+        const quota::SoftmaxRows part = {count,     columns,  first + start, visible, own_sets,
+                                         set_count, set_step, scaling,       own};
+        kernels.softmax(static_cast<char*>(logits) + size_of(type) * (head * rows + start) * columns, type, part,
+                        scratch);
+    });
     return enough ? DONE : NO_MEMORY;
 }
 
@@ -124,18 +129,16 @@ int quota_attention_amx(int isa, int threads, const void* query, const void* key
         sets,           set_count,    scaling,        sums,         static_cast<uint16_t*>(tiles)};
     const int64_t bands = (queries + quota::PREFILL_BAND - 1) / quota::PREFILL_BAND;
     std::atomic<bool> enough{true};
-#pragma omp parallel num_threads(threads)
-    {
-        const Scratch scratch = scratch_of(job.scratch());
-        if (!scratch) enough = false;
-#pragma omp for schedule(static)
-        for (int64_t group = 0; group < groups; ++group) quota::arrange_keys_amx(job, group);
-        // The last bands see the most keys: they start first, so that no thread is left with one at the end.
-#pragma omp for schedule(dynamic)
-        for (int64_t unit = 0; unit < heads * bands; ++unit) {
-            if (scratch) quota::attend_amx(job, unit % heads, bands - 1 - unit / heads, scratch.get());
+    deal(threads, groups, [&](int64_t group) { quota::arrange_keys_amx(job, group); });
+    // The last bands see the most keys: they start first, so that no thread is left with one at the end.
+    deal(threads, heads * bands, [&](int64_t unit) {
+        float* const scratch = scratch_of(job.scratch());
+        if (scratch == nullptr) {
+            enough = false;
+            return;
         }
-    }
+        quota::attend_amx(job, unit % heads, bands - 1 - unit / heads, scratch);
+    });
     return enough ? DONE : NO_MEMORY;
 }
 }

@@ -1,9 +1,10 @@
-// Entry points of KV4 storage: every head of every token, shared out among the threads.
+// Entry points of KV4 storage: every head of every token, dealt out to the threads.
 #include "kv.h"
 
 #include <atomic>
 
 #include "checks.h"
+#include "team.h"
 
 namespace quota {
 
@@ -18,7 +19,7 @@ const KvKernels& kv_kernels(int isa) {
 using quota::is_head;
 using quota::size_of;
 
-// Rows for which starting threads would take longer than the work.
+// Rows for which waking threads would take longer than the work.
 constexpr int64_t FEW = 64;
 
 extern "C" {
@@ -32,18 +33,13 @@ int quota_kv4_quantize(int isa, int threads, const void* x, int type, int64_t ba
         return WRONG_SIZES;
     const quota::KvKernels& kernels = quota::kv_kernels(isa);
     std::atomic<bool> stored{true};
-#pragma omp parallel for collapse(3) schedule(static) num_threads(threads) if (batch * heads * tokens > FEW)
-    for (int64_t sample = 0; sample < batch; ++sample) {
-        for (int64_t head = 0; head < heads; ++head) {
-            for (int64_t token = 0; token < tokens; ++token) {
-                const int64_t offset = sample * sample_stride + head * head_stride + token * token_stride;
-                const int64_t index = (sample * heads + head) * tokens + token;
-                const char* from = static_cast<const char*>(x) + size_of(type) * offset;
-                uint8_t* to = packed + index * (width / 2);
-                if (!kernels.quantize(from, type, width, hadamard, to, scale + index, zero + index)) stored = false;
-            }
-        }
-    }
+    deal(batch * heads * tokens > FEW ? threads : 1, batch * heads * tokens, [&](int64_t index) {
+        const int64_t sample = index / tokens / heads, head = index / tokens % heads, token = index % tokens;
+        const int64_t offset = sample * sample_stride + head * head_stride + token * token_stride;
+        const char* from = static_cast<const char*>(x) + size_of(type) * offset;
+        uint8_t* to = packed + index * (width / 2);
+        if (!kernels.quantize(from, type, width, hadamard, to, scale + index, zero + index)) stored = false;
+    });
     return stored ? DONE : REFUSED;
 }
 
@@ -54,16 +50,11 @@ int quota_kv4_dequantize(int isa, int threads, const quota::PackedTensor* stored
         !is_head(width, stored->hadamard))
         return WRONG_SIZES;
     const quota::KvKernels& kernels = quota::kv_kernels(isa);
-#pragma omp parallel for collapse(3) schedule(static) num_threads(threads) if (batch * heads * tokens > FEW)
-    for (int64_t sample = 0; sample < batch; ++sample) {
-        for (int64_t head = 0; head < heads; ++head) {
-            for (int64_t token = 0; token < tokens; ++token) {
-                const int64_t index = (sample * heads + head) * tokens + token;
-                char* to = static_cast<char*>(x) + size_of(type) * index * width;
-                kernels.dequantize(stored->rows(sample, head), token, width, stored->hadamard, to, type);
-            }
-        }
-    }
+    deal(batch * heads * tokens > FEW ? threads : 1, batch * heads * tokens, [&](int64_t index) {
+        const int64_t sample = index / tokens / heads, head = index / tokens % heads, token = index % tokens;
+        char* to = static_cast<char*>(x) + size_of(type) * index * width;
+        kernels.dequantize(stored->rows(sample, head), token, width, stored->hadamard, to, type);
+    });
     return DONE;
 }
 }

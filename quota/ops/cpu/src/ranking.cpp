@@ -6,6 +6,7 @@
 
 #include "checks.h"
 #include "kv.h"
+#include "team.h"
 
 namespace {
 
@@ -43,21 +44,17 @@ int quota_peaks(int isa, int threads, const float* hidden, const float* weights,
         }
         for (int64_t first = 0; first < tokens; first += rows) {
             const TokenProducts job = {own, tokens, width, first, std::min(rows, tokens - first), products};
-            // Little is done before other threads have started.
-#pragma omp parallel num_threads(threads) if (job.rows * tokens * width > 1 << 16)
-            {
-                // The first rows have the most to do, as they do it for others.
-#pragma omp for schedule(dynamic)
-                for (int64_t row = first; row < first + job.rows; row += TokenProducts::BLOCK) {
-                    kernels.products(job, row);
-                }
-#pragma omp for schedule(static)
-                for (int64_t row = first; row < first + job.rows; ++row) {
-                    const quota::PeakRow peak = {
-                        products + (row - first) * tokens, inverses, weight, order, inverses[row], row, tokens};
-                    scores[sample * tokens + row] = there[row] ? kernels.peak(peak) : 0.0f;
-                }
-            }
+            const int64_t blocks = (job.rows + TokenProducts::BLOCK - 1) / TokenProducts::BLOCK;
+            // Little is done before other threads have woken.
+            const int helpers = job.rows * tokens * width > 1 << 16 ? threads : 1;
+            // The first rows have the most to do, as they do it for others.
+            deal(helpers, blocks, [&](int64_t block) { kernels.products(job, first + block * TokenProducts::BLOCK); });
+            deal(helpers, job.rows, [&](int64_t index) {
+                const int64_t row = first + index;
+                const quota::PeakRow peak = {
+                    products + index * tokens, inverses, weight, order, inverses[row], row, tokens};
+                scores[sample * tokens + row] = there[row] ? kernels.peak(peak) : 0.0f;
+            });
         }
     }
     return DONE;
