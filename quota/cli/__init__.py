@@ -27,6 +27,9 @@ COMMANDS = "quota.commands"
 """Entry points: modules that define commands when they are imported."""
 _GO_ON = ("ablate", "compress", "study")
 """Commands that keep what they have finished."""
+_SPIN = "4000"
+"""Turns of the loop in which OpenMP's threads wait before they sleep: 0.1 ms, from one operator to the next. By itself
+libgomp waits for milliseconds, which beside busy processes are milliseconds in which none of them works."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -47,6 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _run(arguments: list[str]) -> int:
+    # Read when torch loads libgomp, which is after this.
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", _SPIN)
     # Imported for the commands that they define.
     from quota.cli import checkpoints, doctor, questions  # noqa: F401
     from quota.cli.app import app

@@ -16,7 +16,7 @@ bench = typer.Typer(
     name="bench",
     help=(
         "Measure this machine against what one would run otherwise: `quota bench ops`, `quota bench e2e`, "
-        "`quota bench compress`.\n\n"
+        "`quota bench threads`, `quota bench compress`.\n\n"
         "A ratio above 1 is better than the baseline. The JSON holds device, threads, others (the share of the machine "
         "that other processes took) and rows; every row has job, shape, backend, value, baseline, baseline_value and "
         "ratio. Values are seconds (linear, decode_attention, ttft, overhead, and the parts of a prefill and of a "
@@ -76,6 +76,24 @@ def e2e(json_file: JsonFile = None, backend: Backend = None) -> None:
     notes.print(
         "keep 30%: visual tokens left after the last cut; the average over layers is 43% in the realistic model"
     )
+    write_json(json_file, report.figures())
+
+
+@bench.command()
+def threads(json_file: JsonFile = None, backend: Backend = None) -> None:
+    """Time decoding beside 0, 1, 2 and 4 busy processes: the bundled model under W4A4KV4 and in float32.
+
+    ```text
+    quota bench threads
+    GOMP_SPINCOUNT=300000 quota bench threads     # as OpenMP waits by itself
+    ```
+    """
+    from quota.report.progress import progress_steps
+    from quota_lab.bench import bench_threads
+
+    with progress_steps() as progress:
+        report = bench_threads(progress=progress)
+    show(report)
     write_json(json_file, report.figures())
 
 

@@ -249,6 +249,22 @@ def quota_command(*arguments: object) -> list[str]:
     return [sys.executable, "-c", "from quota.cli import main; main()", *map(str, arguments)]
 
 
+@pytest.mark.parametrize(
+    ("user", "spin"),
+    [({}, "4000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "passive"}, None)],
+    ids=["nothing", "the same", "the policy"],
+)
+def test_threads_spin_for_microseconds_unless_the_user_says_otherwise(user: dict[str, str], spin: str | None) -> None:
+    """libgomp says itself what it has read."""
+    policies = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+    environment = {name: value for name, value in os.environ.items() if name not in policies}
+    environment |= {"OMP_DISPLAY_ENV": "verbose"} | user
+    script = "from quota.cli import main\ntry: main(['--help'])\nexcept SystemExit: import torch"
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    assert (f"GOMP_SPINCOUNT = '{spin}'" in done.stderr) == (spin is not None)
+    assert "GOMP_SPINCOUNT = " in done.stderr
+
+
 def test_debug_shows_the_traceback_wherever_it_stands(tmp_path: Path, capsys) -> None:
     assert call("inspect", tmp_path / "no.json", "--debug") == 1
     assert "Traceback" in capsys.readouterr().err

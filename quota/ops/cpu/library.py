@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from quota.errors import QuotaError
+from quota.ops.cpu.threads import threads
 
 ENVIRONMENT_VARIABLE = "QUOTA_CPU_ISA"
 # In the order of `Isa` in src/isa.h.
@@ -103,7 +104,7 @@ def run(name: str, *arguments: Any, refusal: str = "", work: str) -> None:
     QuotaError for sizes that it is not made for, and with `refusal` for numbers that cannot be stored or ranked;
     MemoryError, which says for what `work`, if it finds none.
     """
-    status = getattr(library(), name)(isa(), torch.get_num_threads(), *arguments)
+    status = getattr(library(), name)(isa(), threads(), *arguments)
     if status == _REFUSED:
         raise QuotaError(refusal)
     if status == _NO_MEMORY:

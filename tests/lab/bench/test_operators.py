@@ -73,7 +73,7 @@ def test_the_command_writes_the_figures_of_the_backend_asked_for(
         main(["bench", "ops", "--backend", "reference", "--json", str(file)])
     assert raised.value.code == 0
     figures = json.loads(file.read_text())
-    assert set(figures) == {"device", "threads", "rows"}
+    assert set(figures) == {"device", "threads", "others", "rows"}
     assert figures["threads"] == torch.get_num_threads()
     assert all(set(row) == KEYS for row in figures["rows"])
     assert {row["backend"] for row in figures["rows"]} == {"reference"}
@@ -90,7 +90,7 @@ def test_consecutive_turns_meet_other_weights(monkeypatch: pytest.MonkeyPatch) -
             return super().linear(x, weight)
 
     nbytes = operators.random_weight(64, 64).packed.nbytes
-    operators.linear_rows([Noting()], "linear", 1, 64, 64, turns=3, cache=2 * nbytes)
+    operators.linear_rows([Noting()], 1, 64, 64, turns=3, cache=2 * nbytes)
     # Two of them fill the cache, so there are three.
     assert len(set(seen)) == 3
     assert all(first != second for first, second in pairwise(seen))
@@ -105,4 +105,4 @@ def test_the_attention_baseline_is_attention() -> None:
 
 
 def test_a_report_names_the_machine() -> None:
-    assert Report(device="abacus", threads=1).figures() == {"device": "abacus", "threads": 1, "rows": []}
+    assert Report(device="abacus", threads=1).figures() == {"device": "abacus", "threads": 1, "others": None, "rows": []}

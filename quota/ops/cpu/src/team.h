@@ -2,7 +2,7 @@
 // ours binds to the same one, whatever its file is called, and one pool serves both. A pool of our own was measured
 // (2 cores, torch's operators and ours in turns): the two fight for the cores, as libgomp's threads spin for
 // milliseconds after an operator, and a round takes 1.5 to 2.5 times as long; 1.1 times with that spin bounded. Bounding it
-// is what pays beside busy processes, and `quota` does so (quota/cli/spin.py).
+// is what pays beside busy processes, and the `quota` command does so (quota/cli/__init__.py).
 #pragma once
 
 #include <omp.h>
