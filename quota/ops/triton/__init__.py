@@ -21,10 +21,7 @@ from torch import Tensor
 from quota.ops.interface import CacheSpec, InputSpec, LinearSpec, LinearWeight, PackedTensor
 from quota.ops.reference.backend import LARGEST_COLUMNS
 from quota.ops.reference.plain import PlainTorch
-
-# A program holds the matrix in registers, which more would overflow.
-LARGEST_ROTATION = 64
-_WIDEST_HEAD = 256
+from quota.ops.triton.limits import LARGEST_ROTATION, WIDEST_HEAD
 
 
 class TritonBackend(PlainTorch):
@@ -55,8 +52,8 @@ class TritonBackend(PlainTorch):
     def lacks_cache(self, spec: CacheSpec) -> str | None:
         if spec.bits != 4:
             return f"it stores keys and values in 4 bits only, not {spec.bits}"
-        if spec.width % 8 or spec.width > _WIDEST_HEAD:
-            return f"its tiles need heads of a multiple of 8 channels up to {_WIDEST_HEAD}, not {spec.width}"
+        if spec.width % 8 or spec.width > WIDEST_HEAD:
+            return f"its tiles need heads of a multiple of 8 channels up to {WIDEST_HEAD}, not {spec.width}"
         return _lacks_rotation(spec.hadamard)
 
     def quantize(self, x: Tensor, inputs: InputSpec) -> tuple[Tensor, Tensor]:

@@ -23,9 +23,9 @@ from torch import Tensor
 from quota.ops.activations import NOT_FINITE
 from quota.ops.hadamard import block_hadamard
 from quota.ops.interface import InputSpec
-from quota.ops.triton import LARGEST_ROTATION
 from quota.ops.triton.alarm import Alarm
 from quota.ops.triton.launch import EXACT, launch, power_of_two
+from quota.ops.triton.limits import LARGEST_ROTATION
 from quota.ops.triton.tiles import is_finite, rotate, rotation, round_half_even
 
 # Channels of a tile: `rotate` wants 16 rows of its matrix, and larger ones take long to compile.

@@ -85,9 +85,9 @@ def test_consecutive_turns_meet_other_weights(monkeypatch: pytest.MonkeyPatch) -
     seen: list[int] = []
 
     class Noting(ReferenceBackend):
-        def linear(self, x, weight):
-            seen.append(weight.packed.data_ptr())
-            return super().linear(x, weight)
+        def linear(self, x, weights):
+            seen.append(weights[0].packed.data_ptr())
+            return super().linear(x, weights)
 
     nbytes = operators.random_weight(64, 64).packed.nbytes
     operators.linear_rows([Noting()], 1, 64, 64, turns=3, cache=2 * nbytes)
@@ -105,4 +105,9 @@ def test_the_attention_baseline_is_attention() -> None:
 
 
 def test_a_report_names_the_machine() -> None:
-    assert Report(device="abacus", threads=1).figures() == {"device": "abacus", "threads": 1, "others": None, "rows": []}
+    assert Report(device="abacus", threads=1).figures() == {
+        "device": "abacus",
+        "threads": 1,
+        "others": None,
+        "rows": [],
+    }
