@@ -21,7 +21,7 @@ import torch
 
 from quota.errors import QuotaError
 from quota.ops.interface import Backend, CacheSpec, LinearSpec
-from quota.ops.usage import Usage, note, record
+from quota.ops.usage import Usage, lack, note, record
 
 __all__ = [
     "ENVIRONMENT_VARIABLE",
@@ -32,8 +32,10 @@ __all__ = [
     "for_attention",
     "for_cache",
     "for_linear",
+    "for_rows",
     "for_tokens",
     "forced",
+    "lack",
     "order",
     "record",
     "use",
@@ -133,6 +135,11 @@ def for_attention(device: torch.device, causal: bool = True) -> Backend:
 def for_tokens(device: torch.device) -> Backend:
     """The backend for activation_error, peaks and cut; QuotaError if one is forced and not made for the device."""
     return note("tokens", *_choose(forced(), device.type, None))
+
+
+def for_rows(device: torch.device) -> Backend:
+    """The backend for norm, activate and gated; QuotaError if one is forced and not made for the device."""
+    return note("rows", *_choose(forced(), device.type, None))
 
 
 @lru_cache(maxsize=1024)

@@ -1,6 +1,6 @@
 """What an operator backend is: the jobs, the data they work on, and what a backend must say of itself.
 
-Four jobs, each defined by the reference backend (`quota.ops.reference`), which every other one must equal exactly up to
+Five jobs, each defined by the reference backend (`quota.ops.reference`), which every other one must equal exactly up to
 the integer sums and to rounding behind them:
 
     linear     linear            y = s_t s_n sum_k v_tk w_nk + b_n       rotate, quantise, multiply, scale, add bias
@@ -10,6 +10,8 @@ the integer sums and to rounding behind them:
     tokens     activation_error  how far the activation quantiser moves each visual token
                peaks             QUOTA's own score of visual tokens (quota/pruning/scorers/peaks.py)
                cut               the best so many by any score (equation 5), and where they stand then
+    rows       norm              RMSNorm and LayerNorm
+               activate, gated   an activation, and one times another tensor
 """
 
 from __future__ import annotations
@@ -85,6 +87,21 @@ class CacheSpec:
     """D, channels of a head."""
     hadamard: int
     """Block of the rotation; 0 or 1: none."""
+
+
+@dataclass(frozen=True)
+class NormSpec:
+    """What a norm computes (quota/ops/reference/rows.py)."""
+
+    eps: float
+    centred: bool = False
+    """LayerNorm, which may have a bias; else RMSNorm, which has none."""
+    offset: bool = False
+    """Scales by 1 + weight, in float32. Not with `centred`."""
+
+
+ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "quick_gelu")
+"""Names of the functions that `activate` and `gated` know."""
 
 
 @dataclass(frozen=True)
@@ -185,4 +202,16 @@ class Backend(Protocol):
         valid bool [R, V]: the rest is never chosen. places int64 [R, V]: in the flattened batch. QuotaError for a NaN
         score.
         """
+        ...
+
+    def norm(self, x: Tensor, weight: Tensor, bias: Tensor | None, spec: NormSpec) -> Tensor:
+        """x [..., K], weight and bias [K], all float32, bfloat16 or float16 -> as x, without a gradient."""
+        ...
+
+    def activate(self, x: Tensor, activation: str) -> Tensor:
+        """One of `ACTIVATIONS` of each number of x, float32, bfloat16 or float16 -> as x, without a gradient."""
+        ...
+
+    def gated(self, gate: Tensor, up: Tensor, activation: str) -> Tensor:
+        """`activate(gate)`, rounded, times `up`; both of one shape and type -> as gate, without a gradient."""
         ...

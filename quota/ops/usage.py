@@ -15,12 +15,13 @@ from quota.ops.interface import Backend
 
 @dataclass
 class Usage:
-    """How often each backend was taken for each job ("linear", "cache", "attention", "tokens")."""
+    """How often each backend was taken for each job ("linear", "cache", "attention", "tokens", "rows")."""
 
     calls: Counter[tuple[str, str]] = field(default_factory=Counter)
     """(job, backend) -> calls."""
     lacking: set[str] = field(default_factory=set)
-    """Why a faster backend that runs here was passed over, as "cpu: no kernels for 3-bit caches"."""
+    """Why a faster backend that runs here was passed over, as "cpu: no kernels for 3-bit caches", and what was left to
+    torch."""
 
     def backends(self) -> dict[str, list[str]]:
         """Job -> backends that ran it, the most used first."""
@@ -63,3 +64,9 @@ def note(job: str, backend: Backend, lacking: Sequence[str]) -> Backend:
         usage.calls[job, backend.name] += 1
         usage.lacking.update(lacking)
     return backend
+
+
+def lack(reason: str) -> None:
+    """Write down that something was left to torch, and why."""
+    for usage in _active:
+        usage.lacking.add(reason)

@@ -6,7 +6,7 @@ which they are stored, and unpack in registers.
 
 from __future__ import annotations
 
-from quota.ops.cpu import attention, cache, library, linear, tokens
+from quota.ops.cpu import attention, cache, library, linear, rows, tokens
 
 
 class CpuBackend:
@@ -27,6 +27,9 @@ class CpuBackend:
     activation_error = staticmethod(tokens.activation_error)
     peaks = staticmethod(tokens.peaks)
     cut = staticmethod(tokens.cut)
+    norm = staticmethod(rows.norm)
+    activate = staticmethod(rows.activate)
+    gated = staticmethod(rows.gated)
 
     def why_not(self) -> str | None:
         """Why it cannot run on this machine. QuotaError if QUOTA_CPU_ISA asks for what the machine lacks."""

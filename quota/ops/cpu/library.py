@@ -50,6 +50,9 @@ _FUNCTIONS = {
     "quota_activation_error": "ii pi nn n nn i p",
     "quota_peaks": "ii ppp nnn p",
     "quota_cut": "ii ppp p nn p nn pp p",
+    "quota_norm": "ii pi nn pp fii p",
+    "quota_activate": "ii pi n i p",
+    "quota_gated": "ii pi p n i p",
 }
 
 

@@ -1,10 +1,10 @@
-"""The jobs of cache, attention and tokens in plain torch, as one class: what a backend has that brings no better."""
+"""The jobs of cache, attention, tokens and rows in plain torch, as one class: what a backend has that brings no better."""
 
 from __future__ import annotations
 
 from quota.ops.choice import cut
 from quota.ops.interface import CacheSpec
-from quota.ops.reference import attention, tokens
+from quota.ops.reference import attention, rows, tokens
 
 
 class PlainTorch:
@@ -18,6 +18,9 @@ class PlainTorch:
     activation_error = staticmethod(tokens.activation_error)
     peaks = staticmethod(tokens.peaks)
     cut = staticmethod(cut)
+    norm = staticmethod(rows.norm)
+    activate = staticmethod(rows.activate)
+    gated = staticmethod(rows.gated)
 
     def why_not(self) -> str | None:
         return None
