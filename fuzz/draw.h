@@ -9,6 +9,7 @@
 #include "../quota/ops/cpu/src/checks.h"
 #include "../quota/ops/cpu/src/kv.h"
 #include "../quota/ops/cpu/src/linear.h"
+#include "../quota/ops/cpu/src/rows.h"
 
 extern "C" {
 int quota_best_isa();
@@ -28,6 +29,9 @@ int quota_activation_error(int, int, const void*, int, int64_t, int64_t, int64_t
 int quota_peaks(int, int, const float*, const float*, const uint8_t*, int64_t, int64_t, int64_t, float*);
 int quota_cut(int, int, const float*, const uint8_t*, const int64_t*, const int64_t*, int64_t, int64_t, uint8_t*, int64_t, int64_t,
               int64_t*, uint8_t*, int64_t*);
+int quota_norm(int, int, const void*, int, int64_t, int64_t, const void*, const void*, float, int, int, void*);
+int quota_activate(int, int, const void*, int, int64_t, int, void*);
+int quota_gated(int, int, const void*, int, const void*, int64_t, int, void*);
 }
 
 // Of the call that is being made.

@@ -308,12 +308,33 @@ void ranking() {
     require(most == largest, "not as wide as the longest");
 }
 
+void rows() {
+    // Now and then enough for several threads.
+    const int64_t rows = draw(0, 12), columns = chance(10) ? draw(3000, 6000) : draw(0, 200);
+    const int64_t count = rows * columns, centred = draw(0, 1), offset = draw(0, 1);
+    const int activation = int(draw(0, quota::ACTIVATIONS - 1));
+    Numbers x(draw(0, 1), count, !chance(10)), up(x.type, count, true);
+    Numbers weight(x.type, columns, true), bias(x.type, columns, true);
+    void* const added = centred && chance(2) ? bias.data() : nullptr;
+    Numbers normed = x, activated = x, gated = x;
+    for (int isa = 0; isa <= quota_best_isa(); isa++) {
+        Numbers one = x, two = x, three = x;
+        require(!quota_norm(isa, threads(), x.data(), x.type, rows, columns, weight.data(), added, 1e-5f, int(centred),
+                            int(offset), one.data()) &&
+                    !quota_activate(isa, threads(), x.data(), x.type, count, activation, two.data()) &&
+                    !quota_gated(isa, threads(), x.data(), x.type, up.data(), count, activation, three.data()),
+                "rows are refused");
+        if (!isa) std::swap(normed, one), std::swap(activated, two), std::swap(gated, three);
+        else require(normed.close(one, 1e-2f) && activated.close(two, 1e-2f) && gated.close(three, 1e-2f), "rows differ");
+    }
+}
+
 }  // namespace
 
 int main(int count, char** arguments) {
     if (count != 3) return std::fprintf(stderr, "usage: %s SEED CALLS\n", arguments[0]), 2;
     const uint64_t start = std::strtoull(arguments[1], nullptr, 10), calls = std::strtoull(arguments[2], nullptr, 10);
-    void (*const jobs[])() = {linear, sums, quantize, cache, softmax, attention, ranking, wrong_sizes};
+    void (*const jobs[])() = {linear, sums, quantize, cache, softmax, attention, ranking, rows, wrong_sizes};
     for (seed = start; seed < start + calls; seed++) {
         random_bits.seed(seed);
         jobs[seed % std::size(jobs)]();

@@ -22,7 +22,7 @@ const Sizes NEGATIVE = {-1, -64, INT64_MIN}, THREADS = {0, -1}, TYPES = {-1, 3};
 const Sizes WIDTHS = {0, -64, 4, 60, 68, 1032}, HEAD_BLOCKS = {-1, -64, 3, 24, 48, 128, 1024};
 // Of 192 channels, of which blocks are powers of two up to 64; sums over 131,072 and more overflow.
 const Sizes COLUMNS = {-192, 0, 191, 100, 32, 131072, 192 << 20}, BLOCKS = {-1, -64, 3, 24, 48, 96, 128, 192, 512};
-const Sizes GROUPS = {0, 1, 2, 4, -64, 24, 48, 96, 128, 512}, BITS = {-1, 0, 1, 2, 3, 5, 16};
+const Sizes GROUPS = {0, 1, 2, 4, -64, 24, 48, 96, 128, 512}, BITS = {-1, 0, 1, 2, 3, 5, 16}, FUNCTIONS = {-1, quota::ACTIVATIONS};
 
 Weights of(int64_t outputs, int64_t group) { return {nullptr, nullptr, nullptr, nullptr, nullptr, outputs, group}; }
 quota::PackedTensor of(int64_t hadamard) { return {{}, 0, 0, 0, 0, 0, 0, hadamard}; }
@@ -100,6 +100,24 @@ std::vector<Case> cases() {
          [](const Sizes& s) {
              return quota_cut(int(s[0]), int(s[1]), nullptr, nullptr, nullptr, nullptr, s[2], s[3], nullptr, s[4], s[5],
                               nullptr, nullptr, nullptr);
+         }},
+        {"norm",
+         {0, 1, 0, 3, 5},
+         {isas, THREADS, TYPES, NEGATIVE, NEGATIVE},
+         [](const Sizes& s) {
+             return quota_norm(int(s[0]), int(s[1]), nullptr, int(s[2]), s[3], s[4], nullptr, nullptr, 1, 0, 0, nullptr);
+         }},
+        {"activate",
+         {0, 1, 0, 3, 2},
+         {isas, THREADS, TYPES, NEGATIVE, FUNCTIONS},
+         [](const Sizes& s) {
+             return quota_activate(int(s[0]), int(s[1]), nullptr, int(s[2]), s[3], int(s[4]), nullptr);
+         }},
+        {"gated",
+         {0, 1, 0, 3, 2},
+         {isas, THREADS, TYPES, NEGATIVE, FUNCTIONS},
+         [](const Sizes& s) {
+             return quota_gated(int(s[0]), int(s[1]), nullptr, int(s[2]), nullptr, s[3], int(s[4]), nullptr);
          }},
     };
     // On a machine without AMX all is refused for the instruction set.

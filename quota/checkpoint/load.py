@@ -27,6 +27,7 @@ from quota.models import family, fingerprint
 from quota.pruning.pruner import Pruner
 from quota.pruning.recipe import PruningRecipe
 from quota.quantization.linear import W4A4Linear
+from quota.quantization.rowwise import attach_rows
 
 
 class QuotaQuantizer(CompressedTensorsHfQuantizer):
@@ -71,6 +72,7 @@ class QuotaQuantizer(CompressedTensorsHfQuantizer):
         check_values(model)
         mark(model, self.settings.scheme, self.settings.recipe)
         attach_cache(model, self.settings.scheme)
+        attach_rows(model)
         if self.recipe is not None:
             Pruner(model, self.recipe, self.settings.scheme).attach()
 

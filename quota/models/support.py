@@ -24,6 +24,8 @@ class Support:
     """Where its rooms are. Raises QuotaError for variants that cannot work or have not been tested."""
     prompts: tuple[str, ...] = PROMPTS
     """Kinds of prompts it is tested on."""
+    left_to_torch: tuple[str, ...] = ()
+    """Classes of its norms, gated products and activations that no operator is known for."""
 
 
 def with_video(title: str, rooms: Callable[[PreTrainedModel], Family]) -> Support:

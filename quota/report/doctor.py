@@ -73,7 +73,13 @@ class Examination:
             "accelerators": self.accelerators,
             "backends": [vars(backend) for backend in self.backends],
             "families": [
-                {"architecture": name, "title": family.title, "prompts": family.prompts, "runs": RUNS}
+                {
+                    "architecture": name,
+                    "title": family.title,
+                    "prompts": family.prompts,
+                    "runs": RUNS,
+                    "left_to_torch": family.left_to_torch,
+                }
                 for name, family in self.families.items()
             ],
             "forced": self.forced,
@@ -161,10 +167,11 @@ def _backends_table(examination: Examination) -> Table:
 def _families_table(examination: Examination) -> Table:
     caption = f"Each tested with {', '.join((*PROMPTS, *RUNS))}; sdpa and eager attention."
     table = Table(title="Supported models", caption=caption, box=box.SIMPLE_HEAD)
-    for name in ("family", "class in transformers", VIDEO):
+    for name in ("family", "class in transformers", VIDEO, "norms, activations"):
         table.add_column(name, no_wrap=True)
     for architecture, family in examination.families.items():
-        table.add_row(family.title, architecture, "yes" if VIDEO in family.prompts else "-")
+        left = f"torch's: {', '.join(family.left_to_torch)}" if family.left_to_torch else "operators"
+        table.add_row(family.title, architecture, "yes" if VIDEO in family.prompts else "-", left)
     return table
 
 

@@ -27,6 +27,7 @@ from quota.models.llava import tokens_per_image
 from quota.prompts import build_inputs
 from quota.pruning.recipe import PruningRecipe
 from quota.quantization.linear import W4A4Linear
+from quota.quantization.rowwise import attach_rows
 from quota.scheme import QuantizationScheme
 from quota_lab import reference
 from quota_lab.reference import NAME as REFERENCE
@@ -134,6 +135,7 @@ def _finish(name: str, model: Any, inputs: dict[str, Any], quantized: bool) -> S
         # The identity takes as long as any other matrix.
         add_key_transforms(family(model).text_model)
         attach_cache(model, scheme)
+        attach_rows(model)
     inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
     return Subject(name, model, inputs, published_recipe(model, scheme))
 

@@ -1,4 +1,4 @@
-"""The jobs of cache, attention, tokens and rows in plain torch, as one class: what a backend has that brings no better."""
+"""The jobs of cache, attention, tokens and rows in plain torch: what a backend has that brings none of its own."""
 
 from __future__ import annotations
 
