@@ -16,8 +16,7 @@ int quota_best_isa();
 int quota_linear(int, int, const void*, int, int64_t, int64_t, int64_t, int64_t, int, const Weights*, int64_t);
 int quota_sums(int, int, const int8_t*, int64_t, int64_t, const Weights*);
 int quota_quantize(int, int, const void*, int, int64_t, int64_t, int64_t, int64_t, int, int8_t*, float*);
-int quota_kv4_quantize(int, int, const void*, int, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t,
-                       uint8_t*, uint16_t*, uint16_t*);
+int quota_kv4_store(int, int, int, int64_t, int64_t, int64_t, int64_t, const quota::KvInput*, int64_t);
 int quota_kv4_dequantize(int, int, const quota::PackedTensor*, int64_t, int64_t, int64_t, int64_t, void*, int);
 int quota_kv4_decode(int, int, const void*, int, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t,
                      const quota::PackedTensor*, const quota::PackedTensor*, const uint8_t*, float, void*);

@@ -179,20 +179,43 @@ void quantize() {
     }
 }
 
+// A map of each head's channels that keeps numbers of their size, and the way back.
+struct Maps {
+    std::vector<float> into, offset, back;
+
+    Maps(int64_t heads, int64_t width) {
+        const int64_t columns = quota::columns_of(width);
+        into.resize(heads * width * columns), back.resize(into.size()), offset.resize(heads * columns);
+        for (int64_t head = 0; head < heads; head++)
+            for (int64_t i = 0; i < width; i++) {
+                // Twice a reflection, which is its own inverse.
+                for (int64_t j = 0; j < width; j++) {
+                    const float entry = float(i == j) - 2.0f / float(width) * (i % 2 ? -1 : 1) * (j % 2 ? -1 : 1);
+                    into[(head * width + i) * columns + j] = 2 * entry;
+                    back[(head * width + i) * columns + j] = entry / 2;
+                }
+                offset[head * columns + i] = number(true);
+            }
+    }
+    quota::HeadMap first(int64_t hadamard) const { return {hadamard, into.data(), offset.data(), back.data()}; }
+};
+
 struct Cache {
     std::vector<uint8_t> packed;
     std::vector<uint16_t> scale, zero;
     quota::PackedTensor tensor;
 
-    Cache(int64_t samples, int64_t heads, int64_t tokens, int64_t width, int64_t hadamard)
+    Cache(int64_t samples, int64_t heads, int64_t tokens, int64_t width, quota::HeadMap map)
         : packed(samples * heads * tokens * width / 2), scale(samples * heads * tokens), zero(scale.size()) {
         const int64_t row = width / 2;
         tensor = {{packed.data(), scale.data(), zero.data(), row, 1, 1},
-                  heads * tokens * row, tokens * row, heads * tokens, tokens, heads * tokens, tokens, hadamard};
+                  heads * tokens * row, tokens * row, heads * tokens, tokens, heads * tokens, tokens, map};
     }
-    int fill(int isa, Numbers& x, int64_t samples, int64_t heads, int64_t tokens, int64_t width) {
-        return quota_kv4_quantize(isa, threads(), x.data(), x.type, samples, heads, tokens, width, heads * tokens * width,
-                                  tokens * width, width, tensor.hadamard, packed.data(), scale.data(), zero.data());
+    bool same(const Cache& other) const {
+        return packed == other.packed && scale == other.scale && zero == other.zero;
+    }
+    quota::KvInput filled_from(Numbers& x, int64_t heads, int64_t tokens, int64_t width, Numbers* read) const {
+        return {x.data(), heads * tokens * width, tokens * width, width, tensor, read ? read->data() : nullptr};
     }
 };
 
@@ -200,28 +223,38 @@ void cache() {
     const int64_t samples = draw(0, 2), groups = draw(0, 3), shared = draw(0, 6), tokens = draw(0, 70);
     const int64_t width = 8 * draw(1, 20), hadamard = chance(2) ? 0 : part_of(width, 64);
     Numbers keys(draw(0, 1), samples * groups * tokens * width, !chance(10)), values(keys.type, keys.size(), true);
-    Cache stored(samples, groups, tokens, width, 0);
-    const int status = stored.fill(0, keys, samples, groups, tokens, width);
-    for (int isa = 1; isa <= quota_best_isa(); isa++) {
-        Cache other(samples, groups, tokens, width, 0);
-        require(status == other.fill(isa, keys, samples, groups, tokens, width), "a cache is refused by one only");
-        require(status || (stored.packed == other.packed && stored.scale == other.scale && stored.zero == other.zero),
-                "caches differ");
-    }
-    Cache rotated(samples, groups, tokens, width, hadamard), content(samples, groups, tokens, width, 0);
-    if (rotated.fill(0, keys, samples, groups, tokens, width) || content.fill(0, values, samples, groups, tokens, width))
-        return;
+    const Maps maps(groups, width);
+    const quota::HeadMap plain = {0, nullptr, nullptr, nullptr};
+    const quota::HeadMap map = chance(2) ? maps.first(hadamard) : quota::HeadMap{hadamard, nullptr, nullptr, nullptr};
     const auto valid = flags(samples * tokens);
     const int64_t heads = groups * shared;
     Numbers query(keys.type, samples * heads * width, true);
-    Numbers back(keys.type, keys.size(), true), expected(keys.type, query.size(), true);
+    Numbers expected(keys.type, keys.size(), true), attended(keys.type, query.size(), true);
+    Cache first(samples, groups, tokens, width, plain), mapped(samples, groups, tokens, width, map);
+    int status = 0;
     for (int isa = 0; isa <= quota_best_isa(); isa++) {
+        // Keys as they are and values, stored at once: the same with every instruction set.
+        Cache stored(samples, groups, tokens, width, plain), content(samples, groups, tokens, width, plain);
+        Numbers read(keys.type, keys.size(), true), again(keys.type, keys.size(), true);
+        const quota::KvInput both[] = {stored.filled_from(keys, groups, tokens, width, chance(2) ? &read : nullptr),
+                                       content.filled_from(values, groups, tokens, width, nullptr)};
+        const int other = quota_kv4_store(isa, threads(), keys.type, samples, groups, tokens, width, both, 2);
+        require(isa == 0 || status == other, "a cache is refused by one only");
+        if (isa == 0) std::swap(first, stored), status = other;
+        else require(status || stored.same(first), "caches differ");
+        // Mapped or rotated keys: what is read at once is what is read later, and about the same everywhere.
+        Cache own(samples, groups, tokens, width, map);
+        const quota::KvInput input = own.filled_from(keys, groups, tokens, width, &read);
+        if (quota_kv4_store(isa, threads(), keys.type, samples, groups, tokens, width, &input, 1) || status) continue;
+        quota_kv4_dequantize(isa, threads(), &own.tensor, samples, groups, tokens, width, again.data(), again.type);
+        require(read.same(again), "what is read at once is not what is stored");
+        if (isa == 0) std::swap(mapped, own);
         Numbers found(keys.type, keys.size(), true), out(keys.type, query.size(), true);
-        quota_kv4_dequantize(isa, threads(), &rotated.tensor, samples, groups, tokens, width, found.data(), found.type);
+        quota_kv4_dequantize(isa, threads(), &mapped.tensor, samples, groups, tokens, width, found.data(), found.type);
         quota_kv4_decode(isa, threads(), query.data(), query.type, samples, groups, shared, width, tokens, heads * width,
-                         width, &rotated.tensor, &content.tensor, valid.data(), 1e-3f, out.data());
-        if (!isa) std::swap(back, found), std::swap(expected, out);
-        else require(back.close(found, 1e-2f) && expected.close(out, 2e-2f), "what is read from a cache differs");
+                         width, &mapped.tensor, &content.tensor, valid.data(), 1e-3f, out.data());
+        if (isa == 0) std::swap(expected, found), std::swap(attended, out);
+        else require(expected.close(found, 1e-2f) && attended.close(out, 2e-2f), "what is read from a cache differs");
     }
 }
 

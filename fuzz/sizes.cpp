@@ -25,7 +25,7 @@ const Sizes COLUMNS = {-192, 0, 191, 100, 32, 131072, 192 << 20}, BLOCKS = {-1, 
 const Sizes GROUPS = {0, 1, 2, 4, -64, 24, 48, 96, 128, 512}, BITS = {-1, 0, 1, 2, 3, 5, 16}, FUNCTIONS = {-1, quota::ACTIVATIONS};
 
 Weights of(int64_t outputs, int64_t group) { return {nullptr, nullptr, nullptr, nullptr, nullptr, outputs, group}; }
-quota::PackedTensor of(int64_t hadamard) { return {{}, 0, 0, 0, 0, 0, 0, hadamard}; }
+quota::PackedTensor of(int64_t hadamard) { return {{}, 0, 0, 0, 0, 0, 0, {hadamard, nullptr, nullptr, nullptr}}; }
 
 std::vector<Case> cases() {
     const Sizes isas = {-1, quota_best_isa() + 1};
@@ -52,12 +52,12 @@ std::vector<Case> cases() {
              return quota_quantize(int(s[0]), int(s[1]), nullptr, int(s[2]), s[3], s[4], s[5], s[6], int(s[7]), nullptr,
                                    nullptr);
          }},
-        {"kv4 quantize",
-         {0, 1, 0, 2, 3, 5, 64, 64},
-         {isas, THREADS, TYPES, NEGATIVE, NEGATIVE, NEGATIVE, WIDTHS, HEAD_BLOCKS},
+        {"kv4 store",
+         {0, 1, 0, 2, 3, 5, 64, 64, 1},
+         {isas, THREADS, TYPES, NEGATIVE, NEGATIVE, NEGATIVE, WIDTHS, HEAD_BLOCKS, NEGATIVE},
          [](const Sizes& s) {
-             return quota_kv4_quantize(int(s[0]), int(s[1]), nullptr, int(s[2]), s[3], s[4], s[5], s[6], 0, 0, 0, s[7],
-                                       nullptr, nullptr, nullptr);
+             const quota::KvInput input = {nullptr, 0, 0, 0, of(s[7]), nullptr};
+             return quota_kv4_store(int(s[0]), int(s[1]), int(s[2]), s[3], s[4], s[5], s[6], &input, s[8]);
          }},
         {"kv4 dequantize",
          {0, 1, 0, 2, 3, 5, 64, 64},

@@ -8,9 +8,10 @@ when read: it spreads their outlier channels, for which the whole head would oth
 learned transforms has something in front of that (quota/attention/keys.py): keys read as numbers come back
 less their mean, which attention does not see.
 
-A decoding step, one new token a sample, reads the packed integers themselves: `update` then returns a stand-in without
-memory, and quota's attention function (quota/attention/function.py) asks the layer to attend. What quantises,
-dequantises and attends, there and in the prefill, is the backend that `quota.ops` chooses.
+A prefill stores keys and values by one call of the backend, which also gives what attention reads of them. A decoding
+step, one new token a sample, reads the packed integers themselves: it is one call that stores, into memory with room
+for it, and one that attends. `update` then returns a stand-in without memory, and quota's attention function
+(quota/attention/function.py) asks the layer to attend. The backend is the one that `quota.ops` chooses.
 
 quota/attention/hook.py puts these layers into the cache objects that pass through a model's decoder.
 """
@@ -26,10 +27,11 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicS
 from quota import ops
 from quota.attention.function import from_cache
 from quota.attention.keys import KeyTransform, key_transforms
-from quota.attention.slots import SlotLayer
+from quota.attention.slots import SlotLayer, with_room
 from quota.attention.state import reads_packed
 from quota.errors import QuotaError
 from quota.ops.interface import Backend, CacheSpec, PackedTensor
+from quota.ops.kv_integer import packed_width
 from quota.scheme import QuantizationScheme
 
 
@@ -40,8 +42,8 @@ class QuantizedLayer(SlotLayer):
     """
 
     tensors = ("keys", "key_scale", "key_zero", "values", "value_scale", "value_zero")
-    encodes = True
     key_scale: Tensor
+    spec: CacheSpec
 
     def __init__(
         self, scheme: QuantizationScheme, transform: KeyTransform | None = None, window: int | None = None
@@ -51,42 +53,42 @@ class QuantizedLayer(SlotLayer):
         self.transform = transform
 
     def packed(self) -> tuple[PackedTensor, PackedTensor]:
-        """Keys, which are rotated, and values, which are not."""
-        keys, key_scale, key_zero, values, value_scale, value_zero = (getattr(self, name) for name in self.tensors)
-        bits, width = self.scheme.kv_bits, self.spec.width
-        return (
-            PackedTensor(keys, key_scale, key_zero, bits, width, self.spec.hadamard),
-            PackedTensor(values, value_scale, value_zero, bits, width, 0),
-        )
+        """Keys, which are transformed and rotated, and values, which are not."""
+        return self._packed([getattr(self, name) for name in self.tensors])
 
     def attend(self, query: Tensor, valid: Tensor | None, scaling: float) -> Tensor:
         """Attention of one query a sample [B, H, 1, D] over the `valid` [B, T] slots -> [B, H, 1, D]."""
-        if self.transform is not None:
-            query = self.transform.queries(query)
         return self._backend().decode_attention(query, *self.packed(), valid, scaling)
 
-    def _encode(self, keys: Tensor, values: Tensor) -> dict[str, Tensor]:
-        width = keys.shape[-1]
-        self.spec = CacheSpec(self.scheme.kv_bits, width, self.scheme.hadamard_for(width))
-        backend = self._backend()
-        if self.transform is not None:
-            keys = self.transform(keys)
-        stored = (
-            backend.quantize_kv(keys, self.spec.bits, self.spec.hadamard),
-            backend.quantize_kv(values, self.spec.bits, 0),
+    def _packed(self, tensors: Sequence[Tensor]) -> tuple[PackedTensor, PackedTensor]:
+        bits, width = self.spec.bits, self.spec.width
+        transform = None if self.transform is None else self.transform.operand()
+        return (
+            PackedTensor(*tensors[:3], bits, width, self.spec.hadamard, transform),
+            PackedTensor(*tensors[3:], bits, width, 0),
         )
-        parts = (part for tensor in stored for part in (tensor.packed, tensor.scale, tensor.zero))
-        return dict(zip(self.tensors, parts, strict=True))
 
-    def _decode(self, new: int) -> tuple[Tensor, Tensor]:
+    def _store(self, keys: Tensor, values: Tensor, held: int) -> tuple[Tensor, Tensor] | None:
+        width, bits, new = keys.shape[3], self.scheme.kv_bits, keys.shape[2]
+        if not held:
+            self.spec = CacheSpec(bits, width, self.scheme.hadamard_for(width))
+        kinds = [(packed_width(width, bits), torch.uint8), *[(1, torch.float16)] * 2] * 2
+        for name, (numbers, dtype) in zip(self.tensors, kinds, strict=True):
+            shape = (*keys.shape[:3], numbers)
+            self._memory[name] = with_room(self._memory.get(name), held, shape, 2, dtype, keys.device)
+        memory = self._packed([self._memory[name] for name in self.tensors])
+        # What was there before would have to be read, too.
+        read = not held and not reads_packed(new)
+        fresh = self._backend().store_kv(keys, values, memory, held, read)
+        return None if fresh is None else (from_cache(fresh[0], self), fresh[1])
+
+    def _read(self, new: int) -> tuple[Tensor, Tensor]:
         if reads_packed(new):
             shape = (*self.key_scale.shape[:3], self.spec.width)
             nothing = torch.full((), torch.nan, dtype=self.dtype, device=self.device).expand(shape)
             return from_cache(nothing, self), nothing
         backend = self._backend()
         keys, values = (backend.dequantize_kv(stored, self.dtype) for stored in self.packed())
-        if self.transform is not None:
-            keys = self.transform.undo(keys)
         return from_cache(keys, self), values
 
     def _backend(self) -> Backend:

@@ -5,9 +5,10 @@
 The last term is the same for every key of a query, so softmax does not see it: c, the mean key of a head, is left out
 and never added again. Without it the channels that RoPE hardly turns would spend most of the range of 4 bits on a
 constant. M balances the key against the queries that read it (quota/quantization/balance.py), for each key head; the
-Hadamard rotation of the cache follows.
+Hadamard rotation of the cache follows. Both are done, and undone, by the operators of the cache
+(quota/ops/head_transform.py).
 
-Both are kept by the attention module of a decoder layer, where checkpoints find them.
+c and M are kept by the attention module of a decoder layer, where checkpoints find them.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from quota.ops.head_transform import HeadTransform
 from quota.quantization.balance import balance
 
 NAME = "key_transform"
@@ -34,7 +36,7 @@ class KeyTransform(nn.Module):
         super().__init__()
         self.register_buffer("center", torch.zeros(heads, width, device=device))
         self.register_buffer("matrix", torch.eye(width, device=device).repeat(heads, 1, 1))
-        self._inverse: tuple[Tensor, int, Tensor] | None = None
+        self._operand: tuple[HeadTransform, list[tuple[Tensor, int]]] | None = None
 
     @classmethod
     def from_moments(cls, mean: Tensor, keys: Tensor, queries: Tensor) -> KeyTransform:
@@ -45,26 +47,13 @@ class KeyTransform(nn.Module):
         transform.matrix = balance(keys, queries).bfloat16().float()
         return transform
 
-    def forward(self, keys: Tensor) -> Tensor:
-        """k' of keys [B, G, T, D], in their dtype."""
-        return ((keys.float() - self.center.float().unsqueeze(1)) @ self.matrix.float()).to(keys.dtype)
-
-    def undo(self, keys: Tensor) -> Tensor:
-        """k - c of k' [B, G, T, D], in its dtype."""
-        return (keys.float() @ self.inverse()).to(keys.dtype)
-
-    def queries(self, query: Tensor) -> Tensor:
-        """q M^-T of queries [B, H, T, D], H / G neighbours of which read one key head."""
-        # One product a key head: matmul would copy the matrix for each of the heads that read it.
-        grouped = query.float().unflatten(1, (len(self.center), -1)).flatten(2, 3)
-        return (grouped @ self.inverse().transpose(-1, -2)).view(query.shape).to(query.dtype)
-
-    def inverse(self) -> Tensor:
-        """M^-1 [G, D, D], computed once."""
-        made, version = self._inverse, 0 if self.matrix.is_inference() else self.matrix._version
-        if made is None or made[0] is not self.matrix or made[1] != version:
-            self._inverse = made = self.matrix, version, torch.linalg.inv(self.matrix.double()).float()
-        return made[2]
+    def operand(self) -> HeadTransform:
+        """The transform as the cache's operators take it; the same one for as long as the buffers are."""
+        made = self._operand
+        versions = [(buffer, 0 if buffer.is_inference() else buffer._version) for buffer in (self.center, self.matrix)]
+        if made is None or any(a is not b or i != j for (a, i), (b, j) in zip(made[1], versions, strict=True)):
+            self._operand = made = HeadTransform(self.center.float(), self.matrix.float()), versions
+        return made[0]
 
 
 def key_transforms(decoder_layers: nn.ModuleList) -> list[KeyTransform | None]:

@@ -12,7 +12,7 @@ Slots are appended in memory that doubles when it is full, so a decoding step co
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -32,8 +32,6 @@ class SlotLayer(CacheLayerMixin):
 
     is_croppable = True
     tensors: tuple[str, ...] = ("keys", "values")
-    encodes = False
-    """What is stored is made here, so the first of it can be the memory; what the model gives is copied."""
 
     seen: int
     """Tokens seen, those without a slot included."""
@@ -76,21 +74,16 @@ class SlotLayer(CacheLayerMixin):
             advance = new
         else:
             given, advance, ragged = self._expected
-            positions = given.to(torch.int32, copy=True)
+            positions = given.to(torch.int32)
             self._expected = None
             self.in_order = False
             self.ragged |= ragged
         self.seen += advance
-        stored, held = self._encode(key_states, value_states), self.held
-        stored["positions"] = positions.expand(batch, -1)
-        for name, tensor in stored.items():
-            memory = self._memory.get(name)
-            if memory is None and tensor.is_contiguous() and (self.encodes or name == "positions"):
-                self._memory[name] = tensor
-            else:
-                self._memory[name] = append(memory, held, tensor, _slot_dim(name))
+        held = self.held
+        self._memory["positions"] = append(self._memory.get("positions"), held, positions.expand(batch, -1), 1)
+        fresh = self._store(key_states, value_states, held)
         self._show(held + new)
-        return self._decode(new)
+        return self._read(new) if fresh is None else fresh
 
     def skip(self, tokens: int) -> None:
         """The next `tokens` are seen and get no slot, as this layer does not run; other layers' masks are as ever."""
@@ -229,31 +222,41 @@ class SlotLayer(CacheLayerMixin):
             self._memory = {name: change(memory) for name, memory in self._memory.items()}
             self._show(held)
 
-    def _encode(self, keys: Tensor, values: Tensor) -> dict[str, Tensor]:
-        return {"keys": keys, "values": values}
+    def _store(self, keys: Tensor, values: Tensor, held: int) -> tuple[Tensor, Tensor] | None:
+        """Put new slots into memory, behind those held; what attention reads of all slots, if that is known already."""
+        for name, new in (("keys", keys), ("values", values)):
+            self._memory[name] = append(self._memory.get(name), held, new, _slot_dim(name))
 
-    def _decode(self, new: int) -> tuple[Tensor, Tensor]:
-        """All that is stored, as the model's attention reads it; `new` slots have just been appended."""
+    def _read(self, new: int) -> tuple[Tensor, Tensor]:
+        """All that is stored, as the model's attention reads it; `new` slots have just been stored."""
         return self.keys, self.values  # pyright: ignore[reportReturnType]
 
 
 def append(memory: Tensor | None, used: int, new: Tensor, dim: int) -> Tensor:
-    """`memory` with `new` behind its first `used` entries along `dim`, in a copy of twice the size if it was full.
+    """`memory` with `new` behind its first `used` entries along `dim`, in a copy of twice the size if it was full."""
+    memory = with_room(memory, used, new.shape, dim, new.dtype, new.device)
+    memory.narrow(dim, used, new.shape[dim]).copy_(new)
+    return memory
+
+
+def with_room(
+    memory: Tensor | None, used: int, new: Sequence[int], dim: int, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """`memory`, or a copy of twice the size if it has no room for entries of shape `new` behind the first `used`.
 
     The first memory is exactly as large as what comes first: after a prefill nothing is set aside.
     """
-    needed = used + new.shape[dim]
+    needed = used + new[dim]
     # A tensor made in inference mode cannot be written to outside of it.
     frozen = memory is not None and memory.is_inference() and not torch.is_inference_mode_enabled()
-    if memory is None or frozen or needed > memory.shape[dim]:
-        shape = list(new.shape)
-        shape[dim] = needed if memory is None else max(needed, 2 * memory.shape[dim])
-        grown = new.new_empty(shape)
-        if memory is not None:
-            grown.narrow(dim, 0, used).copy_(memory.narrow(dim, 0, used))
-        memory = grown
-    memory.narrow(dim, used, new.shape[dim]).copy_(new)
-    return memory
+    if memory is not None and not frozen and needed <= memory.shape[dim]:
+        return memory
+    shape = list(new)
+    shape[dim] = needed if memory is None else max(needed, 2 * memory.shape[dim])
+    grown = torch.empty(shape, dtype=dtype, device=device)
+    if memory is not None:
+        grown.narrow(dim, 0, used).copy_(memory.narrow(dim, 0, used))
+    return grown
 
 
 def _slot_dim(name: str) -> int:

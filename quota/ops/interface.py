@@ -5,6 +5,7 @@ the integer sums and to rounding behind them:
 
     linear     linear            y = s_t s_n sum_k v_tk w_nk + b_n       rotate, quantise, multiply, scale, add bias
     cache      quantize_kv       keys or values -> packed integers, and back by dequantize_kv
+               store_kv          the same of keys and values at once, into a cache, with what attention reads of them
                decode_attention  one query a sequence over the packed cache
     attention  attention         prefill attention that also adds up what each token receives (the scores' cues)
     tokens     activation_error  how far the activation quantiser moves each visual token
@@ -23,6 +24,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from quota.ops.choice import Cut
+from quota.ops.head_transform import HeadTransform
 
 
 @dataclass(frozen=True)
@@ -104,9 +106,9 @@ ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "quick_gelu")
 """Names of the functions that `activate` and `gated` know."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PackedTensor:
-    """Keys or values [B, G, T, D] in `bits` bits: x ~ zero + scale * q, rotated in blocks of `hadamard` channels."""
+    """Keys or values [B, G, T, D] in `bits` bits: x ~ zero + scale * q, behind a transform and a rotation."""
 
     packed: Tensor
     """uint8 [B, G, T, D * bits / 8], the last dimension contiguous."""
@@ -118,6 +120,9 @@ class PackedTensor:
     width: int
     """D."""
     hadamard: int
+    """Block of the rotation; 0 or 1: none."""
+    transform: HeadTransform | None = None
+    """In front of the rotation; of keys only."""
 
 
 class Backend(Protocol):
@@ -155,12 +160,24 @@ class Backend(Protocol):
         """
         ...
 
-    def quantize_kv(self, x: Tensor, bits: int, hadamard: int) -> PackedTensor:
+    def quantize_kv(
+        self, x: Tensor, bits: int, hadamard: int, transform: HeadTransform | None = None
+    ) -> PackedTensor:
         """[B, G, T, D] -> packed. QuotaError for NaN, infinity and what float16 cannot hold."""
         ...
 
     def dequantize_kv(self, stored: PackedTensor, dtype: Any) -> Tensor:
-        """Rotated back: [B, G, T, D] in `dtype`."""
+        """Rotated and transformed back, less the transform's center: [B, G, T, D] in `dtype`."""
+        ...
+
+    def store_kv(
+        self, keys: Tensor, values: Tensor, stored: tuple[PackedTensor, PackedTensor], at: int, read: bool
+    ) -> tuple[Tensor, Tensor] | None:
+        """`quantize_kv` of keys and values [B, G, T, D] into slots at .. at + T - 1 of `stored`, in place.
+
+        With `read` the two as `dequantize_kv` makes them of what was stored, in their type. QuotaError as for
+        `quantize_kv`; the slots then hold anything.
+        """
         ...
 
     def decode_attention(

@@ -40,14 +40,20 @@ def dequantize_kv(q: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
     return q.float() * scale.float() + zero.float()
 
 
+def packed_width(width: int, bits: int) -> int:
+    """Bytes of a packed head of `width` channels. QuotaError if they are not whole."""
+    if width % 8:
+        raise QuotaError(f"a head of {width} channels cannot be packed: not a multiple of 8; use kv_bits=16")
+    return width * bits // 8
+
+
 def pack(q: Tensor, bits: int) -> Tensor:
     """Pack numbers of `bits` bits: uint8 [..., D] -> uint8 [..., D * bits / 8], D a multiple of 8.
 
     The bits of a number are split into fields that fill a byte evenly (3 bits: two low ones, then one high one), and
     the packed fields follow one another.
     """
-    if q.shape[-1] % 8:
-        raise QuotaError(f"a head of {q.shape[-1]} channels cannot be packed: not a multiple of 8; use kv_bits=16")
+    packed_width(q.shape[-1], bits)
     packed, start = [], 0
     for width in _fields(bits):
         values = (q >> start & 2**width - 1).unflatten(-1, (-1, 8 // width))

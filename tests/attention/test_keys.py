@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from quota.attention.hook import attach_cache
 from quota.attention.keys import NAME, KeyTransform, key_transforms
 from quota.attention.moments import KeyMoments, watch
 from quota.models import family
+from quota.ops.hadamard import block_hadamard
 from quota.scheme import QuantizationScheme
 
 HEADS, WIDTH = 2, 64
@@ -44,12 +46,18 @@ def attention(query: Tensor, keys: Tensor) -> Tensor:
     return (query @ keys.repeat_interleave(2, 1).transpose(-1, -2)).softmax(-1)
 
 
-def test_attention_does_not_change() -> None:
+@pytest.mark.parametrize("hadamard", [0, 16, 64])
+def test_attention_does_not_change(hadamard: int) -> None:
     keys, query = keys_and_queries(seed=9)
-    transform = learned()
-    seen = attention(transform.queries(query), transform(keys))
-    torch.testing.assert_close(seen, attention(query, keys), rtol=1e-3, atol=1e-4)
-    torch.testing.assert_close(attention(query, transform.undo(transform(keys))), seen, rtol=1e-3, atol=1e-4)
+    transform = learned().operand()
+    mapped, folded = transform.apply(keys), transform.folded(hadamard)
+    expected = attention(query, keys)
+    torch.testing.assert_close(attention(query, transform.undo(mapped)), expected, rtol=1e-3, atol=1e-4)
+    stored = keys @ folded.into + folded.offset.unsqueeze(1)
+    torch.testing.assert_close(stored, block_hadamard(mapped, hadamard), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(stored @ folded.back, keys - transform.center.unsqueeze(1), rtol=1e-4, atol=1e-4)
+    met = query @ folded.back.mT.repeat_interleave(2, 0)
+    torch.testing.assert_close(attention(met, stored), expected, rtol=1e-3, atol=1e-4)
 
 
 def test_a_quantised_cache_scores_more_exactly_with_it() -> None:
@@ -98,15 +106,46 @@ def test_packed_and_unpacked_decoding_agree(implementation: str) -> None:
 
 
 def test_the_identity_leaves_keys_as_they_are() -> None:
-    keys, query = keys_and_queries()
-    identity = KeyTransform(HEADS, WIDTH)
-    assert torch.equal(identity(keys), keys) and torch.equal(identity.queries(query), query)
+    keys, _ = keys_and_queries()
+    identity = KeyTransform(HEADS, WIDTH).operand()
+    assert torch.equal(identity.apply(keys), keys) and torch.equal(identity.undo(keys), keys)
 
 
-def test_the_inverse_follows_the_matrix() -> None:
+def test_the_operand_follows_the_buffers() -> None:
     transform = KeyTransform(HEADS, WIDTH)
-    transform.inverse()
+    assert transform.operand() is transform.operand()
+    transform.operand().folded(64)
     transform.matrix.mul_(2)
-    torch.testing.assert_close(transform.inverse(), transform.matrix / 4)
+    torch.testing.assert_close(transform.operand().inverse, transform.matrix / 4)
     transform.matrix = torch.eye(WIDTH).repeat(HEADS, 1, 1) * 4
-    torch.testing.assert_close(transform.inverse(), transform.matrix / 16)
+    torch.testing.assert_close(transform.operand().folded(0).back, transform.matrix / 16)
+    transform.center.add_(1)
+    torch.testing.assert_close(transform.operand().folded(0).offset, torch.full((HEADS, WIDTH), -4.0))
+
+
+def test_a_transform_that_was_used_can_be_copied_and_pickled() -> None:
+    keys, query = keys_and_queries()
+    layer = new_layer(QuantizationScheme(), learned())
+    layer.update(keys, keys)
+    for other in (copy.deepcopy(layer.transform), pickle.loads(pickle.dumps(layer.transform))):
+        again = new_layer(QuantizationScheme(), other)
+        assert torch.equal(again.update(keys, keys)[0], layer._read(keys.shape[2])[0])
+
+
+def test_the_first_use_may_be_in_inference_mode() -> None:
+    keys, _ = keys_and_queries()
+    transform = learned()
+    with torch.inference_mode():
+        expected = new_layer(QuantizationScheme(), transform).update(keys, keys)[0].clone()
+    found = new_layer(QuantizationScheme(), transform).update(keys.clone().requires_grad_(), keys)[0]
+    assert torch.equal(found, expected)
+
+
+def test_a_later_turn_reads_what_the_first_one_read() -> None:
+    keys, _ = keys_and_queries()
+    layer = new_layer(QuantizationScheme(), learned())
+    first = layer.update(keys[:, :, :40], keys[:, :, :40])
+    both = layer.update(keys[:, :, 40:], keys[:, :, 40:])
+    at_once = new_layer(QuantizationScheme(), layer.transform).update(keys, keys)
+    for part, later, whole in zip(first, both, at_once, strict=True):
+        assert torch.equal(later[:, :, :40], part) and torch.equal(later, whole)

@@ -22,6 +22,7 @@ class CpuBackend:
     lacks_cache = staticmethod(cache.lacks_cache)
     quantize_kv = staticmethod(cache.quantize_kv)
     dequantize_kv = staticmethod(cache.dequantize_kv)
+    store_kv = staticmethod(cache.store_kv)
     decode_attention = staticmethod(cache.decode_attention)
     attention = staticmethod(attention.attention)
     activation_error = staticmethod(tokens.activation_error)

@@ -1,25 +1,31 @@
 """KV4 on the CPU: the C++ kernels of `src/kv*` and `src/attention*` that store a cache and decode from it.
 
-What is stored is bit for bit what the reference stores (where nothing is rotated: a rotation adds in another order).
-Decoding reads the packed integers, unpacked once for all query heads that share a key head.
+What is stored is bit for bit what the reference stores (where nothing is rotated or transformed: sums are added in another
+order). Storing is one pass over blocks of tokens, from keys and values to what attention reads of them. Decoding reads the packed integers, unpacked once for all query heads that share a key head.
 """
 
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from ctypes import byref, c_int64, c_void_p
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from quota.errors import QuotaError
-from quota.ops.cpu.library import address, rows_of, run, typed
+from quota.ops.cpu.library import address, require, rows_of, run, typed
+from quota.ops.head_transform import HeadTransform
 from quota.ops.interface import CacheSpec, PackedTensor
-from quota.ops.kv_integer import OUT_OF_RANGE
+from quota.ops.kv_integer import OUT_OF_RANGE, packed_width
 
 LARGEST_WIDTH = 1024
 """Channels of a head; the kernels keep one in a buffer of this size."""
 _BITS = 4
+# Numbers to which rows of matrices are padded (`columns_of` in src/kv.h).
+_LINE = 16
 
 
 class _Packed(ctypes.Structure):
@@ -30,23 +36,59 @@ class _Packed(ctypes.Structure):
         *((f"{name}_step", c_int64) for name in ("packed", "scale", "zero")),
         *((f"{name}_{part}", c_int64) for name in ("packed", "scale", "zero") for part in ("sample", "head")),
         ("hadamard", c_int64),
+        *((name, c_void_p) for name in ("into", "offset", "back")),
     )
 
     @classmethod
-    def of(cls, stored: PackedTensor, *shape: int) -> _Packed:
-        """For kernels that read [B, G, T, D]. QuotaError if it holds anything else."""
+    def of(cls, stored: PackedTensor, *shape: int, at: int = 0) -> _Packed:
+        """For kernels that read or write [B, G, T, D], slots `at` to T - 1. QuotaError if it holds anything else."""
         *rows, width = shape
         if stored.bits != _BITS:
             raise QuotaError(f"the cpu backend reads caches of {_BITS} bits, not {stored.bits}; choose another backend")
-        strides = [part.stride() for part in (stored.packed, stored.scale, stored.zero)]
+        packed, scale, zero = parts = stored.packed, stored.scale, stored.zero
+        strides = [part.stride() for part in parts]
         return cls(
-            address("packed numbers", stored.packed, (*rows, width // 2), torch.uint8, rows=True),
-            address("scales", stored.scale, (*rows, 1), torch.float16, rows=True),
-            address("zeros", stored.zero, (*rows, 1), torch.float16, rows=True),
+            address("packed numbers", packed, (*rows, width // 2), torch.uint8, rows=True) + at * strides[0][2],
+            address("scales", scale, (*rows, 1), torch.float16, rows=True) + 2 * at * strides[1][2],
+            address("zeros", zero, (*rows, 1), torch.float16, rows=True) + 2 * at * strides[2][2],
             *(stride[2] for stride in strides),
             *(stride[dim] for stride in strides for dim in (0, 1)),
             stored.hadamard,
+            *_maps(stored, shape[1]),
         )
+
+
+class _Input(ctypes.Structure):
+    """`KvInput` of src/kv.h."""
+
+    _fields_ = (
+        ("x", c_void_p),
+        *((name, c_int64) for name in ("sample_step", "head_step", "token_step")),
+        ("to", _Packed),
+        ("read", c_void_p),
+    )
+
+
+# Transforms, and rotations behind them, as the kernels read them.
+_made: WeakKeyDictionary[HeadTransform, dict[int, tuple[Tensor, Tensor, Tensor]]] = WeakKeyDictionary()
+
+
+def _maps(stored: PackedTensor, heads: int) -> Sequence[int | None]:
+    """Addresses of a transform's matrices; none if there is no transform."""
+    if stored.transform is None:
+        return None, None, None
+    found = _made.setdefault(stored.transform, {})
+    if stored.hadamard not in found:
+        folded, lines = stored.transform.folded(stored.hadamard), (0, -stored.width % _LINE)
+        shape = heads, stored.width
+        require("a transform's center", folded.offset, shape, torch.float32)
+        require("a transform's matrix", folded.into, (*shape, stored.width), torch.float32)
+        made = (functional.pad(part, lines).contiguous() for part in (folded.into, folded.offset, folded.back))
+        found[stored.hadamard] = tuple(made)
+    into, offset, back = found[stored.hadamard]
+    if into.shape[:2] != (heads, stored.width):
+        raise QuotaError(f"a transform for {len(into)} heads cannot be that of {heads}; convert what it was given")
+    return into.data_ptr(), offset.data_ptr(), back.data_ptr()
 
 
 def lacks_cache(spec: CacheSpec) -> str | None:
@@ -58,27 +100,50 @@ def lacks_cache(spec: CacheSpec) -> str | None:
     return None
 
 
-def quantize_kv(x: Tensor, bits: int, hadamard: int) -> PackedTensor:
+def quantize_kv(x: Tensor, bits: int, hadamard: int, transform: HeadTransform | None = None) -> PackedTensor:
     """[B, G, T, D] -> packed; errors as `quota.ops.kv_integer.quantize_kv` and `pack`."""
-    batch, heads, tokens, width = x.shape
-    if width % 8:
-        raise QuotaError(f"a head of {width} channels cannot be packed: not a multiple of 8; use kv_bits=16")
-    x = rows_of(x.detach())
-    packed = torch.empty(batch, heads, tokens, width // 2, dtype=torch.uint8)
-    scale, zero = (torch.empty(batch, heads, tokens, 1, dtype=torch.float16) for _ in range(2))
+    *rows, width = x.shape
+    packed = torch.empty(*rows, packed_width(width, bits), dtype=torch.uint8)
+    scale, zero = (torch.empty(*rows, 1, dtype=torch.float16) for _ in range(2))
+    stored = PackedTensor(packed, scale, zero, bits, width, hadamard, transform)
+    _store([x], [stored], 0, read=False)
+    return stored
+
+
+def store_kv(
+    keys: Tensor, values: Tensor, stored: tuple[PackedTensor, PackedTensor], at: int, read: bool
+) -> tuple[Tensor, Tensor] | None:
+    """Into slots at .. at + T - 1 of `stored`; with `read` what `dequantize_kv` makes of them."""
+    made = _store([keys, values], stored, at, read)
+    return (made[0], made[1]) if read else None
+
+
+def _store(tensors: Sequence[Tensor], stored: Sequence[PackedTensor], at: int, read: bool) -> list[Tensor]:
+    first = rows_of(tensors[0].detach())
+    batch, heads, tokens, width = first.shape
+    inputs, made = (_Input * len(tensors))(), []
+    for index, (x, memory) in enumerate(zip(tensors, stored, strict=True)):
+        x = rows_of(x.detach())
+        require("keys or values", x, first.shape, first.dtype, rows=True)
+        slots = memory.packed.shape[2]
+        if at < 0 or at + tokens > slots:
+            raise QuotaError(f"the cpu backend cannot store {tokens} tokens from slot {at} on in a cache of {slots}")
+        to = _Packed.of(memory, batch, heads, slots, width, at=at)
+        if read:
+            made.append(torch.empty(first.shape, dtype=first.dtype))
+        inputs[index] = _Input(x.data_ptr(), *x.stride()[:3], to, made[-1].data_ptr() if read else None)
+    kind = typed("keys or values", first, first.shape, rows=True)[1]
     run(
-        "quota_kv4_quantize",
-        *typed("keys or values", x, x.shape, rows=True),
-        *(*x.shape, *x.stride()[:3], hadamard),
-        *(packed.data_ptr(), scale.data_ptr(), zero.data_ptr()),
+        "quota_kv4_store",
+        *(kind, batch, heads, tokens, width, inputs, len(tensors)),
         refusal=OUT_OF_RANGE,
         work="keys or values",
     )
-    return PackedTensor(packed, scale, zero, bits, width, hadamard)
+    return made
 
 
 def dequantize_kv(stored: PackedTensor, dtype: torch.dtype) -> Tensor:
-    """[B, G, T, D] in `dtype`, rotated back."""
+    """[B, G, T, D] in `dtype`, rotated and transformed back."""
     batch, heads, tokens, _ = stored.packed.shape
     x = torch.empty(batch, heads, tokens, stored.width, dtype=dtype)
     packed = _Packed.of(stored, *x.shape)

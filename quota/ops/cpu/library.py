@@ -42,7 +42,7 @@ _FUNCTIONS = {
     "quota_linear": "ii pi nnnn i pn",
     "quota_sums": "ii p nn p",
     "quota_quantize": "ii pi nnnn i pp",
-    "quota_kv4_quantize": "ii pi nnnn nnn n ppp",
+    "quota_kv4_store": "ii i nnnn pn",
     "quota_kv4_dequantize": "ii p nnnn pi",
     "quota_kv4_decode": "ii pi nnnnn nn pp p f p",
     "quota_softmax_sums": "ii pi nnnn pp nn f n p",

@@ -1,6 +1,6 @@
 """The jobs of cache and attention in plain torch: what every backend's must equal.
 
-    quantize_kv       rotate each head by a Hadamard matrix, quantise, pack
+    quantize_kv       transform each head if there is a transform, rotate it by a Hadamard matrix, quantise, pack
     decode_attention  softmax(scaling * q K^T) V over the dequantised cache
     attention         the same for a prefill, with the sums of its weights over sets of queries,
 
@@ -18,22 +18,25 @@ from torch import Tensor
 
 from quota.ops import kv_integer
 from quota.ops.hadamard import block_hadamard
+from quota.ops.head_transform import HeadTransform
 from quota.ops.interface import PackedTensor
 
 # Attention weights held at once, in numbers; 2^24 of them are 64 MiB.
 _CHUNK = 1 << 24
 
 
-def quantize_kv(x: Tensor, bits: int, hadamard: int) -> PackedTensor:
+def quantize_kv(x: Tensor, bits: int, hadamard: int, transform: HeadTransform | None = None) -> PackedTensor:
     """[B, G, T, D] -> packed, rotated in blocks of `hadamard` channels; errors as `kv_integer.quantize_kv`."""
-    q, scale, zero = kv_integer.quantize_kv(block_hadamard(x.float(), hadamard), bits)
-    return PackedTensor(kv_integer.pack(q, bits), scale, zero, bits, x.shape[-1], hadamard)
+    mapped = x.float() if transform is None else transform.apply(x)
+    q, scale, zero = kv_integer.quantize_kv(block_hadamard(mapped, hadamard), bits)
+    return PackedTensor(kv_integer.pack(q, bits), scale, zero, bits, x.shape[-1], hadamard, transform)
 
 
 def dequantize_kv(stored: PackedTensor, dtype: torch.dtype) -> Tensor:
-    """[B, G, T, D] in `dtype`, rotated back (the rotation is its own inverse)."""
+    """[B, G, T, D] in `dtype`, rotated back (the rotation is its own inverse) and transformed back."""
     q = kv_integer.unpack(stored.packed, stored.bits, stored.width)
-    return block_hadamard(kv_integer.dequantize_kv(q, stored.scale, stored.zero), stored.hadamard).to(dtype)
+    x = block_hadamard(kv_integer.dequantize_kv(q, stored.scale, stored.zero), stored.hadamard)
+    return (x if stored.transform is None else stored.transform.undo(x)).to(dtype)
 
 
 def decode_attention(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from quota.ops.choice import cut
-from quota.ops.interface import CacheSpec
+from quota.ops.interface import CacheSpec, PackedTensor
 from quota.ops.reference import attention, rows, tokens
 
 
@@ -27,3 +29,17 @@ class PlainTorch:
 
     def lacks_cache(self, spec: CacheSpec) -> str | None:
         return None
+
+    def store_kv(
+        self, keys: Tensor, values: Tensor, stored: tuple[PackedTensor, PackedTensor], at: int, read: bool
+    ) -> tuple[Tensor, Tensor] | None:
+        """One after the other, by the backend's own `quantize_kv` and `dequantize_kv`."""
+        fresh = []
+        for x, memory in zip((keys, values), stored, strict=True):
+            new = self.quantize_kv(x, memory.bits, memory.hadamard, memory.transform)
+            for name in ("packed", "scale", "zero"):
+                getattr(memory, name).narrow(2, at, x.shape[2]).copy_(getattr(new, name))
+            fresh.append(new)
+        if not read:
+            return None
+        return self.dequantize_kv(fresh[0], keys.dtype), self.dequantize_kv(fresh[1], values.dtype)

@@ -18,6 +18,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
+from quota.ops.head_transform import HeadTransform
 from quota.ops.interface import CacheSpec, InputSpec, LinearSpec, LinearWeight, PackedTensor
 from quota.ops.reference.backend import LARGEST_COLUMNS
 from quota.ops.reference.plain import PlainTorch
@@ -81,14 +82,16 @@ class TritonBackend(PlainTorch):
 
         return activation_error(x, inputs)
 
-    def quantize_kv(self, x: Tensor, bits: int, hadamard: int) -> PackedTensor:
+    def quantize_kv(
+        self, x: Tensor, bits: int, hadamard: int, transform: HeadTransform | None = None
+    ) -> PackedTensor:
         """[B, G, T, D] -> packed, 4 bits; QuotaError as for `linear`, and for what float16 cannot hold."""
         from quota.ops.triton.cache import quantize
 
-        return quantize(x, hadamard)
+        return quantize(x, hadamard, transform)
 
     def dequantize_kv(self, stored: PackedTensor, dtype: torch.dtype) -> Tensor:
-        """Rotated back: [B, G, T, D] in `dtype`."""
+        """Rotated and transformed back: [B, G, T, D] in `dtype`."""
         from quota.ops.triton.cache import dequantize
 
         return dequantize(stored, dtype)

@@ -3,16 +3,20 @@
     x ~ zero + scale * q,   q in 0 .. 15       one float16 scale and zero per token and head
 
 The definition is `quota.ops.reference.attention.quantize_kv`; the low half of byte j holds channel 2j, the high half
-channel 2j + 1. A program takes a tile of rows [tokens of any head and sample, D].
+channel 2j + 1. A program takes a tile of rows [tokens of any head and sample, D]. A transform of the keys, which has the
+rotation in it then, is a matrix product of torch's.
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from quota.ops.head_transform import HeadTransform
 from quota.ops.interface import PackedTensor
 from quota.ops.triton.alarm import Alarm
 from quota.ops.triton.launch import launch, power_of_two, tiles
@@ -23,8 +27,13 @@ _ROWS = 16
 _alarm = Alarm("keys or values hold NaN, infinity or numbers beyond 65504; check the model in float32")
 
 
-def quantize(x: Tensor, hadamard: int) -> PackedTensor:
+def quantize(x: Tensor, hadamard: int, transform: HeadTransform | None = None) -> PackedTensor:
     """[B, G, T, D] -> packed; QuotaError for NaN, infinity and what float16 cannot hold."""
+    if transform is not None:
+        folded = transform.folded(hadamard)
+        with torch.autocast(x.device.type, enabled=False):
+            mapped = quantize(x.float() @ folded.into + folded.offset.unsqueeze(1), 0)
+        return replace(mapped, hadamard=hadamard, transform=transform)
     x = x.contiguous()
     *outer, width = x.shape
     packed = torch.empty(*outer, width // 2, dtype=torch.uint8, device=x.device)
@@ -45,7 +54,12 @@ def quantize(x: Tensor, hadamard: int) -> PackedTensor:
 
 
 def dequantize(stored: PackedTensor, dtype: torch.dtype) -> Tensor:
-    """Rotated back: [B, G, T, D] in `dtype`."""
+    """Rotated and transformed back: [B, G, T, D] in `dtype`."""
+    if stored.transform is not None:
+        back = stored.transform.folded(stored.hadamard).back
+        mapped = dequantize(replace(stored, hadamard=0, transform=None), torch.float32)
+        with torch.autocast(mapped.device.type, enabled=False):
+            return (mapped @ back).to(dtype)
     packed, scale, zero = stored.packed, stored.scale, stored.zero
     batch, heads, tokens, _ = packed.shape
     result = torch.empty(batch, heads, tokens, stored.width, dtype=dtype, device=packed.device)

@@ -5,7 +5,8 @@ With k ~ z + s * q (z and s of a token), a logit needs only products with the in
     query . k  =  z * sum(query) + s * (query . q)                    and so does the output:
     sum_t p_t v_t  =  sum_t p_t z_t + sum_t (p_t s_t) q_t
 
-Keys are stored rotated; the query is rotated instead, as rotations keep products. A byte's low half is an even channel
+Keys are stored rotated; the query is rotated instead, as rotations keep products. If they are transformed too, the query
+meets them as q back^T (quota/ops/head_transform.py), a matrix product of torch's. A byte's low half is an even channel
 and its high half an odd one, so the query and the output are taken apart the same way and nothing is shuffled.
 
 The first kernel takes a piece of the tokens of one key head, with the query heads that share it, and leaves the piece's
@@ -33,11 +34,15 @@ def decode_attention(
     query: Tensor, keys: PackedTensor, values: PackedTensor, valid: Tensor | None, scaling: float
 ) -> Tensor:
     """query [B, H, 1, D], valid bool [B, T] -> [B, H, 1, D] in the query's type; zeros where nothing is valid."""
-    query = query.contiguous()
     batch, heads, _, width = query.shape
     groups, tokens = keys.packed.shape[1:3]
+    shared, dtype, rotated = heads // max(1, groups), query.dtype, keys.hadamard
+    if keys.transform is not None:
+        back, rotated = keys.transform.folded(keys.hadamard).back, 0
+        with torch.autocast(query.device.type, enabled=False):
+            query = (query.float().reshape(batch, groups, shared, width) @ back.mT).view(query.shape)
+    query = query.contiguous()
     pieces = tiles(tokens, _PIECE)
-    shared = heads // max(1, groups)
     tile = {"WIDTH": width, "HEADS": _HEADS, "SIDE": power_of_two(width, 2 * DOT)}
     partial = torch.empty(batch, heads, pieces, width, dtype=torch.float32, device=query.device)
     largest = torch.empty(batch, heads, pieces, dtype=torch.float32, device=query.device)
@@ -53,15 +58,15 @@ def decode_attention(
         _pieces,
         (pieces, batch * groups, tiles(shared, _HEADS)),
         *(query, keys.packed, keys.scale, keys.zero, values.packed, values.scale, values.zero),
-        *(query if mask is None else mask, rotation(keys.hadamard, query.device), partial, largest, total),
+        *(query if mask is None else mask, rotation(rotated, query.device), partial, largest, total),
         *(groups, shared, tokens, scaling, *strides),
         MASKED=mask is not None,
-        HADAMARD=keys.hadamard,
+        HADAMARD=rotated,
         PIECE=_PIECE,
         num_warps=8,
         **tile,
     )
-    result = torch.empty_like(query)
+    result = torch.empty_like(query, dtype=dtype)
     launch(
         _together,
         (tiles(batch * heads, _HEADS),),

@@ -36,19 +36,21 @@ int quota_kv4_decode(int isa, int threads, const void* query, int type, int64_t 
                      const PackedTensor* keys, const PackedTensor* values, const uint8_t* valid, float scaling,
                      void* out) {
     if (!runs_here(isa, threads) || !is_type(type) || !are_sizes({batch, groups, shared, tokens}) ||
-        !is_head(width, keys->hadamard) || !is_head(width, values->hadamard))
+        !is_head(width, keys->maps.hadamard) || !is_head(width, values->maps.hadamard) ||
+        values->maps.into != nullptr)
         return WRONG_SIZES;
     const quota::KvKernels& kernels = quota::kv_kernels(isa);
     const int64_t size = size_of(type);
     const int64_t longest = quota::decode_scratch(tokens);
     std::atomic<bool> enough{true};
     deal(threads, batch * groups, [&](int64_t unit) {
-        float* const scratch = scratch_of(longest + 2 * MAX_SHARED * width + 16);
+        float* const scratch = scratch_of(longest + 2 * MAX_SHARED * width + quota::columns_of(width) + 32);
         if (scratch == nullptr) {
             enough = false;
             return;
         }
-        float *const result = scratch + longest, *const rotated = result + MAX_SHARED * width;
+        float *const result = scratch + longest, *const met = result + MAX_SHARED * width;
+        float* const own = met + MAX_SHARED * width + 16;
         const int64_t sample = unit / groups, group = unit % groups;
         const uint8_t* seen = valid == nullptr ? nullptr : valid + sample * tokens;
         // Empty slots stand in front; without them a sample's arithmetic is the same alone and in a batch.
@@ -59,14 +61,14 @@ int quota_kv4_decode(int isa, int threads, const void* query, int type, int64_t 
             const int64_t first = group * shared + head;
             for (int i = 0; i < together; ++i) {
                 const int64_t offset = sample * sample_stride + (first + i) * head_stride;
-                kernels.rotate_in(static_cast<const char*>(query) + size * offset, type, width, keys->hadamard,
-                                  rotated + i * width);
+                kernels.query(static_cast<const char*>(query) + size * offset, type, width, keys->map(group, width),
+                              met + i * width, own);
             }
-            kernels.decode(rotated, together, width, keys->rows(sample, group), values->rows(sample, group), seen,
+            kernels.decode(met, together, width, keys->rows(sample, group), values->rows(sample, group), seen,
                            start, tokens, scaling, scratch, result);
             for (int i = 0; i < together; ++i) {
                 const int64_t offset = (sample * groups * shared + first + i) * width;
-                kernels.rotate_out(result + i * width, width, values->hadamard,
+                kernels.rotate_out(result + i * width, width, values->maps.hadamard,
                                    static_cast<char*>(out) + size * offset, type);
             }
         }

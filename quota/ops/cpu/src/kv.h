@@ -13,26 +13,70 @@ constexpr int MAX_SHARED = 4;
 // Keys or values of one sample and head, one row a token: x ~ zero + scale * q.
 // Number k of a row stands in the low (k even) or high half of byte k / 2; scale and zero are float16.
 struct PackedRows {
-    const uint8_t* packed;
-    const uint16_t* scale;
-    const uint16_t* zero;
+    uint8_t* packed;
+    uint16_t* scale;
+    uint16_t* zero;
     int64_t packed_step, scale_step, zero_step;
 };
+
+// What is done to the channels of a head in front of the quantiser, and undone behind it: a rotation in blocks, or a map
+// that has the rotation in it,
+//
+//     stored = x into + offset          read = stored back          queries meet what is stored as q back^T
+//
+// Matrices are [width, columns_of(width)], what is behind `width` zero.
+struct HeadMap {
+    int64_t hadamard;
+    const float* into;  // null: the rotation
+    const float* offset;
+    const float* back;
+};
+
+constexpr int64_t columns_of(int64_t width) { return (width + 15) / 16 * 16; }
 
 // The same for all samples and heads: the layout that Python fills in, field by field.
 struct PackedTensor {
     PackedRows first;
     int64_t packed_sample, packed_head, scale_sample, scale_head, zero_sample, zero_head;
-    int64_t hadamard;
+    HeadMap maps;  // of the first head
 
-    PackedRows rows(int64_t sample, int64_t head) const {
+    PackedRows rows(int64_t sample, int64_t head, int64_t token = 0) const {
         PackedRows rows = first;
-        rows.packed += sample * packed_sample + head * packed_head;
-        rows.scale += sample * scale_sample + head * scale_head;
-        rows.zero += sample * zero_sample + head * zero_head;
+        rows.packed += sample * packed_sample + head * packed_head + token * rows.packed_step;
+        rows.scale += sample * scale_sample + head * scale_head + token * rows.scale_step;
+        rows.zero += sample * zero_sample + head * zero_head + token * rows.zero_step;
         return rows;
     }
+    HeadMap map(int64_t head, int64_t width) const {
+        if (maps.into == nullptr) return maps;
+        const int64_t columns = columns_of(width), matrix = head * width * columns;
+        return {maps.hadamard, maps.into + matrix, maps.offset + head * columns, maps.back + matrix};
+    }
 };
+
+// Keys or values that are stored: the layout that Python fills in, field by field.
+struct KvInput {
+    const void* x;  // The last dimension is contiguous.
+    int64_t sample_step, head_step, token_step;
+    PackedTensor to;
+    void* read;  // What is read of what is stored, contiguous; null: nothing.
+};
+
+// Some tokens of one head: their rows, where they are stored, and what is read of that.
+struct KvBlock {
+    const void* x;  // Rows `step` numbers apart; null: nothing to store, only to read.
+    int64_t step;
+    PackedRows stored;
+    HeadMap map;
+    void* read;  // [rows, width]; null: nothing to read.
+    int type;
+    int64_t rows, width;
+};
+
+// Tokens that the kernels map at a time.
+constexpr int64_t KV_ROWS = 32;
+// Floats of scratch that they need.
+constexpr int64_t kv_scratch(int64_t width) { return 2 * KV_ROWS * columns_of(width); }
 
 // Softmax over rows of logits, in place, and the weighted sums of its rows.
 struct SoftmaxRows {
@@ -74,14 +118,11 @@ constexpr bool is_head(int64_t width, int64_t hadamard) {
 
 // `type` of a tensor: 0 float32, 1 bfloat16, 2 float16. `scratch` is memory for the kernel's own use.
 struct KvKernels {
-    // One head of one token; false, with nothing stored, if float16 cannot hold its range.
-    bool (*quantize)(const void* x, int type, int64_t width, int64_t hadamard, uint8_t* packed, uint16_t* scale,
-                     uint16_t* zero);
-    // Token `t` of the rows.
-    void (*dequantize)(const PackedRows& rows, int64_t t, int64_t width, int64_t hadamard, void* x, int type);
-    // [width] in `type` to floats, rotated, and the other way round. The first writes whole vectors: up to 15 floats
-    // more.
-    void (*rotate_in)(const void* x, int type, int64_t width, int64_t hadamard, float* rotated);
+    // Store and read; false, with nothing read, if float16 cannot hold a row's range.
+    bool (*keep)(const KvBlock& block, float* scratch);
+    // A query [width] in `type` to floats that meet what is stored. Writes whole vectors: up to 15 floats more.
+    void (*query)(const void* x, int type, int64_t width, const HeadMap& map, float* out, float* scratch);
+    // [width] floats to `type`, rotated.
     void (*rotate_out)(const float* rotated, int64_t width, int64_t hadamard, void* x, int type);
     // Attention of up to MAX_SHARED queries [shared, width] over tokens start .. tokens - 1, as floats [shared, width].
     void (*decode)(const float* query, int shared, int64_t width, const PackedRows& keys, const PackedRows& values,
@@ -92,6 +133,14 @@ struct KvKernels {
     void (*products)(const TokenProducts& job, int64_t row);
     float (*peak)(const PeakRow& row);
 };
+
+// `keep` through a map in bfloat16 for processors with AMX, `width` a multiple of 16; each call lays out its tiles.
+bool keep_amx(const KvBlock& block, float* scratch);
+// Channels in whole tiles, and floats of scratch: sums, a line of totals, 32 tokens, two matrices in two parts.
+constexpr int64_t tiles_side(int64_t width) { return (width + 31) / 32 * 32; }
+constexpr int64_t keep_amx_scratch(int64_t width) {
+    return tiles_side(width) * (KV_ROWS + 1 + KV_ROWS / 2 + 2 * tiles_side(width));
+}
 
 // Prefill attention of one sample in bfloat16, for processors with AMX. Rows of heads: number [head, token] starts at
 // head * head_step + token * token_step.

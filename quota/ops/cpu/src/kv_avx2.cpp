@@ -7,7 +7,6 @@ static_assert(LANES == 8, "compile this file for its instruction set");
 namespace quota {
 
 extern const KvKernels kv_kernels_avx2;
-const KvKernels kv_kernels_avx2 = {quantize, dequantize, rotate_in, rotate_out, decode,
-                                   softmax,  length,     products,  peak};
+const KvKernels kv_kernels_avx2 = {keep, query, rotate_out, decode, softmax, length, products, peak};
 
 }  // namespace quota

@@ -5,7 +5,6 @@
 namespace quota {
 
 extern const KvKernels kv_kernels_portable;
-const KvKernels kv_kernels_portable = {quantize, dequantize, rotate_in, rotate_out, decode,
-                                       softmax,  length,     products,  peak};
+const KvKernels kv_kernels_portable = {keep, query, rotate_out, decode, softmax, length, products, peak};
 
 }  // namespace quota

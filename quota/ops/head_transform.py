@@ -1,0 +1,72 @@
+"""A linear map of each key head in front of the cache's quantiser, and the way back.
+
+    k' = (k - c) M         what is read is k' M^-1, which is k - c: attention does not see c (quota/attention/keys.py)
+
+The cache's Hadamard rotation H follows M. Both are linear, so a kernel does them at once, and the rotation costs nothing:
+
+    stored = k into + offset        into = M H       offset = -c into
+    read   = stored back            back = H M^-1
+    q k^T  = (q back^T) stored^T    up to what is the same for all keys of a query
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from quota.ops.hadamard import block_hadamard
+
+
+@dataclass(frozen=True)
+class Folded:
+    """A transform and the rotation behind it as one map of G heads, float32."""
+
+    into: Tensor
+    """[G, D, D]"""
+    offset: Tensor
+    """[G, D]"""
+    back: Tensor
+    """[G, D, D]"""
+
+
+@dataclass(frozen=True, eq=False)
+class HeadTransform:
+    """c and M of G heads, float32."""
+
+    center: Tensor
+    """[G, D]"""
+    matrix: Tensor
+    """[G, D, D]"""
+    _folded: dict[int, Folded] = field(default_factory=dict)
+
+    def apply(self, x: Tensor) -> Tensor:
+        """k' of x [B, G, T, D], float32."""
+        with torch.autocast(x.device.type, enabled=False):
+            return (x.float() - self.center.unsqueeze(1)) @ self.matrix
+
+    def undo(self, x: Tensor) -> Tensor:
+        """k' M^-1 of x [B, G, T, D] float32."""
+        with torch.autocast(x.device.type, enabled=False):
+            return x @ self.inverse
+
+    @cached_property
+    def inverse(self) -> Tensor:
+        """M^-1 [G, D, D]."""
+        # Of an inference tensor others could not make use.
+        with torch.inference_mode(False):
+            return torch.linalg.inv(self.matrix.double()).float()
+
+    def folded(self, hadamard: int) -> Folded:
+        """With a rotation in blocks of `hadamard` channels behind it; made at the first use."""
+        found = self._folded.get(hadamard)
+        if found is None:
+            with torch.inference_mode(False), torch.autocast(self.matrix.device.type, enabled=False):
+                into = block_hadamard(self.matrix, hadamard)
+                # H is symmetric: H A is (A^T H)^T.
+                back = block_hadamard(self.inverse.mT.contiguous(), hadamard).mT.contiguous()
+                offset = -(self.center.unsqueeze(1) @ into).squeeze(1)
+            found = self._folded.setdefault(hadamard, Folded(into, offset, back))
+        return found
