@@ -106,8 +106,16 @@ def _activate(activation: str, module: Any, x: Tensor) -> Tensor:
 
 
 def _gated(activation: str, module: Any, x: Tensor) -> Tensor:
+    if any(part._forward_hooks or part._forward_pre_hooks for part in _others(module)):
+        # They wait for the activation, which would not be called.
+        return type(module).forward(module, x)
     gate, up = module.gate_proj(x), module.up_proj(x)
     return module.down_proj(ops.for_rows(x.device).gated(gate, up, activation))
+
+
+def _others(module: nn.Module) -> list[nn.Module]:
+    """What a gated MLP has besides its linears."""
+    return [part for name, part in module._modules.items() if name not in _LINEARS and part is not None]
 
 
 def _find(model: nn.Module) -> Iterator[tuple[nn.Module, Compute | None]]:
@@ -164,7 +172,8 @@ def _as_activation(module: nn.Module) -> Compute | None:
 def _as_gated(module: nn.Module) -> Compute | None:
     def theirs(x: Tensor, gate: Tensor, up: Tensor) -> Any:
         told = dict(zip(_LINEARS, (_Told(x, gate), _Told(x, up), nn.Identity()), strict=True))
-        return _run(module, x, _modules={**module._modules, **told})
+        silent = {name: part and _twin(part) for name, part in module._modules.items()}
+        return _run(module, x, _modules={**silent, **told})
 
     def ours(activation: str, x: Tensor, gate: Tensor, up: Tensor) -> Tensor:
         return definition.gated(gate, up, activation)
@@ -218,16 +227,18 @@ def _changes_numbers(module: nn.Module) -> bool:
 
 
 def _run(module: nn.Module, x: Tensor, **changes: Mapping[str, Any]) -> Any:
-    """What the code of `module`, with other parameters or modules, makes of `x`; None if it cannot.
-
-    A copy runs: neither hooks nor other threads notice.
-    """
-    twin = copy.copy(module)
-    twin.__dict__ |= {"training": False, **changes}
+    """What the code of `module`, with other parameters or modules, makes of `x`; None if it cannot."""
     try:
-        return type(module).forward(twin, x)
+        return type(module).forward(_twin(module, **changes), x)
     except Exception:  # Foreign code, asked for what it may not be made for.
         return None
+
+
+def _twin(module: nn.Module, **changes: Mapping[str, Any]) -> nn.Module:
+    """Shares all that `module` has but for `changes` and its hooks: nobody notices when it runs."""
+    twin = copy.copy(module)
+    twin.__dict__ |= {"training": False, "_forward_hooks": {}, "_forward_pre_hooks": {}, **changes}
+    return twin
 
 
 def _numbers(*shape: int) -> Tensor:

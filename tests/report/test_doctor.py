@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,15 @@ def test_it_writes_what_it_shows(tmp_path: Path, capsys) -> None:
     assert figures["backends"][-1] == {"name": "reference", "why_not": None, "exact": True}
     shown = capsys.readouterr().out
     assert all(name in shown for name in ops.NAMES)
+
+
+def test_it_names_what_a_family_leaves_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    name, *_ = FAMILIES
+    monkeypatch.setitem(FAMILIES, name, replace(FAMILIES[name], left_to_torch=("OddNorm", "OddMLP")))
+    examination = examine()
+    *_, table = doctor_tables(examination)
+    assert list(table.columns[-1].cells) == ["torch's: OddNorm, OddMLP"] + ["operators"] * (len(FAMILIES) - 1)
+    assert examination.figures()["families"][0]["left_to_torch"] == ("OddNorm", "OddMLP")
 
 
 def test_it_lists_every_supported_family() -> None:
