@@ -6,8 +6,9 @@
     quota       both
 
 Time to first token and the tokens a second after it come from one greedy `generate` a turn, batch 1, all variants
-taking turns; what parts of it take is measured apart (quota_lab/bench/profile.py). Peak memory is that of a process of its own for each variant (quota_lab/bench/memory.py), and what pruning
-itself costs is measured inside QUOTA's prefill (quota_lab/bench/overhead.py).
+taking turns; what parts of it take is measured apart (quota_lab/bench/profile.py). Peak memory is that of a process
+of its own for each variant (quota_lab/bench/memory.py), and what pruning itself costs is measured inside QUOTA's
+prefill (quota_lab/bench/overhead.py).
 """
 
 from __future__ import annotations

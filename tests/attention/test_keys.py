@@ -124,7 +124,7 @@ def test_the_operand_follows_the_buffers() -> None:
 
 
 def test_a_transform_that_was_used_can_be_copied_and_pickled() -> None:
-    keys, query = keys_and_queries()
+    keys, _ = keys_and_queries()
     layer = new_layer(QuantizationScheme(), learned())
     layer.update(keys, keys)
     for other in (copy.deepcopy(layer.transform), pickle.loads(pickle.dumps(layer.transform))):

@@ -1,7 +1,8 @@
 """KV4 on the CPU: the C++ kernels of `src/kv*` and `src/attention*` that store a cache and decode from it.
 
-What is stored is bit for bit what the reference stores (where nothing is rotated or transformed: sums are added in another
-order). Storing is one pass over blocks of tokens, from keys and values to what attention reads of them. Decoding reads the packed integers, unpacked once for all query heads that share a key head.
+What is stored is bit for bit what the reference stores (where nothing is rotated or transformed: sums are added in
+another order). Storing is one pass over blocks of tokens, from keys and values to what attention reads of them.
+Decoding reads the packed integers, unpacked once for all query heads that share a key head.
 """
 
 from __future__ import annotations
