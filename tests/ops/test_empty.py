@@ -14,6 +14,7 @@ from support.operands import make_weight
 from torch import Tensor
 
 from quota import ops
+from quota.ops.head_transform import HeadTransform
 from quota.ops.interface import Backend, InputSpec
 from quota.ops.triton import TritonBackend
 
@@ -82,6 +83,18 @@ def test_a_cache_of_nothing(backend: Backend, shape: tuple[int, int, int]) -> No
     stored = backend.quantize_kv(zeros(*shape, 32), 4, 32)
     assert stored.packed.shape == (*shape, 16) and stored.scale.shape == stored.zero.shape == (*shape, 1)
     assert backend.dequantize_kv(stored, torch.float32).shape == (*shape, 32)
+
+
+@pytest.mark.parametrize("shape", [(0, 2, 5), (2, 0, 5), (2, 2, 0), (0, 0, 0)], ids=str)
+def test_a_cache_of_nothing_that_is_transformed(backend: Backend, shape: tuple[int, int, int]) -> None:
+    groups = shape[1]
+    transform = HeadTransform(zeros(groups, 32), torch.eye(32).repeat(groups, 1, 1))
+    x = zeros(*shape, 32)
+    stored = backend.quantize_kv(x, 4, 32, transform), backend.quantize_kv(x, 4, 0)
+    read = backend.store_kv(x, x, stored, 0, True)
+    assert [each.shape for each in read or ()] == [x.shape] * 2
+    query = zeros(shape[0], 2 * groups, 1, 32)
+    assert torch.equal(backend.decode_attention(query, *stored, None, 0.1), query)
 
 
 @pytest.mark.parametrize(
