@@ -160,9 +160,7 @@ class Backend(Protocol):
         """
         ...
 
-    def quantize_kv(
-        self, x: Tensor, bits: int, hadamard: int, transform: HeadTransform | None = None
-    ) -> PackedTensor:
+    def quantize_kv(self, x: Tensor, bits: int, hadamard: int, transform: HeadTransform | None = None) -> PackedTensor:
         """[B, G, T, D] -> packed. QuotaError for NaN, infinity and what float16 cannot hold."""
         ...
 

@@ -82,9 +82,7 @@ class TritonBackend(PlainTorch):
 
         return activation_error(x, inputs)
 
-    def quantize_kv(
-        self, x: Tensor, bits: int, hadamard: int, transform: HeadTransform | None = None
-    ) -> PackedTensor:
+    def quantize_kv(self, x: Tensor, bits: int, hadamard: int, transform: HeadTransform | None = None) -> PackedTensor:
         """[B, G, T, D] -> packed, 4 bits; QuotaError as for `linear`, and for what float16 cannot hold."""
         from quota.ops.triton.cache import quantize
 
