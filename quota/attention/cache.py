@@ -61,11 +61,12 @@ class QuantizedLayer(SlotLayer):
         return self._backend().decode_attention(query, *self.packed(), valid, scaling)
 
     def _packed(self, tensors: Sequence[Tensor]) -> tuple[PackedTensor, PackedTensor]:
+        keys, key_scale, key_zero, values, value_scale, value_zero = tensors
         bits, width = self.spec.bits, self.spec.width
         transform = None if self.transform is None else self.transform.operand()
         return (
-            PackedTensor(*tensors[:3], bits, width, self.spec.hadamard, transform),
-            PackedTensor(*tensors[3:], bits, width, 0),
+            PackedTensor(keys, key_scale, key_zero, bits, width, self.spec.hadamard, transform),
+            PackedTensor(values, value_scale, value_zero, bits, width, 0),
         )
 
     def _store(self, keys: Tensor, values: Tensor, held: int) -> tuple[Tensor, Tensor] | None:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial, wraps
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -34,7 +34,7 @@ class Clock:
     """Seconds by part, each without the parts inside it."""
 
     def __init__(self) -> None:
-        self.seconds: Counter[str] = Counter()
+        self.seconds: defaultdict[str, float] = defaultdict(float)
         self._open: list[str] = []
         self._since = 0.0
 
@@ -64,9 +64,10 @@ class Clock:
         self._since = now
 
 
-def profile(subject: Subject, pruned: bool, turns: int) -> dict[str, dict[str, float]]:
+def profile(subject: Subject, pruned: bool, turns: int) -> dict[Literal["prefill", "step"], dict[str, float]]:
     """ "prefill" and "step" -> part -> seconds, medians over `turns` after one that does not count."""
-    clock, found = Clock(), {"prefill": [], "step": []}
+    clock = Clock()
+    found: dict[Literal["prefill", "step"], list[dict[str, float]]] = {"prefill": [], "step": []}
     with ExitStack() as stack, torch.inference_mode():
         stack.enter_context(_watched(subject.model, clock))
         if pruned:
@@ -74,13 +75,14 @@ def profile(subject: Subject, pruned: bool, turns: int) -> dict[str, dict[str, f
         for _ in range(turns + 1):
             inputs = dict(subject.inputs)
             output = None
-            for job, count in (("prefill", 1), ("step", STEPS)):
+            for job, turn in found.items():
+                count = 1 if job == "prefill" else STEPS
                 clock.seconds.clear()
                 for _ in range(count):
                     with clock.part(_OTHER):
                         output = subject.model(**inputs, use_cache=True, logits_to_keep=1)
                     inputs = _next(inputs, output)
-                found[job].append({part: seconds / count for part, seconds in clock.seconds.items()})
+                turn.append({part: seconds / count for part, seconds in clock.seconds.items()})
     return {job: _medians(turn[1:]) for job, turn in found.items()}
 
 

@@ -84,8 +84,10 @@ def _maps(stored: PackedTensor, heads: int) -> Sequence[int | None]:
         shape = heads, stored.width
         require("a transform's center", folded.offset, shape, torch.float32)
         require("a transform's matrix", folded.into, (*shape, stored.width), torch.float32)
-        made = (functional.pad(part, lines).contiguous() for part in (folded.into, folded.offset, folded.back))
-        found[stored.hadamard] = tuple(made)
+        into, offset, back = (
+            functional.pad(part, lines).contiguous() for part in (folded.into, folded.offset, folded.back)
+        )
+        found[stored.hadamard] = into, offset, back
     into, offset, back = found[stored.hadamard]
     if into.shape[:2] != (heads, stored.width):
         raise QuotaError(f"a transform for {len(into)} heads cannot be that of {heads}; convert what it was given")
