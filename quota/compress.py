@@ -34,6 +34,7 @@ from quota.progress import Meter, Progress
 from quota.prompts import build_inputs
 from quota.pruning.pruner import Pruner
 from quota.pruning.recipe import Method, PruningRecipe, without_risk
+from quota.quantization.head import quantize_head
 from quota.quantization.rowwise import attach_rows
 from quota.samples import Sample, in_order
 from quota.scheme import QuantizationScheme
@@ -154,11 +155,11 @@ def compress(
         search = Search(model, keep, sweep.tokens, meter) if chosen.method == "quota" else None
         calibration = sweep.run()
         if search is None:
-            _deploy(model, scheme)
+            deploy(model, scheme)
             schedule = paper_schedule(calibration.curves, keep, chosen.temperature, chosen.layers)
         else:
             storage.assemble()
-            _deploy(model, scheme)
+            deploy(model, scheme)
             schedule = search.run(processor, samples, scheme, calibration, chosen.compute, chosen.milliseconds)
     curves = calibration.curves
     recipe = PruningRecipe(
@@ -193,7 +194,7 @@ def quantize_only(
     """Quantise `model` in place exactly as `compress` does, and keep every visual token. Errors as `compress`."""
     samples, _ = in_order(samples)
     calibration = calibrate(model, _inputs(model, processor, samples), scheme, progress)
-    _deploy(model, scheme)
+    deploy(model, scheme)
     mark(model, scheme, recipe=False)
     return calibration
 
@@ -213,8 +214,9 @@ def prune_only(model: PreTrainedModel, recipe: PruningRecipe) -> PruningRecipe:
     return pruned
 
 
-def _deploy(model: PreTrainedModel, scheme: QuantizationScheme) -> None:
+def deploy(model: PreTrainedModel, scheme: QuantizationScheme) -> None:
     """What runs besides the quantised layers, now that calibration has seen the model's own modules."""
+    quantize_head(model, scheme)
     attach_cache(model, scheme)
     if scheme.weight_bits < 16:
         attach_rows(model)

@@ -60,6 +60,8 @@ class QuantizationScheme(BaseModel):
     activation_bits: Annotated[Literal[4, 8, 16], Field(validate_default=True)] = 4
     activation_group: GroupSize = 64
     kv_bits: Literal[2, 3, 4, 8, 16] = 4
+    head_bits: Literal[4, 8, 16] = 16
+    """Of the weights of lm_head, whose inputs have 8 bits then (quota/quantization/head.py)."""
     hadamard: Annotated[int, AfterValidator(_block_size)] = 64
     weight_rounding: Literal["gptq", "rtn"] = "gptq"
     transforms: Literal["hadamard", "learned"] = "learned"

@@ -27,8 +27,8 @@ ROOMS: dict[str, set[str]] = {
     "pruning": {"errors", "scheme", "files", "ops", "models", "quantization", "attention"},
     "calibration": {"errors", "progress", "scheme", "ops", "models", "quantization", "attention"},
     "checkpoint": {
-        *("errors", "version", "scheme", "files", "samples", "models", "quantization", "attention", "pruning"),
-        "calibration",
+        *("errors", "version", "scheme", "files", "samples", "ops", "models", "quantization", "attention"),
+        *("pruning", "calibration"),
     },
     "allocation": {
         *("errors", "progress", "scheme", "samples", "prompts", "models", "pruning", "calibration"),

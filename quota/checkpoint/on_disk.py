@@ -46,9 +46,6 @@ class OnDisk(Storage):
         inside = {module for block in self.blocks for module in block.modules()}
         self._fill({name: module for module, name in names.items() if module not in inside})
         model.tie_weights()
-        tied = set(getattr(model, "all_tied_weights_keys", None) or {})
-        blocks = tuple(f"{self.names[block]}." for block in self.blocks)
-        self.rest = [name for name in model.state_dict() if name not in tied and not name.startswith(blocks)]
 
     def file(self, number: int) -> Path:
         """The file of block `number`; -1 is what is in no block."""
@@ -84,8 +81,11 @@ class OnDisk(Storage):
 
     def keep_rest(self) -> None:
         """Write what is in no block."""
+        tied = set(getattr(self.model, "all_tied_weights_keys", None) or {})
+        blocks = tuple(f"{self.names[block]}." for block in self.blocks)
         state = self.model.state_dict()
-        self._write(self.file(-1), {name: state[name] for name in self.rest})
+        rest = [name for name in state if name not in tied and not name.startswith(blocks)]
+        self._write(self.file(-1), {name: state[name] for name in rest})
 
     def release(self, block: nn.Module) -> None:
         """Free the memory of `block`, quantised or not."""

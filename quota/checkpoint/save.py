@@ -34,6 +34,7 @@ from quota.checkpoint.guard import guard
 from quota.checkpoint.manifest import seal
 from quota.errors import QuotaError, first_problem
 from quota.files import staged_folder, write_atomically
+from quota.ops.interface import InputSpec, LinearSpec
 from quota.pruning.pruner import Pruner
 from quota.pruning.recipe import PruningRecipe
 from quota.quantization.linear import W4A4Linear
@@ -152,29 +153,29 @@ def quantization_config(model: nn.Module, scheme: QuantizationScheme) -> dict[st
     Layers of the commonest group sizes are meant by "Linear", others by name. Where inputs are rotated,
     `transform_config` says so, and the group `REFUSAL` sees to it that nobody passes over that.
     """
-    sizes: dict[tuple[int, int, int], list[str]] = defaultdict(list)
+    kinds: dict[tuple[int, ...], list[str]] = defaultdict(list)
     ignore = []
     for name, module in model.named_modules():
         if isinstance(module, W4A4Linear):
-            inputs = module.spec.inputs
-            sizes[module.spec.group, inputs.group, inputs.hadamard].append(name)
+            spec, inputs = module.spec, module.spec.inputs
+            kinds[spec.bits, _group(spec), inputs.bits, _group(inputs), inputs.hadamard].append(name)
         elif isinstance(module, nn.Linear):
             ignore.append(name)
     # Named layers stand before the class: the first target that matches decides.
-    ordered = sorted(sizes.items(), key=lambda item: len(item[1]))
+    ordered = sorted(kinds.items(), key=lambda item: len(item[1]))
     named = [name for _, names in ordered[:-1] for name in names]
     groups, rotations = {}, {}
-    for number, ((weight_group, activation_group, block), names) in enumerate(ordered):
+    for number, ((bits, weight_group, input_bits, group, block), names) in enumerate(ordered):
         last = number == len(ordered) - 1
         targets = ["Linear"] if last else names
-        group = {
+        found = {
             "targets": targets,
             "format": FORMAT,
-            "weights": _integers(scheme.weight_bits, "channel", weight_group, dynamic=False),
+            "weights": _integers(bits, "channel", weight_group, dynamic=False),
         }
-        if scheme.activation_bits < 16:
-            group["input_activations"] = _integers(scheme.activation_bits, "token", activation_group, dynamic=True)
-        groups[f"group_{number}"] = group
+        if input_bits < 16:
+            found["input_activations"] = _integers(input_bits, "token", group, dynamic=True)
+        groups[f"group_{number}"] = found
         if block > 1:
             place = {"targets": targets, "location": "input", "ignore": ignore + named if last else []}
             rotations[f"hadamard_{number}"] = {"type": "hadamard", "head_dim": block, "apply": [place]}
@@ -191,13 +192,18 @@ def quantization_config(model: nn.Module, scheme: QuantizationScheme) -> dict[st
     return described
 
 
+def _group(spec: LinearSpec | InputSpec) -> int:
+    """Channels that share a scale; 0 where it is the whole row's."""
+    return 0 if spec.bits == 8 else spec.group
+
+
 def _integers(bits: int, whole: str, group: int, dynamic: bool) -> dict[str, Any]:
-    """A quantiser: 8 bits have one scale for a `whole` row, fewer one for every group."""
+    """A quantiser with a scale for every group, or for a `whole` row if that is 0."""
     return {
         "num_bits": bits,
         "type": "int",
         "symmetric": bits == 8 or not dynamic,
-        "strategy": whole if bits == 8 else "group",
-        "group_size": None if bits == 8 else group,
+        "strategy": "group" if group else whole,
+        "group_size": group or None,
         "dynamic": dynamic,
     }
