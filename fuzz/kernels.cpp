@@ -191,8 +191,9 @@ struct Maps {
                 // Twice a reflection, which is its own inverse.
                 for (int64_t j = 0; j < width; j++) {
                     const float entry = float(i == j) - 2.0f / float(width) * (i % 2 ? -1 : 1) * (j % 2 ? -1 : 1);
-                    into[(head * width + i) * columns + j] = 2 * entry;
-                    back[(head * width + i) * columns + j] = entry / 2;
+                    const int64_t at = head * width * columns + quota::place_of(width, i, j);
+                    into[at] = 2 * entry;
+                    back[at] = entry / 2;
                 }
                 offset[head * columns + i] = number(true);
             }
@@ -215,7 +216,7 @@ struct Cache {
         return packed == other.packed && scale == other.scale && zero == other.zero;
     }
     quota::KvInput filled_from(Numbers& x, int64_t heads, int64_t tokens, int64_t width, Numbers* read) const {
-        return {x.data(), heads * tokens * width, tokens * width, width, tensor, read ? read->data() : nullptr};
+        return {x.data(), heads * tokens * width, tokens * width, width, tensor, 0, read ? read->data() : nullptr};
     }
 };
 

@@ -53,10 +53,10 @@ std::vector<Case> cases() {
                                    nullptr);
          }},
         {"kv4 store",
-         {0, 1, 0, 2, 3, 5, 64, 64, 1},
-         {isas, THREADS, TYPES, NEGATIVE, NEGATIVE, NEGATIVE, WIDTHS, HEAD_BLOCKS, NEGATIVE},
+         {0, 1, 0, 2, 3, 5, 64, 64, 1, 0},
+         {isas, THREADS, TYPES, NEGATIVE, NEGATIVE, NEGATIVE, WIDTHS, HEAD_BLOCKS, NEGATIVE, NEGATIVE},
          [](const Sizes& s) {
-             const quota::KvInput input = {nullptr, 0, 0, 0, of(s[7]), nullptr};
+             const quota::KvInput input = {nullptr, 0, 0, 0, of(s[7]), s[9], nullptr};
              return quota_kv4_store(int(s[0]), int(s[1]), int(s[2]), s[3], s[4], s[5], s[6], &input, s[8]);
          }},
         {"kv4 dequantize",

@@ -51,23 +51,28 @@ class QuantizedLayer(SlotLayer):
         super().__init__(window)
         self.scheme = scheme
         self.transform = transform
+        self._made: tuple[PackedTensor, PackedTensor] | None = None
 
     def packed(self) -> tuple[PackedTensor, PackedTensor]:
         """Keys, which are transformed and rotated, and values, which are not."""
-        return self._packed([getattr(self, name) for name in self.tensors])
+        keys, values = self._whole()
+        return keys.first(self.held), values.first(self.held)
 
     def attend(self, query: Tensor, valid: Tensor | None, scaling: float) -> Tensor:
         """Attention of one query a sample [B, H, 1, D] over the `valid` [B, T] slots -> [B, H, 1, D]."""
-        return self._backend().decode_attention(query, *self.packed(), valid, scaling)
+        return self._backend().decode_attention(query, *self._whole(), valid, scaling, self.held)
 
-    def _packed(self, tensors: Sequence[Tensor]) -> tuple[PackedTensor, PackedTensor]:
-        keys, key_scale, key_zero, values, value_scale, value_zero = tensors
-        bits, width = self.spec.bits, self.spec.width
+    def _whole(self) -> tuple[PackedTensor, PackedTensor]:
+        """All memory, that for later tokens too; the same objects for as long as it does not move."""
         transform = None if self.transform is None else self.transform.operand()
-        return (
-            PackedTensor(keys, key_scale, key_zero, bits, width, self.spec.hadamard, transform),
-            PackedTensor(values, value_scale, value_zero, bits, width, 0),
-        )
+        made = self._made
+        if made is None or made[0].packed is not self._memory["keys"] or made[0].transform is not transform:
+            tensors, bits, width = [self._memory[name] for name in self.tensors], self.spec.bits, self.spec.width
+            self._made = made = (
+                PackedTensor(*tensors[:3], bits, width, self.spec.hadamard, transform),
+                PackedTensor(*tensors[3:], bits, width, 0),
+            )
+        return made
 
     def _store(self, keys: Tensor, values: Tensor, held: int) -> tuple[Tensor, Tensor] | None:
         width, bits, new = keys.shape[3], self.scheme.kv_bits, keys.shape[2]
@@ -77,10 +82,9 @@ class QuantizedLayer(SlotLayer):
         for name, (numbers, dtype) in zip(self.tensors, kinds, strict=True):
             shape = (*keys.shape[:3], numbers)
             self._memory[name] = with_room(self._memory.get(name), held, shape, 2, dtype, keys.device)
-        memory = self._packed([self._memory[name] for name in self.tensors])
         # What was there before would have to be read, too.
         read = not held and not reads_packed(new)
-        fresh = self._backend().store_kv(keys, values, memory, held, read)
+        fresh = self._backend().store_kv(keys, values, self._whole(), held, read)
         return None if fresh is None else (from_cache(fresh[0], self), fresh[1])
 
     def _read(self, new: int) -> tuple[Tensor, Tensor]:

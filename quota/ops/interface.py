@@ -124,6 +124,11 @@ class PackedTensor:
     transform: HeadTransform | None = None
     """In front of the rotation; of keys only."""
 
+    def first(self, tokens: int) -> PackedTensor:
+        """The first so many tokens."""
+        parts = (part.narrow(2, 0, tokens) for part in (self.packed, self.scale, self.zero))
+        return PackedTensor(*parts, self.bits, self.width, self.hadamard, self.transform)
+
 
 class Backend(Protocol):
     """A module or object with these names."""
@@ -179,9 +184,18 @@ class Backend(Protocol):
         ...
 
     def decode_attention(
-        self, query: Tensor, keys: PackedTensor, values: PackedTensor, valid: Tensor | None, scaling: float
+        self,
+        query: Tensor,
+        keys: PackedTensor,
+        values: PackedTensor,
+        valid: Tensor | None,
+        scaling: float,
+        tokens: int | None = None,
     ) -> Tensor:
-        """query [B, H, 1, D] (G divides H), valid bool [B, T] -> [B, H, 1, D] in the query's type."""
+        """query [B, H, 1, D] (G divides H), valid bool [B, T] -> [B, H, 1, D] in the query's type.
+
+        T is `tokens`, the first of the cache, or all.
+        """
         ...
 
     def attention(

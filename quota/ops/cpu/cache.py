@@ -1,8 +1,7 @@
 """KV4 on the CPU: the C++ kernels of `src/kv*` and `src/attention*` that store a cache and decode from it.
 
-What is stored is bit for bit what the reference stores (where nothing is rotated or transformed: sums are added in
-another order). Storing is one pass over blocks of tokens, from keys and values to what attention reads of them.
-Decoding reads the packed integers, unpacked once for all query heads that share a key head.
+What is stored is bit for bit what the reference stores (where nothing is rotated or transformed: sums are added in another
+order). Storing is one pass over blocks of tokens, from keys and values to what attention reads of them. Decoding reads the packed integers, unpacked once for all query heads that share a key head.
 """
 
 from __future__ import annotations
@@ -27,6 +26,8 @@ LARGEST_WIDTH = 1024
 _BITS = 4
 # Numbers to which rows of matrices are padded (`columns_of` in src/kv.h).
 _LINE = 16
+# `PANEL_COLUMNS` there.
+_PANEL = 32
 
 
 class _Packed(ctypes.Structure):
@@ -41,22 +42,39 @@ class _Packed(ctypes.Structure):
     )
 
     @classmethod
-    def of(cls, stored: PackedTensor, *shape: int, at: int = 0) -> _Packed:
-        """For kernels that read or write [B, G, T, D], slots `at` to T - 1. QuotaError if it holds anything else."""
+    def of(cls, stored: PackedTensor, *shape: int) -> _Packed:
+        """For kernels that read or write [B, G, T, D]; QuotaError if it holds anything else."""
+        packed, scale, zero = parts = stored.packed, stored.scale, stored.zero
+        places = [part.data_ptr() for part in parts]
+        known = _known.get(stored)
+        if known is not None and known[:2] == (shape, places):
+            return known[2]
         *rows, width = shape
         if stored.bits != _BITS:
             raise QuotaError(f"the cpu backend reads caches of {_BITS} bits, not {stored.bits}; choose another backend")
-        packed, scale, zero = parts = stored.packed, stored.scale, stored.zero
+        require("packed numbers", packed, (*rows, width // 2), torch.uint8, rows=True)
+        require("scales", scale, (*rows, 1), torch.float16, rows=True)
+        require("zeros", zero, (*rows, 1), torch.float16, rows=True)
         strides = [part.stride() for part in parts]
-        return cls(
-            address("packed numbers", packed, (*rows, width // 2), torch.uint8, rows=True) + at * strides[0][2],
-            address("scales", scale, (*rows, 1), torch.float16, rows=True) + 2 * at * strides[1][2],
-            address("zeros", zero, (*rows, 1), torch.float16, rows=True) + 2 * at * strides[2][2],
+        made = cls(
+            *places,
             *(stride[2] for stride in strides),
             *(stride[dim] for stride in strides for dim in (0, 1)),
             stored.hadamard,
             *_maps(stored, shape[1]),
         )
+        _known[stored] = shape, places, made
+        return made
+
+
+# A cache that grows into its memory is the same for many steps.
+_known: WeakKeyDictionary[PackedTensor, tuple[tuple[int, ...], list[int], _Packed]] = WeakKeyDictionary()
+
+
+def _panels(matrix: Tensor) -> Tensor:
+    """[G, D, D], padded, as `HeadMap` of src/kv.h wants it: [G, D, columns] in memory panel by panel."""
+    padded = functional.pad(matrix, (0, -matrix.shape[2] % _LINE))
+    return torch.cat([panel.flatten(1) for panel in padded.split(_PANEL, dim=2)], dim=1).view(padded.shape)
 
 
 class _Input(ctypes.Structure):
@@ -66,6 +84,7 @@ class _Input(ctypes.Structure):
         ("x", c_void_p),
         *((name, c_int64) for name in ("sample_step", "head_step", "token_step")),
         ("to", _Packed),
+        ("slot", c_int64),
         ("read", c_void_p),
     )
 
@@ -80,14 +99,11 @@ def _maps(stored: PackedTensor, heads: int) -> Sequence[int | None]:
         return None, None, None
     found = _made.setdefault(stored.transform, {})
     if stored.hadamard not in found:
-        folded, lines = stored.transform.folded(stored.hadamard), (0, -stored.width % _LINE)
-        shape = heads, stored.width
+        folded, shape = stored.transform.folded(stored.hadamard), (heads, stored.width)
         require("a transform's center", folded.offset, shape, torch.float32)
         require("a transform's matrix", folded.into, (*shape, stored.width), torch.float32)
-        into, offset, back = (
-            functional.pad(part, lines).contiguous() for part in (folded.into, folded.offset, folded.back)
-        )
-        found[stored.hadamard] = into, offset, back
+        offset = functional.pad(folded.offset, (0, -stored.width % _LINE)).contiguous()
+        found[stored.hadamard] = _panels(folded.into), offset, _panels(folded.back)
     into, offset, back = found[stored.hadamard]
     if into.shape[:2] != (heads, stored.width):
         raise QuotaError(f"a transform for {len(into)} heads cannot be that of {heads}; convert what it was given")
@@ -131,10 +147,10 @@ def _store(tensors: Sequence[Tensor], stored: Sequence[PackedTensor], at: int, r
         slots = memory.packed.shape[2]
         if at < 0 or at + tokens > slots:
             raise QuotaError(f"the cpu backend cannot store {tokens} tokens from slot {at} on in a cache of {slots}")
-        to = _Packed.of(memory, batch, heads, slots, width, at=at)
+        to = _Packed.of(memory, batch, heads, slots, width)
         if read:
             made.append(torch.empty(first.shape, dtype=first.dtype))
-        inputs[index] = _Input(x.data_ptr(), *x.stride()[:3], to, made[-1].data_ptr() if read else None)
+        inputs[index] = _Input(x.data_ptr(), *x.stride()[:3], to, at, made[-1].data_ptr() if read else None)
     kind = typed("keys or values", first, first.shape, rows=True)[1]
     run(
         "quota_kv4_store",
@@ -155,17 +171,25 @@ def dequantize_kv(stored: PackedTensor, dtype: torch.dtype) -> Tensor:
 
 
 def decode_attention(
-    query: Tensor, keys: PackedTensor, values: PackedTensor, valid: Tensor | None, scaling: float
+    query: Tensor,
+    keys: PackedTensor,
+    values: PackedTensor,
+    valid: Tensor | None,
+    scaling: float,
+    tokens: int | None = None,
 ) -> Tensor:
     """One query a sequence over the packed cache: [B, H, 1, D] -> [B, H, 1, D]; zeros where nothing is valid."""
     batch, heads, _, width = query.shape
-    _, groups, tokens, _ = keys.packed.shape
+    _, groups, slots, _ = keys.packed.shape
+    tokens = slots if tokens is None else tokens
+    if not 0 <= tokens <= slots:
+        raise QuotaError(f"the cpu backend cannot read {tokens} tokens in a cache of {slots}")
     shared = heads // max(1, groups)
     query = rows_of(query.detach())
     valid = None if valid is None else valid.contiguous()
     # In the order that the model reads it in: one token's heads behind one another.
     out = torch.empty(batch, 1, heads, width, dtype=query.dtype)
-    stored = [_Packed.of(part, batch, groups, tokens, width) for part in (keys, values)]
+    stored = [_Packed.of(part, batch, groups, slots, width) for part in (keys, values)]
     run(
         "quota_kv4_decode",
         *typed("queries", query, (batch, groups * shared, 1, width), rows=True),

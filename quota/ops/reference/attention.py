@@ -40,9 +40,16 @@ def dequantize_kv(stored: PackedTensor, dtype: torch.dtype) -> Tensor:
 
 
 def decode_attention(
-    query: Tensor, keys: PackedTensor, values: PackedTensor, valid: Tensor | None, scaling: float
+    query: Tensor,
+    keys: PackedTensor,
+    values: PackedTensor,
+    valid: Tensor | None,
+    scaling: float,
+    tokens: int | None = None,
 ) -> Tensor:
     """One query a sequence over the packed cache: [B, H, 1, D] -> [B, H, 1, D]; zeros where nothing is valid."""
+    if tokens is not None:
+        keys, values = keys.first(tokens), values.first(tokens)
     key, value = dequantize_kv(keys, torch.float32), dequantize_kv(values, torch.float32)
     if valid is None:
         valid = torch.ones(key.shape[0], key.shape[2], dtype=torch.bool, device=key.device)

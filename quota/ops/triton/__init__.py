@@ -95,12 +95,18 @@ class TritonBackend(PlainTorch):
         return dequantize(stored, dtype)
 
     def decode_attention(
-        self, query: Tensor, keys: PackedTensor, values: PackedTensor, valid: Tensor | None, scaling: float
+        self,
+        query: Tensor,
+        keys: PackedTensor,
+        values: PackedTensor,
+        valid: Tensor | None,
+        scaling: float,
+        tokens: int | None = None,
     ) -> Tensor:
         """query [B, H, 1, D], valid bool [B, T] -> [B, H, 1, D] in the query's type; zeros where nothing is valid."""
         from quota.ops.triton.decode import decode_attention
 
-        return decode_attention(query, keys, values, valid, scaling)
+        return decode_attention(query, keys, values, valid, scaling, tokens)
 
     def attention(
         self, query: Tensor, key: Tensor, value: Tensor, rows: Tensor, visible: Tensor, scaling: float

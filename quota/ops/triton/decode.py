@@ -32,11 +32,17 @@ _HEADS = DOT
 
 
 def decode_attention(
-    query: Tensor, keys: PackedTensor, values: PackedTensor, valid: Tensor | None, scaling: float
+    query: Tensor,
+    keys: PackedTensor,
+    values: PackedTensor,
+    valid: Tensor | None,
+    scaling: float,
+    tokens: int | None = None,
 ) -> Tensor:
     """query [B, H, 1, D], valid bool [B, T] -> [B, H, 1, D] in the query's type; zeros where nothing is valid."""
     batch, heads, _, width = query.shape
-    groups, tokens = keys.packed.shape[1:3]
+    groups, slots = keys.packed.shape[1:3]
+    tokens = slots if tokens is None else tokens
     shared, dtype, rotated = heads // max(1, groups), query.dtype, keys.hadamard
     if keys.transform is not None:
         back, rotated = keys.transform.folded(keys.hadamard).back, 0

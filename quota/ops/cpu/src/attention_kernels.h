@@ -21,31 +21,6 @@ constexpr float LOWEST = -3.0e38f;
 // Tokens whose keys are asked for before they are needed.
 constexpr int64_t AHEAD = 256;
 
-// Transposes a square of words: lane j of vector i and lane i of vector j change places.
-template <int span, int... lane>
-inline Words from_low(Words a, Words b, std::integer_sequence<int, lane...>) {
-    return Words{(lane & span ? b[lane & ~span] : a[lane])...};
-}
-template <int span, int... lane>
-inline Words from_high(Words a, Words b, std::integer_sequence<int, lane...>) {
-    return Words{(lane & span ? b[lane] : a[lane | span])...};
-}
-template <int span>
-inline void transpose_step(Words* v) {
-    for (int i = 0; i < LANES; ++i) {
-        if (i & span) continue;
-        const Words a = v[i], b = v[i + span];
-        v[i] = from_low<span>(a, b, Lanes{});
-        v[i + span] = from_high<span>(a, b, Lanes{});
-    }
-}
-inline void transpose(Words* v) {
-    transpose_step<1>(v);
-    transpose_step<2>(v);
-    if constexpr (LANES > 4) transpose_step<4 % LANES>(v);
-    if constexpr (LANES > 8) transpose_step<8 % LANES>(v);
-}
-
 // sum_k q_k n_tk for LANES tokens from `t` on, a lane each; tokens behind the last one repeat it. The query is [width,
 // shared] here: heads side by side, so that one pointer reaches all of them.
 template <int shared>

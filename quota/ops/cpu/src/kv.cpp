@@ -71,7 +71,7 @@ int quota_kv4_store(int isa, int threads, int type, int64_t batch, int64_t heads
     if (!runs_here(isa, threads) || !is_type(type) || !are_sizes({batch, heads, tokens, count})) return WRONG_SIZES;
     bool mapped = false;
     for (int64_t i = 0; i < count; ++i) {
-        if (!is_head(width, tensors[i].to.maps.hadamard)) return WRONG_SIZES;
+        if (!is_head(width, tensors[i].to.maps.hadamard) || tensors[i].slot < 0) return WRONG_SIZES;
         mapped |= tensors[i].to.maps.into != nullptr;
     }
     const auto block = [&](int64_t index, int64_t sample, int64_t head, int64_t token, int64_t rows) {
@@ -80,7 +80,7 @@ int quota_kv4_store(int isa, int threads, int type, int64_t batch, int64_t heads
         const int64_t read = ((sample * heads + head) * tokens + token) * width;
         return KvBlock{static_cast<const char*>(tensor.x) + size_of(type) * at,
                        tensor.token_step,
-                       tensor.to.rows(sample, head, token),
+                       tensor.to.rows(sample, head, tensor.slot + token),
                        tensor.to.map(head, width),
                        tensor.read == nullptr ? nullptr : static_cast<char*>(tensor.read) + size_of(type) * read,
                        type,

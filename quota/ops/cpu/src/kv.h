@@ -24,7 +24,7 @@ struct PackedRows {
 //
 //     stored = x into + offset          read = stored back          queries meet what is stored as q back^T
 //
-// Matrices are [width, columns_of(width)], what is behind `width` zero.
+// A matrix is [width, columns_of(width)], what is behind `width` zero, in panels of columns that fit the first-level cache.
 struct HeadMap {
     int64_t hadamard;
     const float* into;  // null: the rotation
@@ -32,7 +32,16 @@ struct HeadMap {
     const float* back;
 };
 
+constexpr int64_t PANEL_COLUMNS = 32;
 constexpr int64_t columns_of(int64_t width) { return (width + 15) / 16 * 16; }
+// Columns of the panel that a column is in, and where the panel's part of row `k` has that column.
+constexpr int64_t panel_of(int64_t width, int64_t column) {
+    const int64_t rest = columns_of(width) - column / PANEL_COLUMNS * PANEL_COLUMNS;
+    return rest < PANEL_COLUMNS ? rest : PANEL_COLUMNS;
+}
+constexpr int64_t place_of(int64_t width, int64_t k, int64_t column) {
+    return column / PANEL_COLUMNS * PANEL_COLUMNS * width + k * panel_of(width, column) + column % PANEL_COLUMNS;
+}
 
 // The same for all samples and heads: the layout that Python fills in, field by field.
 struct PackedTensor {
@@ -59,6 +68,7 @@ struct KvInput {
     const void* x;  // The last dimension is contiguous.
     int64_t sample_step, head_step, token_step;
     PackedTensor to;
+    int64_t slot;  // of the first token
     void* read;  // What is read of what is stored, contiguous; null: nothing.
 };
 

@@ -25,7 +25,7 @@ inline void lay_out(const float* matrix, int64_t width, int64_t side, uint16_t* 
         for (int64_t column = 0; column < side; column += SIDE) {
             Words most = {}, rest = {};
             for (int64_t odd = 0; odd < 2 && k + odd < width && column < columns; ++odd) {
-                const Floats exact = load<Floats>(matrix + (k + odd) * columns + column);
+                const Floats exact = load<Floats>(matrix + quota::place_of(width, k + odd, column));
                 const Words high = rounded(exact), low = rounded(exact - bits_of<Floats>(high));
                 most |= odd ? high : high >> 16;
                 rest |= odd ? low : low >> 16;
@@ -90,7 +90,7 @@ bool keep_amx(const KvBlock& block, float* scratch) {
         lay_out(block.map.back, width, side, back);
         for (int64_t column = 0; column < width; column += LANES) {
             Floats sum = {};
-            for (int64_t k = 0; k < width; ++k) sum += load<Floats>(block.map.back + k * columns_of(width) + column);
+            for (int64_t k = 0; k < width; ++k) sum += load<Floats>(block.map.back + place_of(width, k, column));
             store(total + column, sum);
         }
     }
@@ -110,8 +110,8 @@ bool keep_amx(const KvBlock& block, float* scratch) {
                 for (int64_t column = 0; column < width; column += LANES) {
                     store(line + column, load<Floats>(line + column) + load<Floats>(block.map.offset + column));
                 }
-                kept &= quantize(line, width, block.stored, first + row);
             }
+            kept &= quantize(sums, count, width, side, block.stored, first);
         }
         if (block.read == nullptr || !kept) continue;
         for (int64_t row = 0; row < count; ++row) {

@@ -77,77 +77,114 @@ inline Words join_nibbles(Words q) {
     return pairs | pairs >> 8;
 }
 
-// Row `row` of what is stored, from floats with room for whole vectors. False, with nothing stored, if float16 cannot hold
-// their range.
-inline bool quantize(float* buffer, int64_t width, const PackedRows& rows, int64_t row) {
-    alignas(64) uint8_t q[MAX_WIDTH + 4 * LANES];
-    // Whole vectors: repeat a number that is there already.
-    for (int64_t i = width; i % LANES; ++i) buffer[i] = buffer[0];
-
-    Floats low = load<Floats>(buffer), high = low, finite = {};
-    for (int64_t i = 0; i < width; i += LANES) {
-        const Floats v = load<Floats>(buffer + i);
-        low = min(low, v);
-        high = max(high, v);
-        // Zero times infinity or NaN is NaN, which comparisons would lose.
-        finite = fma(v, Floats{}, finite);
+// Stores up to LANES rows from `row` on, of floats `columns` apart that have room for whole vectors. False if float16 cannot
+// hold the range of one. Ranges are found for all rows at once, a lane each.
+inline bool quantize_few(float* x, int64_t count, int64_t width, int64_t columns, const PackedRows& rows, int64_t row) {
+    Floats lows[LANES] = {}, highs[LANES] = {}, finites[LANES] = {};
+    for (int64_t lane = 0; lane < count; ++lane) {
+        float* const line = x + lane * columns;
+        // Whole vectors: repeat a number that is there already.
+        for (int64_t i = width; i % LANES; ++i) line[i] = line[0];
+        Floats low = load<Floats>(line), high = low, finite = {};
+        for (int64_t i = 0; i < width; i += LANES) {
+            const Floats v = load<Floats>(line + i);
+            low = min(low, v);
+            high = max(high, v);
+            // Zero times infinity or NaN is NaN, which comparisons would lose.
+            finite = fma(v, Floats{}, finite);
+        }
+        lows[lane] = low, highs[lane] = high, finites[lane] = finite;
     }
-    const float smallest = min_of(low), range = (max_of(high) - smallest) / 15.0f;
+    // Lanes without a row have the first once more.
+    for (int64_t lane = count; lane < LANES; ++lane) lows[lane] = lows[0], highs[lane] = highs[0], finites[lane] = finites[0];
+    const Floats low = join_each(lows, [](Floats a, Floats b) { return min(a, b); });
+    const Floats range = (join_each(highs, [](Floats a, Floats b) { return max(a, b); }) - low) / 15.0f;
+    const Floats finite = join_each(finites, [](Floats a, Floats b) { return a + b; });
+    uint16_t scales[LANES], zeros[LANES];
+    Float16::store_vector(scales, max(range, broadcast(0x1p-14f)));
     // Of 0 and -0 the smallest is that which a lane happens to see first: both are stored as 0.
-    const uint16_t scale_half = to_half(range < 0x1p-14f ? 0x1p-14f : range), zero_half = to_half(smallest + 0.0f);
-    const bool stored = sum_of(finite) == 0.0f && (scale_half & 0x7c00u) != 0x7c00u && (zero_half & 0x7c00u) != 0x7c00u;
-    if (!stored) return false;
-
+    Float16::store_vector(zeros, low + 0.0f);
     // Rounded against the stored scale and zero, not against the exact ones.
-    const Floats scale = broadcast(from_half(scale_half)), zero = broadcast(from_half(zero_half));
-    const Floats inverse = 1.0f / scale;
-    for (int64_t i = 0; i < width; i += LANES) {
-        const Floats level =
-            min(max(quotient(load<Floats>(buffer + i) - zero, scale, inverse), Floats{}), broadcast(15.0f));
-        const Words rounded = bits_of<Words>(level + ROUNDER) & 15u;
-        store(q + i, __builtin_convertvector(rounded, Bytes));
+    const Floats scale = Float16::load_vector(scales), zero = Float16::load_vector(zeros), inverse = 1.0f / scale;
+
+    bool stored = true;
+    for (int64_t lane = 0; lane < count; ++lane) {
+        stored &= finite[lane] == 0.0f && (scales[lane] & 0x7c00u) != 0x7c00u && (zeros[lane] & 0x7c00u) != 0x7c00u;
     }
-    uint8_t* packed = rows.packed + row * rows.packed_step;
-    int64_t i = 0;
-    for (; i + 4 * LANES <= width; i += 4 * LANES) {
-        store(packed + i / 2, __builtin_convertvector(join_nibbles(load<Words>(q + i)), Shorts));
+    if (!stored) return false;
+    float of_lane[3][LANES];
+    store(of_lane[0], scale), store(of_lane[1], zero), store(of_lane[2], inverse);
+    for (int64_t lane = 0; lane < count; ++lane) {
+        alignas(64) uint8_t q[MAX_WIDTH + 4 * LANES];
+        for (int64_t i = 0; i < width; i += LANES) {
+            const Floats above = load<Floats>(x + lane * columns + i) - of_lane[1][lane];
+            const Floats exact = quotient(above, broadcast(of_lane[0][lane]), broadcast(of_lane[2][lane]));
+            const Words rounded = bits_of<Words>(min(max(exact, Floats{}), broadcast(15.0f)) + ROUNDER) & 15u;
+            store(q + i, __builtin_convertvector(rounded, Bytes));
+        }
+        uint8_t* packed = rows.packed + (row + lane) * rows.packed_step;
+        int64_t i = 0;
+        for (; i + 4 * LANES <= width; i += 4 * LANES) {
+            store(packed + i / 2, __builtin_convertvector(join_nibbles(load<Words>(q + i)), Shorts));
+        }
+        for (; i < width; i += 2) packed[i / 2] = uint8_t(q[i] | q[i + 1] << 4);
+        rows.scale[(row + lane) * rows.scale_step] = scales[lane];
+        rows.zero[(row + lane) * rows.zero_step] = zeros[lane];
     }
-    for (; i < width; i += 2) packed[i / 2] = uint8_t(q[i] | q[i + 1] << 4);
-    rows.scale[row * rows.scale_step] = scale_half;
-    rows.zero[row * rows.zero_step] = zero_half;
     return true;
 }
 
-// The other way round, without the room.
+inline bool quantize(float* x, int64_t count, int64_t width, int64_t columns, const PackedRows& rows, int64_t row) {
+    bool stored = true;
+    for (int64_t first = 0; first < count; first += LANES) {
+        const int64_t few = count - first < LANES ? count - first : LANES;
+        stored &= quantize_few(x + first * columns, few, width, columns, rows, row + first);
+    }
+    return stored;
+}
+
+// The other way round: floats of one row, in whole vectors.
 inline void dequantize(const PackedRows& rows, int64_t row, int64_t width, float* to) {
-    typedef uint32_t Eight __attribute__((vector_size(32)));
-    typedef int32_t EightInts __attribute__((vector_size(32)));
-    typedef float EightFloats __attribute__((vector_size(32)));
-    const Eight shifts = {0, 4, 8, 12, 16, 20, 24, 28};
     const uint8_t* packed = rows.packed + row * rows.packed_step;
     const float scale = from_half(rows.scale[row * rows.scale_step]), zero = from_half(rows.zero[row * rows.zero_step]);
-    for (int64_t i = 0; i < width; i += 8) {
-        uint32_t word;
-        std::memcpy(&word, packed + i / 2, 4);
-        const Eight q = (word - Eight{}) >> shifts & 15u;
-        EightInts signed_q;
-        std::memcpy(&signed_q, &q, sizeof q);
-        store(to + i, __builtin_convertvector(signed_q, EightFloats) * scale + zero);
+    Words shifts;
+    for (int lane = 0; lane < LANES; ++lane) shifts[lane] = 4 * (lane % 8);
+#if defined(__AVX512F__)
+    const Floats integers = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}, levels = integers * scale + zero;
+#endif
+    for (int64_t i = 0; i < width; i += LANES) {
+        // Eight numbers of a word each get a lane.
+        uint32_t words[2] = {};
+        std::memcpy(words, packed + i / 2, LANES == 16 && width - i >= 16 ? 8 : LANES == 4 ? 2 : 4);
+#if defined(__AVX512F__)
+        const __m512i both = _mm512_inserti64x4(_mm512_set1_epi32(int(words[0])), _mm256_set1_epi32(int(words[1])), 1);
+        // The permutation looks at the low four bits of a lane only.
+        store(to + i, Floats(_mm512_permutexvar_ps(_mm512_srlv_epi32(both, bits_of<__m512i>(shifts)), levels)));
+#else
+        const Words q = (words[0] - Words{}) >> shifts & 15u;
+        store(to + i, __builtin_convertvector(bits_of<Ints>(q), Floats) * scale + zero);
+#endif
     }
 }
 
-// out [ROWS, LANES * VECTORS] = start + x [ROWS, width] times so many columns of a matrix; rows are `columns` apart
-// everywhere. A number is summed channel by channel, whatever the tile: a row's result is its own.
+// out [ROWS, LANES * VECTORS] = start + x [ROWS, width] times so many columns of a matrix. A number is summed channel by
+// channel, whatever the tile: a row's result is its own.
 template <int ROWS, int VECTORS>
-inline void map_tile(const float* x, int64_t width, const float* matrix, const float* start, int64_t columns, float* out) {
+inline void map_tile(const float* x, int64_t width, const float* matrix, const float* start, int64_t column, float* out) {
+    const int64_t columns = quota::columns_of(width);
+    const float* lines[VECTORS];
+    int64_t steps[VECTORS];
     Floats sums[ROWS][VECTORS];
     for (int vector = 0; vector < VECTORS; ++vector) {
-        const Floats first = start == nullptr ? Floats{} : load<Floats>(start + vector * LANES);
+        const int64_t own = column + vector * LANES;
+        lines[vector] = matrix + quota::place_of(width, 0, own);
+        steps[vector] = quota::panel_of(width, own);
+        const Floats first = start == nullptr ? Floats{} : load<Floats>(start + own);
         for (int row = 0; row < ROWS; ++row) sums[row][vector] = first;
     }
     for (int64_t k = 0; k < width; ++k) {
         Floats line[VECTORS];
-        for (int vector = 0; vector < VECTORS; ++vector) line[vector] = load<Floats>(matrix + k * columns + vector * LANES);
+        for (int vector = 0; vector < VECTORS; ++vector) line[vector] = load<Floats>(lines[vector] + k * steps[vector]);
         for (int row = 0; row < ROWS; ++row) {
             const Floats number = broadcast(x[row * columns + k]);
             for (int vector = 0; vector < VECTORS; ++vector) {
@@ -156,32 +193,35 @@ inline void map_tile(const float* x, int64_t width, const float* matrix, const f
         }
     }
     for (int row = 0; row < ROWS; ++row) {
-        for (int vector = 0; vector < VECTORS; ++vector) store(out + row * columns + vector * LANES, sums[row][vector]);
+        for (int vector = 0; vector < VECTORS; ++vector) {
+            store(out + row * columns + column + vector * LANES, sums[row][vector]);
+        }
     }
 }
 
+// As many vectors of a row at once as make the sums wait for nothing; x and out have room for whole tiles of rows, whose
+// numbers behind `rows` are anything.
 template <int ROWS, int VECTORS>
-inline void map_rows(const float* x, int64_t width, const float* matrix, const float* start, float* out) {
+inline void map_rows(const float* x, int64_t rows, int64_t width, const float* matrix, const float* start, float* out) {
     const int64_t columns = quota::columns_of(width);
-    const auto from = [&](int64_t column) { return start == nullptr ? nullptr : start + column; };
     int64_t column = 0;
     for (; column + VECTORS * LANES <= columns; column += VECTORS * LANES) {
-        map_tile<ROWS, VECTORS>(x, width, matrix + column, from(column), columns, out + column);
+        for (int64_t row = 0; row < rows; row += ROWS) {
+            map_tile<ROWS, VECTORS>(x + row * columns, width, matrix, start, column, out + row * columns);
+        }
     }
     for (; column < columns; column += LANES) {
-        map_tile<ROWS, 1>(x, width, matrix + column, from(column), columns, out + column);
+        for (int64_t row = 0; row < rows; row += ROWS) {
+            map_tile<ROWS, 1>(x + row * columns, width, matrix, start, column, out + row * columns);
+        }
     }
 }
 
-// As many rows at once as registers hold sums of; the rest one by one.
 inline void map_all(const float* x, int64_t rows, int64_t width, const float* matrix, const float* start, float* out) {
-    constexpr int TOGETHER = 6, VECTORS = LANES == 16 ? 4 : 2;
-    const int64_t columns = quota::columns_of(width);
-    int64_t row = 0;
-    for (; row + TOGETHER <= rows; row += TOGETHER) {
-        map_rows<TOGETHER, VECTORS>(x + row * columns, width, matrix, start, out + row * columns);
-    }
-    for (; row < rows; ++row) map_rows<1, 8>(x + row * columns, width, matrix, start, out + row * columns);
+    constexpr int TOGETHER = LANES == 16 ? 8 : 4;
+    static_assert(quota::KV_ROWS % TOGETHER == 0, "whole tiles");
+    if (rows == 1) map_rows<1, 4>(x, rows, width, matrix, start, out);
+    else map_rows<TOGETHER, 2>(x, rows, width, matrix, start, out);
 }
 
 // Up to KV_ROWS rows.
@@ -197,9 +237,7 @@ inline bool keep_rows(const KvBlock& block, int64_t first, int64_t count, float*
         }
         if (map.into != nullptr) map_all(plain, count, width, map.into, map.offset, mapped);
         float* const ready = map.into == nullptr ? plain : mapped;
-        bool stored = true;
-        for (int64_t row = 0; row < count; ++row) stored &= quantize(ready + row * columns, width, block.stored, first + row);
-        if (!stored) return false;
+        if (!quantize(ready, count, width, columns, block.stored, first)) return false;
     }
     if (block.read == nullptr) return true;
     for (int64_t row = 0; row < count; ++row) {
@@ -232,12 +270,15 @@ inline void query(const void* x, int type, int64_t width, const HeadMap& map, fl
     }
     load_floats(x, type, width, scratch);
     for (int64_t i = width; i < columns; ++i) scratch[i] = 0.0f;
-    for (int64_t k = 0; k < width; ++k) {
-        Floats sum = {};
-        for (int64_t i = 0; i < columns; i += LANES) {
-            sum = fma(load<Floats>(scratch + i), load<Floats>(map.back + k * columns + i), sum);
+    for (int64_t first = 0; first < width; first += LANES) {
+        Floats sums[LANES] = {};
+        for (int64_t k = first; k < width && k < first + LANES; ++k) {
+            for (int64_t i = 0; i < columns; i += LANES) {
+                const Floats line = load<Floats>(map.back + quota::place_of(width, k, i));
+                sums[k - first] = fma(load<Floats>(scratch + i), line, sums[k - first]);
+            }
         }
-        out[k] = sum_of(sum);
+        store(out + first, join_each(sums, [](Floats a, Floats b) { return a + b; }));
     }
 }
 

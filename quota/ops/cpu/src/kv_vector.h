@@ -99,8 +99,47 @@ inline float sum_of(Floats v) {
 inline float max_of(Floats v) {
     return reduce(v, [](Floats a, Floats b) { return max(a, b); });
 }
-inline float min_of(Floats v) {
-    return reduce(v, [](Floats a, Floats b) { return min(a, b); });
+
+// Transposes a square of words: lane j of vector i and lane i of vector j change places.
+template <int span, int... lane>
+inline Words from_low(Words a, Words b, std::integer_sequence<int, lane...>) {
+    return Words{(lane & span ? b[lane & ~span] : a[lane])...};
+}
+template <int span, int... lane>
+inline Words from_high(Words a, Words b, std::integer_sequence<int, lane...>) {
+    return Words{(lane & span ? b[lane] : a[lane | span])...};
+}
+template <int span>
+inline void transpose_step(Words* v) {
+    for (int i = 0; i < LANES; ++i) {
+        if (i & span) continue;
+        const Words a = v[i], b = v[i + span];
+        v[i] = from_low<span>(a, b, Lanes{});
+        v[i + span] = from_high<span>(a, b, Lanes{});
+    }
+}
+inline void transpose(Words* v) {
+    transpose_step<1>(v);
+    transpose_step<2>(v);
+    if constexpr (LANES > 4) transpose_step<4 % LANES>(v);
+    if constexpr (LANES > 8) transpose_step<8 % LANES>(v);
+}
+
+// Lane i of the result joins all lanes of vector i of a square, which is used up.
+template <int span, typename Join>
+inline void join_step(Floats* v, Join join) {
+    for (int i = 0; i < LANES; i += 2 * span) {
+        const Words a = bits_of<Words>(v[i]), b = bits_of<Words>(v[i + span]);
+        v[i] = join(bits_of<Floats>(from_low<span>(a, b, Lanes{})), bits_of<Floats>(from_high<span>(a, b, Lanes{})));
+    }
+}
+template <typename Join>
+inline Floats join_each(Floats* v, Join join) {
+    join_step<1>(v, join);
+    join_step<2>(v, join);
+    if constexpr (LANES > 4) join_step<4 % LANES>(v, join);
+    if constexpr (LANES > 8) join_step<8 % LANES>(v, join);
+    return v[0];
 }
 
 // Added to a number of less than 2^22, this leaves it rounded to an integer, half to even, in the low mantissa bits.
