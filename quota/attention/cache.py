@@ -67,10 +67,11 @@ class QuantizedLayer(SlotLayer):
         transform = None if self.transform is None else self.transform.operand()
         made = self._made
         if made is None or made[0].packed is not self._memory["keys"] or made[0].transform is not transform:
-            tensors, bits, width = [self._memory[name] for name in self.tensors], self.spec.bits, self.spec.width
+            keys, key_scale, key_zero, values, value_scale, value_zero = (self._memory[name] for name in self.tensors)
+            bits, width = self.spec.bits, self.spec.width
             self._made = made = (
-                PackedTensor(*tensors[:3], bits, width, self.spec.hadamard, transform),
-                PackedTensor(*tensors[3:], bits, width, 0),
+                PackedTensor(keys, key_scale, key_zero, bits, width, self.spec.hadamard, transform),
+                PackedTensor(values, value_scale, value_zero, bits, width, 0),
             )
         return made
 

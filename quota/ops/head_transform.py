@@ -2,8 +2,7 @@
 
     k' = (k - c) M         what is read is k' M^-1, which is k - c: attention does not see c (quota/attention/keys.py)
 
-The cache's Hadamard rotation H follows M. Both are linear, so a kernel does them at once, and the rotation costs
-nothing:
+The cache's Hadamard rotation H follows M. A kernel does both at once, so that the rotation costs nothing:
 
     stored = k into + offset        into = M H       offset = -c into
     read   = stored back            back = H M^-1

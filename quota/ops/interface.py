@@ -126,8 +126,8 @@ class PackedTensor:
 
     def first(self, tokens: int) -> PackedTensor:
         """The first so many tokens."""
-        parts = (part.narrow(2, 0, tokens) for part in (self.packed, self.scale, self.zero))
-        return PackedTensor(*parts, self.bits, self.width, self.hadamard, self.transform)
+        packed, scale, zero = (part.narrow(2, 0, tokens) for part in (self.packed, self.scale, self.zero))
+        return PackedTensor(packed, scale, zero, self.bits, self.width, self.hadamard, self.transform)
 
 
 class Backend(Protocol):

@@ -125,11 +125,22 @@ def test_the_operand_follows_the_buffers() -> None:
 
 def test_a_transform_that_was_used_can_be_copied_and_pickled() -> None:
     keys, _ = keys_and_queries()
+    transform = learned()
+    expected = new_layer(QuantizationScheme(), transform).update(keys, keys)[0]
+    for other in (copy.deepcopy(transform), pickle.loads(pickle.dumps(transform))):
+        assert torch.equal(new_layer(QuantizationScheme(), other).update(keys, keys)[0], expected)
+
+
+def test_a_copied_cache_goes_on_by_itself() -> None:
+    keys, _ = keys_and_queries()
     layer = new_layer(QuantizationScheme(), learned())
-    layer.update(keys, keys)
-    for other in (copy.deepcopy(layer.transform), pickle.loads(pickle.dumps(layer.transform))):
-        again = new_layer(QuantizationScheme(), other)
-        assert torch.equal(again.update(keys, keys)[0], layer._read(keys.shape[2])[0])
+    layer.update(keys[:, :, :40], keys[:, :, :40])
+    layer.update(keys[:, :, 40:41], keys[:, :, 40:41])
+    other = copy.deepcopy(layer)
+    changed = other.update(-keys[:, :, 41:44], -keys[:, :, 41:44])[0]
+    returned = layer.update(keys[:, :, 41:44], keys[:, :, 41:44])[0]
+    assert torch.equal(changed[:, :, :41], returned[:, :, :41])
+    assert not torch.equal(changed[:, :, 41:], returned[:, :, 41:])
 
 
 def test_the_first_use_may_be_in_inference_mode() -> None:
@@ -143,9 +154,10 @@ def test_the_first_use_may_be_in_inference_mode() -> None:
 
 def test_a_later_turn_reads_what_the_first_one_read() -> None:
     keys, _ = keys_and_queries()
-    layer = new_layer(QuantizationScheme(), learned())
+    transform = learned()
+    layer = new_layer(QuantizationScheme(), transform)
     first = layer.update(keys[:, :, :40], keys[:, :, :40])
     both = layer.update(keys[:, :, 40:], keys[:, :, 40:])
-    at_once = new_layer(QuantizationScheme(), layer.transform).update(keys, keys)
+    at_once = new_layer(QuantizationScheme(), transform).update(keys, keys)
     for part, later, whole in zip(first, both, at_once, strict=True):
         assert torch.equal(later[:, :, :40], part) and torch.equal(later, whole)

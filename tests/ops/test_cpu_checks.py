@@ -74,6 +74,13 @@ def run_decode(queries: Tensor, packed: Tensor, scale: Tensor, zero: Tensor, val
     return cache.decode_attention(queries, stored(), values, valid, 0.1)
 
 
+def run_store(keys: Tensor, values: Tensor, packed: Tensor, scale: Tensor, zero: Tensor, **sizes: int) -> Tensor:
+    into = replace(stored(), packed=packed, scale=scale, zero=zero, **sizes)
+    read = cache.store_kv(keys, values, (into, stored()), 0, True)
+    assert read is not None
+    return read[0]
+
+
 def run_attention(queries: Tensor, keys: Tensor, values: Tensor, rows: Tensor, visible: Tensor) -> Tensor:
     return attention.attention(queries, keys, values, rows, visible, 0.1)[0]
 
@@ -113,6 +120,16 @@ JOBS: dict[str, tuple[Callable[..., Tensor], dict[str, tuple[Tensor, set[torch.d
     ),
     "quantize": (lambda inputs: linear.quantize(inputs, INPUTS)[1], {"inputs": (random(M, K), FLOATS)}),
     "quantize_kv": (lambda x: cache.quantize_kv(x, 4, 32).packed, {"x": (random(B, G, S, D), FLOATS)}),
+    "store_kv": (
+        run_store,
+        {
+            "keys": (random(B, G, S, D), {torch.float32}),
+            "values": (random(B, G, S, D, seed=1), {torch.float32}),
+            "packed": (torch.ones(B, G, S, D // 2, dtype=torch.uint8), {torch.uint8}),
+            "scale": (torch.ones(B, G, S, 1, dtype=torch.float16), {torch.float16}),
+            "zero": (torch.ones(B, G, S, 1, dtype=torch.float16), {torch.float16}),
+        },
+    ),
     "dequantize_kv": (
         run_dequantize,
         {
@@ -251,6 +268,8 @@ def test_the_order_in_memory_changes_no_bit(job: str, name: str) -> None:
         ("linear", {"bits": 16}),
         ("sums", {"rows": N + 1}),
         ("sums", {"group": 128}),
+        ("store_kv", {"hadamard": 64}),
+        ("store_kv", {"bits": 8}),
         ("dequantize_kv", {"width": 2 * D}),
         ("dequantize_kv", {"width": D - 8}),
         ("dequantize_kv", {"hadamard": 64}),
@@ -282,6 +301,19 @@ def test_heads_that_do_not_share_keys_evenly_are_refused() -> None:
         call("decode_attention", "queries", random(B, 3, 1, D))
 
 
+def test_tokens_that_a_cache_does_not_have_are_refused() -> None:
+    for wrong in (-1, S + 1):
+        with pytest.raises(QuotaError, match=f"in a cache of {S}"):
+            cache.decode_attention(random(B, H, 1, D), stored(), stored(), None, 0.1, wrong)
+
+
+def test_a_cache_that_is_changed_in_place_is_looked_at_again() -> None:
+    held = stored()
+    expected = cache.dequantize_kv(held, torch.float32)
+    held.packed.set_(held.packed.clone())
+    assert torch.equal(cache.dequantize_kv(held, torch.float32), expected)
+
+
 def test_more_queries_than_tokens_are_refused() -> None:
     with pytest.raises(QuotaError):
         run_attention(random(B, H, S + 1, D), random(B, G, S, D), random(B, G, S, D), cells(B, R, S + 1), cells(B, S))
@@ -302,6 +334,7 @@ def test_an_instruction_set_that_is_not_there_is_refused_by_the_kernels_too(isa:
                 "sums",
                 "quantize",
                 "quantize_kv",
+                "store_kv",
                 "dequantize_kv",
                 "decode_attention",
                 "peaks",

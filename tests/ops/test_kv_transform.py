@@ -161,6 +161,13 @@ def test_a_query_meets_the_keys_that_were_given(
     assert found.dtype == dtype and found.shape == query.shape
     expected = REFERENCE.decode_attention(query, *stored, valid, width**-0.5)
     torch.testing.assert_close(found, expected, atol=2 * TOLERANCE[dtype], rtol=2**-7)
+    # The same in memory that has room for more.
+    shape = batch, groups, tokens + 3, width
+    memory = make_memory(*shape, hadamard, transform), make_memory(*shape, 0)
+    for room, part in zip(memory, stored, strict=True):
+        for name in ("packed", "scale", "zero"):
+            getattr(room, name)[:, :, :tokens] = getattr(part, name)
+    assert torch.equal(backend.decode_attention(query, *memory, valid, width**-0.5, tokens), found)
 
 
 @needs_library
@@ -240,9 +247,12 @@ def test_triton(dtype: torch.dtype) -> None:
         found = call(triton.quantize_kv, keys, 4, 8, transform)
         read = call(triton.dequantize_kv, expected, dtype)
         output = call(triton.decode_attention, query, expected, values, None, 0.2)
+        shorter = call(triton.decode_attention, query, expected, values, None, 0.2, 7)
     assert (found.packed == expected.packed).float().mean() > 0.98 and found.hadamard == 8
     torch.testing.assert_close(found.transform.matrix, transform.matrix)
     torch.testing.assert_close(read, REFERENCE.dequantize_kv(expected, dtype), atol=TOLERANCE[dtype], rtol=2**-7)
     expected_output = REFERENCE.decode_attention(query, expected, values, None, 0.2)
     assert output.dtype == dtype
     torch.testing.assert_close(output, expected_output, atol=TOLERANCE[dtype], rtol=2**-7)
+    expected_output = REFERENCE.decode_attention(query, expected, values, None, 0.2, 7)
+    torch.testing.assert_close(shorter, expected_output, atol=TOLERANCE[dtype], rtol=2**-7)

@@ -1,7 +1,8 @@
 """KV4 on the CPU: the C++ kernels of `src/kv*` and `src/attention*` that store a cache and decode from it.
 
-What is stored is bit for bit what the reference stores (where nothing is rotated or transformed: sums are added in another
-order). Storing is one pass over blocks of tokens, from keys and values to what attention reads of them. Decoding reads the packed integers, unpacked once for all query heads that share a key head.
+What is stored is bit for bit what the reference stores (where nothing is rotated or transformed, which adds in another
+order). Storing is one pass over blocks of tokens, from keys and values to what attention reads of them. Decoding reads
+the packed integers, unpacked once for all query heads that share a key head.
 """
 
 from __future__ import annotations
@@ -138,11 +139,11 @@ def store_kv(
 
 
 def _store(tensors: Sequence[Tensor], stored: Sequence[PackedTensor], at: int, read: bool) -> list[Tensor]:
-    first = rows_of(tensors[0].detach())
+    tensors = [rows_of(x.detach()) for x in tensors]
+    first = tensors[0]
     batch, heads, tokens, width = first.shape
     inputs, made = (_Input * len(tensors))(), []
     for index, (x, memory) in enumerate(zip(tensors, stored, strict=True)):
-        x = rows_of(x.detach())
         require("keys or values", x, first.shape, first.dtype, rows=True)
         slots = memory.packed.shape[2]
         if at < 0 or at + tokens > slots:

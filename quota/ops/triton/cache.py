@@ -2,9 +2,9 @@
 
     x ~ zero + scale * q,   q in 0 .. 15       one float16 scale and zero per token and head
 
-The definition is `quota.ops.reference.attention.quantize_kv`; the low half of byte j holds channel 2j, the high
-half channel 2j + 1. A program takes a tile of rows [tokens of any head and sample, D]. A transform of the keys,
-which has the rotation in it then, is a matrix product of torch's.
+The definition is `quota.ops.reference.attention.quantize_kv`; the low half of byte j holds channel 2j, the high half
+channel 2j + 1. A program takes a tile of rows [tokens of any head and sample, D]. A transform of the keys, with the
+rotation in it, is a matrix product of torch's.
 """
 
 from __future__ import annotations

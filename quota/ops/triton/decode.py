@@ -6,9 +6,8 @@ With k ~ z + s * q (z and s of a token), a logit needs only products with the in
     sum_t p_t v_t  =  sum_t p_t z_t + sum_t (p_t s_t) q_t
 
 Keys are stored rotated; the query is rotated instead, as rotations keep products. If they are transformed too, the
-query meets them as q back^T (quota/ops/head_transform.py), a matrix product of torch's. A byte's low half is an
-even channel and its high half an odd one, so the query and the output are taken apart the same way and nothing is
-shuffled.
+query meets them as q back^T (quota/ops/head_transform.py), a matrix product of torch's. A byte's low half is an even
+channel and its high half an odd one, so the query and the output are taken apart the same way and nothing is shuffled.
 
 The first kernel takes a piece of the tokens of one key head, with the query heads that share it, and leaves the
 piece's maximum, sum and weighted values; the second puts the pieces together. Pieces are cut by token alone, so a
