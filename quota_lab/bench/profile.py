@@ -129,6 +129,9 @@ def _parts(model: Any) -> dict[nn.Module, str]:
             parts[module] = "norms"
         elif room is not None and name.endswith("attn"):
             parts[module] = f"{room} attention"
+        elif parts.get(model.get_submodule(name.rpartition(".")[0])) == "activations":
+            # Inside an MLP, which is the part already: with a hook here its one operator would not run.
+            continue
         elif room is not None and name.endswith(("mlp", "act_fn", "activation_fn", ".act")):
             parts[module] = "activations"
     return parts

@@ -6,6 +6,7 @@ import pytest
 import torch
 from support.tiny import tiny_config
 
+from quota import ops
 from quota.attention.slots import SlotLayer
 from quota_lab.bench import models, profile
 from quota_lab.bench.profile import Clock
@@ -58,3 +59,13 @@ def test_the_decoding_steps_follow_the_prompt(monkeypatch: pytest.MonkeyPatch) -
     prompt = subject.inputs["input_ids"].shape[1]
     assert lengths == [prompt + step for step in range(profile.STEPS + 1)] * 2
     assert torch.is_tensor(subject.inputs["input_ids"])
+
+
+def test_what_is_timed_runs_by_the_operators_that_run_without_a_clock() -> None:
+    subject = models.random_subject(tiny_config(), quantized=True)
+    with torch.inference_mode(), ops.record() as alone:
+        subject.model(**subject.inputs)
+    with torch.inference_mode(), ops.record() as timed, profile._watched(subject.model, Clock()):
+        subject.model(**subject.inputs)
+    rows = [{key: count for key, count in used.calls.items() if key[0] == "rows"} for used in (alone, timed)]
+    assert rows[0] == rows[1] != {}
