@@ -31,8 +31,8 @@ constexpr int64_t FEW = 64, MAPPED = 16;
 
 // `block(tensor, sample, head, token, rows)` for all that there is to do, dealt out to the threads.
 template <class Block>
-int deal_blocks(int isa, int threads, int type, int64_t batch, int64_t heads, int64_t tokens, int64_t width, bool mapped,
-                int64_t count, Block block) {
+int deal_blocks(int isa, int threads, int type, int64_t batch, int64_t heads, int64_t tokens, int64_t width,
+                bool mapped, int64_t count, Block block) {
     if (!batch || !heads || !tokens || !count) return DONE;
     const quota::KvKernels& kernels = quota::kv_kernels(isa);
     // A single token, as a step stores, is not worth laying out tiles for.

@@ -24,7 +24,8 @@ struct PackedRows {
 //
 //     stored = x into + offset          read = stored back          queries meet what is stored as q back^T
 //
-// A matrix is [width, columns_of(width)], what is behind `width` zero, in panels of columns that fit the first-level cache.
+// A matrix is [width, columns_of(width)], what is behind `width` zero, in panels of columns that fit the first-level
+// cache.
 struct HeadMap {
     int64_t hadamard;
     const float* into;  // null: the rotation

@@ -18,7 +18,8 @@ inline Words rounded(Floats x) {
     return (w + 0x7fffu + (w >> 16 & 1u)) & 0xffff0000u;
 }
 
-// Tiles of 32 channels by 16 columns, a row for each pair of channels: that of the rounded numbers, then that of the rest.
+// Tiles of 32 channels by 16 columns, a row for each pair of channels: that of the rounded numbers, then that of the
+// rest.
 inline void lay_out(const float* matrix, int64_t width, int64_t side, uint16_t* tiles) {
     const int64_t columns = quota::columns_of(width);
     for (int64_t k = 0; k < side; k += 2) {

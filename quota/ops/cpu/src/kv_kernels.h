@@ -77,8 +77,8 @@ inline Words join_nibbles(Words q) {
     return pairs | pairs >> 8;
 }
 
-// Stores up to LANES rows from `row` on, of floats `columns` apart that have room for whole vectors. False if float16 cannot
-// hold the range of one. Ranges are found for all rows at once, a lane each.
+// Stores up to LANES rows from `row` on, of floats `columns` apart that have room for whole vectors. False if float16
+// cannot hold the range of one. Ranges are found for all rows at once, a lane each.
 inline bool quantize_few(float* x, int64_t count, int64_t width, int64_t columns, const PackedRows& rows, int64_t row) {
     Floats lows[LANES] = {}, highs[LANES] = {}, finites[LANES] = {};
     for (int64_t lane = 0; lane < count; ++lane) {
@@ -96,7 +96,9 @@ inline bool quantize_few(float* x, int64_t count, int64_t width, int64_t columns
         lows[lane] = low, highs[lane] = high, finites[lane] = finite;
     }
     // Lanes without a row have the first once more.
-    for (int64_t lane = count; lane < LANES; ++lane) lows[lane] = lows[0], highs[lane] = highs[0], finites[lane] = finites[0];
+    for (int64_t lane = count; lane < LANES; ++lane) {
+        lows[lane] = lows[0], highs[lane] = highs[0], finites[lane] = finites[0];
+    }
     const Floats low = join_each(lows, [](Floats a, Floats b) { return min(a, b); });
     const Floats range = (join_each(highs, [](Floats a, Floats b) { return max(a, b); }) - low) / 15.0f;
     const Floats finite = join_each(finites, [](Floats a, Floats b) { return a + b; });
@@ -167,10 +169,11 @@ inline void dequantize(const PackedRows& rows, int64_t row, int64_t width, float
     }
 }
 
-// out [ROWS, LANES * VECTORS] = start + x [ROWS, width] times so many columns of a matrix. A number is summed channel by
-// channel, whatever the tile: a row's result is its own.
+// out [ROWS, LANES * VECTORS] = start + x [ROWS, width] times so many columns of a matrix. A number is summed channel
+// by channel, whatever the tile: a row's result is its own.
 template <int ROWS, int VECTORS>
-inline void map_tile(const float* x, int64_t width, const float* matrix, const float* start, int64_t column, float* out) {
+inline void map_tile(const float* x, int64_t width, const float* matrix, const float* start, int64_t column,
+                     float* out) {
     const int64_t columns = quota::columns_of(width);
     const float* lines[VECTORS];
     int64_t steps[VECTORS];
@@ -199,8 +202,8 @@ inline void map_tile(const float* x, int64_t width, const float* matrix, const f
     }
 }
 
-// As many vectors of a row at once as make the sums wait for nothing; x and out have room for whole tiles of rows, whose
-// numbers behind `rows` are anything.
+// As many vectors of a row at once as make the sums wait for nothing; x and out have room for whole tiles of rows,
+// whose numbers behind `rows` are anything.
 template <int ROWS, int VECTORS>
 inline void map_rows(const float* x, int64_t rows, int64_t width, const float* matrix, const float* start, float* out) {
     const int64_t columns = quota::columns_of(width);
