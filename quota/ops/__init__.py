@@ -113,7 +113,7 @@ def for_linear(spec: LinearSpec, device: torch.device) -> Backend:
 
 
 def for_cache(spec: CacheSpec, device: torch.device) -> Backend:
-    """The backend for quantize_kv, dequantize_kv and decode_attention. QuotaError if one is forced and lacks them."""
+    """The backend for the jobs of a cache. QuotaError if one is forced and lacks them."""
     return note("cache", *_choose(forced(), device.type, spec))
 
 
