@@ -18,7 +18,12 @@ SOURCES = Path("quota/ops/cpu/src")
 FLAGS = ["-std=c++17", "-O3", "-g0", "-fopenmp", "-Wno-psabi", "-ffp-contract=off"]
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni"]
-INSTRUCTION_SETS = {"avx2": AVX2, "avx512": AVX512, "amx": [*AVX512, "-mamx-tile", "-mamx-int8", "-mamx-bf16"]}
+INSTRUCTION_SETS = {
+    "avx2": AVX2,
+    "avx512": AVX512,
+    "bf16": [*AVX512, "-mavx512bf16"],
+    "amx": [*AVX512, "-mamx-tile", "-mamx-int8", "-mamx-bf16"],
+}
 
 
 class BuildKernels(build_ext):

@@ -1,8 +1,9 @@
 """Prefill attention with its column sums on the CPU.
 
-In bfloat16, on a processor with AMX, attention is one kernel. Otherwise its two matrix products are torch's, and what
-stands between them is one pass: mask, softmax, and the sums of what each token receives. Either way the sums cost next
-to nothing, and a sample's result depends neither on the rest of its batch nor on the number of threads.
+In bfloat16, on a processor that multiplies it (AMX or AVX512_BF16), attention is one kernel. Otherwise its two matrix
+products are torch's, and what stands between them is one pass: mask, softmax, and the sums of what each token receives.
+Either way the sums cost next to nothing, and a sample's result depends neither on the rest of its batch nor on the
+number of threads.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from quota.ops.cpu.library import FLOATS, ISAS, address, isa, require, rows_of, run, typed
+from quota.ops.cpu.library import FLOATS, address, isa, library, require, rows_of, run, typed
 
 # Logits held at once, in numbers.
 _LOGITS = 1 << 22
@@ -24,10 +25,21 @@ _QUERIES = {torch.float32: 256, torch.bfloat16: 1024}
 _BAND = 64
 
 
+def leads_attention(dtype: torch.dtype) -> bool:
+    """Whether attention in this type is one kernel, which is faster than torch's own."""
+    return dtype == torch.bfloat16 and bool(library().quota_has_bf16(isa()))
+
+
 def attention(
-    query: Tensor, key: Tensor, value: Tensor, rows: Tensor, visible: Tensor, scaling: float
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    rows: Tensor,
+    visible: Tensor,
+    scaling: float,
+    causal: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """Causal attention and its column sums, as `quota.ops.reference.attention.attention`."""
+    """Attention and its column sums, as `quota.ops.reference.attention.attention` with visible [B, S]."""
     (batch, heads, queries, width), (groups, length) = query.shape, key.shape[1:3]
     query, key, value = (rows_of(x.detach()) for x in (query, key, value))
     # Each group of heads shares keys, and the queries are the last tokens.
@@ -41,10 +53,11 @@ def attention(
     sums = torch.zeros(batch, rows.shape[1], length)
     if not query.numel():
         return output, sums
+    with_torch = not leads_attention(query.dtype)
     for sample in range(batch):
         # Padding stands in front. Cut off, it cannot change a bit of what the others do.
         first = visible[sample].numpy().tobytes().find(1)
-        own = max(0, first - (length - queries))
+        own = max(0, first - (length - queries)) if causal else 0
         if first < 0 or own == queries:
             continue
         part = _Sample(
@@ -54,10 +67,10 @@ def attention(
             rows[sample, :, own:].contiguous(),
             visible[sample, first:].contiguous(),
             scaling,
+            causal,
             output[sample, :, own:],
         )
-        one_kernel = query.dtype == torch.bfloat16 and width % 32 == 0 and ISAS[isa()] == "amx"
-        sums[sample, :, first:] = _with_amx(part) if one_kernel else _with_torch(part)
+        sums[sample, :, first:] = _with_torch(part) if with_torch else _with_kernel(part)
     return output, sums
 
 
@@ -76,11 +89,12 @@ class _Sample:
     visible: Tensor
     """[S] bool"""
     scaling: float
+    causal: bool
     output: Tensor
     """[H, T, D], to be written."""
 
 
-def _with_amx(part: _Sample) -> Tensor:
+def _with_kernel(part: _Sample) -> Tensor:
     """Write the output and return the sums [R, S]."""
     heads, queries, width = part.query.shape
     groups, length = part.key.shape[:2]
@@ -88,15 +102,15 @@ def _with_amx(part: _Sample) -> Tensor:
     shapes = [(heads, queries, width), *[(groups, length, width)] * 2, (heads, queries, width)]
     strides = [stride for tensor in tensors.values() for stride in tensor.stride()[:2]]
     given = torch.zeros(heads, -(-queries // _BAND), len(part.rows), length)
-    tiles = torch.empty(2 * groups * width * (-(-length // 32) * 32), dtype=torch.bfloat16)
+    tiles = torch.empty(2, groups, -(-length // 32) * 32, -(-width // 32) * 32, dtype=torch.bfloat16)
     run(
-        "quota_attention_amx",
+        "quota_attention",
         *(
             address(name, tensor, shape, torch.bfloat16, rows=True)
             for (name, tensor), shape in zip(tensors.items(), shapes, strict=True)
         ),
         (c_int64 * len(strides))(*strides),
-        *(heads, groups, queries, length, width),
+        *(heads, groups, queries, length, width, int(part.causal)),
         address("visible", part.visible, (length,), torch.bool),
         address("rows", part.rows, (len(part.rows), queries), torch.bool),
         *(len(part.rows), part.scaling, given.data_ptr(), tiles.data_ptr()),
@@ -117,28 +131,29 @@ def _with_torch(part: _Sample) -> Tensor:
     for start in range(0, queries, _QUERIES[dtype]):
         stop = min(start + _QUERIES[dtype], queries)
         # Later keys than the last query's own are seen by none of these.
-        reach = length - queries + stop
+        reach = length - queries + stop if part.causal else length
         together = max(1, _LOGITS // (shared * (stop - start) * reach))
         for group in range(0, groups, together):
             those = slice(group, group + together)
             chunk = query[group * shared : (group + together) * shared, start:stop]
             weights = chunk.reshape(-1, shared * (stop - start), width) @ transposed[those, :, :reach]
-            given = _softmax(weights.view(*chunk.shape[:2], reach), part.rows[:, start:], part.visible, part.scaling)
+            logits = weights.view(*chunk.shape[:2], reach)
+            given = _softmax(logits, part.rows[:, start:], part.visible, part.scaling, part.causal)
             sums[:, :reach] += given / heads
             mixed = (weights @ value[those, :reach]).view(chunk.shape)
             part.output[group * shared : (group + together) * shared, start:stop] = mixed
     return sums
 
 
-def _softmax(logits: Tensor, rows: Tensor, visible: Tensor, scaling: float) -> Tensor:
-    """Causal softmax of [H, T, S] in place; what the rows of [R, T or more] give to each key, summed: [R, S]."""
+def _softmax(logits: Tensor, rows: Tensor, visible: Tensor, scaling: float, causal: bool = True) -> Tensor:
+    """Softmax of [H, T, S] in place; what the rows of [R, T or more] give to each key, summed: [R, S]."""
     heads, queries, length = logits.shape
     sets = rows.shape[0]
     given = torch.empty(heads, -(-queries // _BAND), sets, length)
     run(
         "quota_softmax_sums",
         *typed("logits", logits, (heads, queries, length)),
-        *(heads, queries, length, length - queries),
+        *(heads, queries, length, length - queries if causal else length),
         address("visible", visible[:length], (length,), torch.bool),
         address("rows", rows[:, :queries], (sets, queries), torch.bool, rows=True),
         *(sets, rows.stride(0), scaling, _BAND, given.data_ptr()),

@@ -39,6 +39,7 @@ _KINDS = {"i": c_int, "n": c_int64, "p": c_void_p, "f": c_float}
 # tensor of any floating type, with its type.
 _FUNCTIONS = {
     "quota_best_isa": "",
+    "quota_has_bf16": "i",
     "quota_linear": "ii pi nnnn i pn",
     "quota_sums": "ii p nn p",
     "quota_quantize": "ii pi nnnn i pp",
@@ -46,7 +47,7 @@ _FUNCTIONS = {
     "quota_kv4_dequantize": "ii p nnnn pi",
     "quota_kv4_decode": "ii pi nnnnn nn pp p f p",
     "quota_softmax_sums": "ii pi nnnn pp nn f n p",
-    "quota_attention_amx": "ii pppp p nnnnn pp n f pp",
+    "quota_attention": "ii pppp p nnnnn i pp n f pp",
     "quota_activation_error": "ii pi nn n nn i p",
     "quota_peaks": "ii ppp nnn p",
     "quota_cut": "ii ppp p nn p nn pp p",

@@ -27,6 +27,17 @@ float* scratch_of(int64_t floats) {
 
 }  // namespace
 
+namespace quota {
+
+extern const PrefillKernels prefill_amx, prefill_bf16;
+
+const PrefillKernels* prefill_kernels(int isa) {
+    if (!has_bf16(isa)) return nullptr;
+    return isa == AMX ? &prefill_amx : &prefill_bf16;
+}
+
+}  // namespace quota
+
 extern "C" {
 
 // query [batch, groups * shared, width] in `type`, heads and samples with these strides; valid [batch, tokens] or null
@@ -76,14 +87,14 @@ int quota_kv4_decode(int isa, int threads, const void* query, int type, int64_t 
     return enough ? DONE : NO_MEMORY;
 }
 
-// Causal softmax in place over logits contiguous [heads, rows, columns] in `type`, row i seeing columns up to first + i
-// that are `visible` [columns]; sums [heads, bands, set_count, columns] gets what each set of rows gives, in bands of
+// Softmax in place over logits contiguous [heads, rows, columns] in `type`, row i seeing columns up to first + i that are
+// `visible` [columns], all of these if `first` is `columns`; sums [heads, bands, set_count, columns] gets what each set of rows gives, in bands of
 // `band` rows. sets [set_count, set_step]. NO_MEMORY if it runs out.
 int quota_softmax_sums(int isa, int threads, void* logits, int type, int64_t heads, int64_t rows, int64_t columns,
                        int64_t first, const uint8_t* visible, const uint8_t* sets, int64_t set_count, int64_t set_step,
                        float scaling, int64_t band, float* sums) {
     if (!runs_here(isa, threads) || !is_type(type) || !are_sizes({heads, rows, columns, first, set_count, band - 1}) ||
-        first + rows > columns || set_step < rows)
+        (first + rows > columns && first != columns) || set_step < rows)
         return WRONG_SIZES;
     const quota::KvKernels& kernels = quota::kv_kernels(isa);
     const int64_t bands = (rows + band - 1) / band;
@@ -109,37 +120,37 @@ int quota_softmax_sums(int isa, int threads, void* logits, int type, int64_t hea
     return enough ? DONE : NO_MEMORY;
 }
 
-// Causal attention of one sample in bfloat16, for AMX: query and out [heads, queries, width], key and value [groups,
-// length, width], each with the strides of heads and tokens in `strides`; width a multiple of 32. visible [length],
-// sets [set_count, queries]; `tiles` is memory for 2 * groups * width * (length rounded up to 32) numbers. sums
-// [heads, bands of 64 queries, set_count, length], zeros at first. NO_MEMORY if it runs out.
-int quota_attention_amx(int isa, int threads, const void* query, const void* key, const void* value, void* out,
-                        const int64_t* strides, int64_t heads, int64_t groups, int64_t queries, int64_t length,
-                        int64_t width, const uint8_t* visible, const uint8_t* sets, int64_t set_count, float scaling,
-                        float* sums, void* tiles) {
-    if (!runs_here(isa, threads) || isa != AMX ||
-        !are_sizes({heads, groups - 1, queries, length - queries, set_count}) || heads % groups != 0 || width <= 0 ||
-        width % 32 != 0)
+// Attention of one sample in bfloat16, where `quota_has_bf16`: query and out [heads, queries, width], key and value
+// [groups, length, width], each with the strides of heads and tokens in `strides`. If `causal` the queries are the last
+// tokens and see none behind them. visible [length], sets [set_count, queries]; `tiles` is memory for 2 * groups * width
+// * length numbers, both rounded up to 32. sums [heads, bands of 64 queries, set_count, length], zeros at first.
+// NO_MEMORY if it runs out.
+int quota_attention(int isa, int threads, const void* query, const void* key, const void* value, void* out,
+                    const int64_t* strides, int64_t heads, int64_t groups, int64_t queries, int64_t length,
+                    int64_t width, int causal, const uint8_t* visible, const uint8_t* sets, int64_t set_count,
+                    float scaling, float* sums, void* tiles) {
+    if (!runs_here(isa, threads) || !has_bf16(isa) ||
+        !are_sizes({heads, groups - 1, queries, length - queries, width - 1, set_count}) || heads % groups != 0)
         return WRONG_SIZES;
+    const quota::PrefillKernels& kernels = *quota::prefill_kernels(isa);
     const auto rows = [&](const void* first, int64_t index) {
         uint16_t* start = static_cast<uint16_t*>(const_cast<void*>(first));
         return quota::Rows{start, strides[2 * index], strides[2 * index + 1]};
     };
     const quota::Prefill job = {
-        rows(query, 0), rows(key, 1), rows(value, 2), rows(out, 3), heads,
-        groups,         queries,      length,         width,        visible,
-        sets,           set_count,    scaling,        sums,         static_cast<uint16_t*>(tiles)};
+        rows(query, 0), rows(key, 1), rows(value, 2), rows(out, 3), heads,   groups, queries, length,
+        width,          causal != 0,  visible,        sets,         set_count, scaling, sums, static_cast<uint16_t*>(tiles)};
     const int64_t bands = (queries + quota::PREFILL_BAND - 1) / quota::PREFILL_BAND;
     std::atomic<bool> enough{true};
-    deal(threads, groups, [&](int64_t group) { quota::arrange_keys_amx(job, group); });
-    // The last bands see the most keys: they start first, so that no thread is left with one at the end.
+    deal(threads, groups, [&](int64_t group) { kernels.arrange(job, group); });
+    // The last bands may see the most keys: they start first, so that no thread is left with one at the end.
     deal(threads, heads * bands, [&](int64_t unit) {
         float* const scratch = scratch_of(job.scratch());
         if (scratch == nullptr) {
             enough = false;
             return;
         }
-        quota::attend_amx(job, unit % heads, bands - 1 - unit / heads, scratch);
+        kernels.attend(job, unit % heads, bands - 1 - unit / heads, scratch);
     });
     return enough ? DONE : NO_MEMORY;
 }

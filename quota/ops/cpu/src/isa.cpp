@@ -46,4 +46,16 @@ Isa best_isa() {
     return best;
 }
 
-extern "C" int quota_best_isa() { return best_isa(); }
+bool has_bf16(int isa) {
+#if defined(__x86_64__)
+    if (isa == AVX512) return best_isa() >= AVX512 && __builtin_cpu_supports("avx512bf16");
+#endif
+    return isa == AMX && best_isa() == AMX;
+}
+
+extern "C" {
+
+int quota_best_isa() { return best_isa(); }
+
+int quota_has_bf16(int isa) { return has_bf16(isa); }
+}

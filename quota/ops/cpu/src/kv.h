@@ -153,8 +153,8 @@ constexpr int64_t keep_amx_scratch(int64_t width) {
     return tiles_side(width) * (KV_ROWS + 1 + KV_ROWS / 2 + 2 * tiles_side(width));
 }
 
-// Prefill attention of one sample in bfloat16, for processors with AMX. Rows of heads: number [head, token] starts at
-// head * head_step + token * token_step.
+// Prefill attention of one sample in bfloat16. Rows of heads: number [head, token] starts at head * head_step + token *
+// token_step.
 struct Rows {
     uint16_t* first;
     int64_t head_step, token_step;
@@ -165,23 +165,32 @@ struct Rows {
 struct Prefill {
     Rows query, key, value, out;
     int64_t heads, groups, queries, length, width;
+    bool causal;             // The queries are the last tokens and see none behind them; else all keys.
     const uint8_t* visible;  // [length]
     const uint8_t* sets;     // [set_count, queries]
     int64_t set_count;
     float scaling;
     float* sums;      // [heads, bands of PREFILL_BAND queries, set_count, length], zeros
-    uint16_t* tiles;  // keys and values as AMX takes them: [groups, prefill_tiles]
+    uint16_t* tiles;  // keys and values as products take them: [groups, prefill_tiles]
 
     // Keys in whole pairs of tiles.
     int64_t padded() const { return (length + 31) / 32 * 32; }
-    int64_t prefill_tiles() const { return 2 * padded() * width; }
-    int64_t scratch() const { return 96 * (padded() + 32) + 32 * width + 1024; }
+    int64_t side() const { return tiles_side(width); }
+    int64_t prefill_tiles() const { return 2 * padded() * side(); }
+    int64_t scratch() const { return 96 * (padded() + 32) + 32 * side() + 1024; }
 };
 
 constexpr int64_t PREFILL_BAND = 64;
 
-void arrange_keys_amx(const Prefill& job, int64_t group);
-void attend_amx(const Prefill& job, int64_t head, int64_t band, float* scratch);
+struct PrefillKernels {
+    // Keys and values of a group to their tiles.
+    void (*arrange)(const Prefill& job, int64_t group);
+    // A band of PREFILL_BAND queries of one head, when its keys are there.
+    void (*attend)(const Prefill& job, int64_t head, int64_t band, float* scratch);
+};
+
+// Null without products in bfloat16.
+const PrefillKernels* prefill_kernels(int isa);
 
 // Floats of scratch that `decode` and `softmax` need for so many tokens.
 constexpr int64_t decode_scratch(int64_t tokens) { return (MAX_SHARED + 2) * (tokens + 16); }
