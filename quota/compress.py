@@ -24,6 +24,7 @@ from quota.allocation.drops import SCORER
 from quota.allocation.paper import candidate_layers, keep_ratios, paper_schedule
 from quota.allocation.search import Search
 from quota.attention.hook import attach_cache
+from quota.attention.tower import attach_tower
 from quota.calibration.curves import Curves
 from quota.calibration.storage import Storage
 from quota.calibration.sweep import Calibration, Sweep, calibrate
@@ -220,6 +221,7 @@ def deploy(model: PreTrainedModel, scheme: QuantizationScheme) -> None:
     attach_cache(model, scheme)
     if scheme.weight_bits < 16:
         attach_rows(model)
+        attach_tower(model)
 
 
 def _inputs(model: PreTrainedModel, processor: Any, samples: Sequence[Sample]) -> Sequence[Any]:

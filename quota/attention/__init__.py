@@ -6,6 +6,7 @@ from quota.attention.hook import CacheHook, attach_cache
 from quota.attention.keys import KeyTransform
 from quota.attention.observation import Observation
 from quota.attention.slots import SlotLayer
+from quota.attention.tower import TowerHook, attach_tower
 
 __all__ = [
     "CacheHook",
@@ -13,8 +14,10 @@ __all__ = [
     "Observation",
     "QuantizedLayer",
     "SlotLayer",
+    "TowerHook",
     "adopt",
     "attach_cache",
+    "attach_tower",
     "deploy",
     "new_layer",
     "observe",

@@ -12,6 +12,7 @@ pass that needs it (quota/attention/state.py):
     watch     for several: their queries and keys are added up (quota/attention/moments.py)
     deploy    for a pass over a quantised cache: attention is then the backend's. In a prefill it gives output and sums
               from one softmax; in a decoding step it reads the packed integers
+    whole     for a block of a quantised vision tower: attention of all tokens to all is the backend's
 
 Under a quantised cache observing changes no bit, since the same function runs without it. In a full-precision model it
 changes none either: the output stays that of the implementation which the user has chosen, and so do the masks. Those
@@ -35,7 +36,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from quota import ops
-from quota.attention.masks import as_truth
+from quota.attention.masks import as_truth, keys_of_all
 from quota.attention.observation import Observation
 from quota.attention.state import NAME, attending, chosen, current, implementation, reads_packed
 
@@ -62,6 +63,13 @@ def deploy(config: PreTrainedConfig, causal: bool = True) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def whole(config: PreTrainedConfig) -> Iterator[None]:
+    """Let layers with this (vision) config attend by the backend inside the block, where it fits what they ask for."""
+    with attending(config, whole=True):
+        yield
+
+
 def from_cache(keys: Tensor, layer: PackedLayer) -> Tensor:
     """Mark `keys` as those of a quantised cache layer, for the attention function; returns them."""
     keys.quota_layer = layer  # pyright: ignore[reportAttributeAccessIssue]
@@ -72,6 +80,10 @@ def _attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any
 ) -> tuple[Tensor, Tensor | None]:
     now = current(_config(module))
+    if now.whole:
+        output = _whole(module, query, key, value, attention_mask, **kwargs)
+        if output is not None:
+            return output.transpose(1, 2), None
     if now.moments is not None:
         now.moments.add(query, key)
     observation, layer = now.observation, getattr(key, "quota_layer", None)
@@ -90,7 +102,7 @@ def _attention(
     pairs = None if now.causal else attention_mask
     if pairs is not None:
         visible = as_truth(pairs)[:, 0].expand(len(query), -1, -1)
-    attention = ops.for_attention(query.device, causal=pairs is None).attention
+    attention = ops.for_attention(query.device, pairs=pairs is not None).attention
     output, sums = attention(query.detach(), key.detach(), value.detach(), rows, visible, scaling)
     if observation is not None:
         new = query.shape[2]
@@ -101,6 +113,31 @@ def _attention(
     if layer is not None:
         return output.transpose(1, 2), None
     return _as_chosen(module, query, key, value, attention_mask, **kwargs)
+
+
+def _whole(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any
+) -> Tensor | None:
+    """[B, H, T, D] of the backend in place of sdpa's, which reads no other arguments; None where it does not fit."""
+    causal = kwargs.get("is_causal")
+    causal = getattr(module, "is_causal", True) if causal is None else causal
+    visible = keys_of_all(attention_mask, key)
+    misfits = {
+        "needs gradients": torch.is_grad_enabled() and query.requires_grad,
+        "drops attention weights out": kwargs.get("dropout"),
+        "adds a bias to its logits": kwargs.get("position_bias") is not None,
+        "is causal": causal and attention_mask is None,
+        "has a mask for each query": visible is None,
+        "attends to other tokens": query.shape[2:] != key.shape[2:] or key.shape != value.shape,
+    }
+    for misfit, holds in misfits.items():
+        if holds:
+            ops.lack(f"attention: {type(module).__name__} {misfit}")
+            return None
+    assert visible is not None
+    scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
+    nobody = query.new_zeros(len(query), 0, query.shape[2], dtype=torch.bool)
+    return ops.for_attention(query.device).attention(query, key, value, nobody, visible, scaling, causal=False)[0]
 
 
 def _as_chosen(module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:

@@ -47,6 +47,18 @@ def as_truth(mask: Tensor) -> Tensor:
     return mask if mask.dtype == torch.bool else mask >= 0
 
 
+def keys_of_all(mask: Tensor | None, key: Tensor) -> Tensor | None:
+    """[B, S] bool: keys that the mask [B, 1, T, S] leaves to every query; None if not the same ones to all of them."""
+    batch, _, length, _ = key.shape
+    if mask is None:
+        return torch.ones(batch, length, dtype=torch.bool, device=key.device)
+    seen = mask if mask.dtype == torch.bool else mask == 0
+    same = mask.ndim == 4 and torch.equal(seen, seen[:, :1, :1].expand_as(seen))
+    # Numbers between would be added to the logits.
+    hidden = mask.dtype == torch.bool or bool((seen | (mask <= torch.finfo(mask.dtype).min)).all())
+    return seen[:, 0, 0].expand(batch, -1) if same and hidden else None
+
+
 def check_implementation(config: PreTrainedConfig) -> None:
     """QuotaError for an attention implementation that cannot be told more than which tokens are padding."""
     name = implementation(config)

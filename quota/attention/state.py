@@ -46,6 +46,8 @@ class Attending:
     """To be filled by the next call."""
     moments: Sums | None = None
     """Every call adds to these."""
+    whole: bool = False
+    """Attend by the backend, in place of torch's sdpa (quota/attention/tower.py)."""
 
 
 _attending: ContextVar[Attending | None] = ContextVar("what attention does in this pass", default=None)

@@ -19,6 +19,7 @@ from transformers.utils.hub import cached_file
 
 from quota.attention.hook import attach_cache
 from quota.attention.keys import KeyTransform, add_key_transforms
+from quota.attention.tower import attach_tower
 from quota.checkpoint.manifest import MANIFEST_FILE, verify_loading
 from quota.checkpoint.save import RECIPE_FILE, Settings, mark, settings
 from quota.checkpoint.stored import check_headers, check_values
@@ -75,6 +76,7 @@ class QuotaQuantizer(CompressedTensorsHfQuantizer):
         mark(model, self.settings.scheme, self.settings.recipe)
         attach_cache(model, self.settings.scheme)
         attach_rows(model)
+        attach_tower(model)
         if self.recipe is not None:
             Pruner(model, self.recipe, self.settings.scheme).attach()
 

@@ -36,6 +36,7 @@ __all__ = [
     "for_tokens",
     "forced",
     "lack",
+    "leads_attention",
     "order",
     "record",
     "use",
@@ -56,6 +57,8 @@ NAMES = tuple(_REGISTRY)
 # Fastest first.
 _ORDER = {"cuda": ("triton", "torch", "reference"), "cpu": ("cpu", "torch", "reference")}
 _ANYWHERE = ("reference",)
+
+_NO_PAIRS = "has no attention with a mask for each query"
 
 # A plain variable, not one of the context: `generate` may run in a thread of its own.
 _used: str | None = None
@@ -117,19 +120,22 @@ def for_cache(spec: CacheSpec, device: torch.device) -> Backend:
     return note("cache", *_choose(forced(), device.type, spec))
 
 
-def for_attention(device: torch.device, causal: bool = True) -> Backend:
+def leads_attention(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether the backend for attention is faster than torch's own, also where nobody asks for sums."""
+    return _choose(forced(), device.type, None)[0].leads_attention(dtype)
+
+
+def for_attention(device: torch.device, pairs: bool = False) -> Backend:
     """The backend for prefill attention with sums; QuotaError if one is forced and lacks it.
 
-    Where attention is not causal, every query has keys of its own ([B, T, S]), which only the reference can take.
+    With `pairs` every query has keys of its own ([B, T, S]), which only the reference can take.
     """
-    if causal:
+    if not pairs:
         return note("attention", *_choose(forced(), device.type, None))
     if forced() not in (None, "reference"):
-        raise QuotaError(
-            f"backend {forced()!r} was asked for and has causal attention only; choose 'reference' or none"
-        )
+        raise QuotaError(f"backend {forced()!r} was asked for and {_NO_PAIRS}; choose 'reference' or none")
     faster = [name for name in order(device.type) if name != "reference" and why_not(name) is None]
-    return note("attention", backend("reference", device), [f"{name}: causal attention only" for name in faster])
+    return note("attention", backend("reference", device), [f"{name}: {_NO_PAIRS}" for name in faster])
 
 
 def for_tokens(device: torch.device) -> Backend:

@@ -206,12 +206,18 @@ class Backend(Protocol):
         rows: Tensor,
         visible: Tensor,
         scaling: float,
+        causal: bool = True,
     ) -> tuple[Tensor, Tensor]:
-        """Causal attention of the last T of S tokens, and the attention that each of the S receives.
+        """Attention of the last T of S tokens, and the attention that each of the S receives.
 
         query [B, H, T, D], key and value [B, G, S, D], rows bool [B, R, T] (R sets of queries), visible bool [B, S]
-        (keys that may be attended to) -> output [B, H, T, D], sums float32 [B, R, S] averaged over heads.
+        (keys that may be attended to; if `causal`, by no token before them) -> output [B, H, T, D], sums float32
+        [B, R, S] averaged over heads.
         """
+        ...
+
+    def leads_attention(self, dtype: Any) -> bool:
+        """Whether `attention` is faster than torch's own in this type, also where nobody asks for sums."""
         ...
 
     def activation_error(self, x: Tensor, inputs: InputSpec) -> Tensor:

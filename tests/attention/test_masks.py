@@ -60,8 +60,8 @@ class TestRefused:
             family(model).text_model(inputs_embeds=torch.zeros(1, 3, 64), attention_mask=torch.zeros(1, 1, 3, 3))
 
     def test_a_backend_with_causal_attention_only(self) -> None:
-        with ops.use("torch"), pytest.raises(QuotaError, match="causal attention only"):
-            ops.for_attention(torch.device("cpu"), causal=False)
+        with ops.use("torch"), pytest.raises(QuotaError, match="has no attention with a mask for each query"):
+            ops.for_attention(torch.device("cpu"), pairs=True)
 
     def test_a_static_cache(self) -> None:
         tiny = TINY["Gemma3ForConditionalGeneration"]
@@ -73,9 +73,9 @@ class TestRefused:
 
 def test_the_backend_is_named() -> None:
     with ops.record() as used:
-        assert ops.for_attention(torch.device("cpu"), causal=False).name == "reference"
+        assert ops.for_attention(torch.device("cpu"), pairs=True).name == "reference"
     assert ("attention", "reference") in used.calls
-    assert any("causal attention only" in lack for lack in used.lacking)
+    assert any("has no attention with a mask for each query" in lack for lack in used.lacking)
 
 
 def test_observed_attention_follows_the_mask() -> None:

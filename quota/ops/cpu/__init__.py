@@ -24,6 +24,7 @@ class CpuBackend:
     dequantize_kv = staticmethod(cache.dequantize_kv)
     store_kv = staticmethod(cache.store_kv)
     decode_attention = staticmethod(cache.decode_attention)
+    leads_attention = staticmethod(attention.leads_attention)
     attention = staticmethod(attention.attention)
     activation_error = staticmethod(tokens.activation_error)
     peaks = staticmethod(tokens.peaks)

@@ -59,15 +59,21 @@ def decode_attention(
 
 
 def attention(
-    query: Tensor, key: Tensor, value: Tensor, rows: Tensor, visible: Tensor, scaling: float
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    rows: Tensor,
+    visible: Tensor,
+    scaling: float,
+    causal: bool = True,
 ) -> tuple[Tensor, Tensor]:
-    """Causal attention of the last T of S tokens, and what each of the S receives from R sets of queries.
+    """Attention of the last T of S tokens, and what each of the S receives from R sets of queries.
 
     Args:
         query: [B, H, T, D] after the rotary embedding. key, value: [B, G, S, D], G divides H; the last T are the
-            queries' own tokens, and a query attends to no later one.
+            queries' own tokens.
         rows: [B, R, T] bool, the sets. visible: [B, S] bool, keys that may be attended to; or [B, T, S] bool, those of
-            each query, and then later ones too. scaling: of the logits.
+            each query, whatever `causal` says. scaling: of the logits. causal: no query attends to a token behind it.
 
     Returns the output [B, H, T, D] in the query's type and the sums [B, R, S] float32, averaged over heads. A query
     that sees no key gets zeros and gives nothing. Works in chunks of queries, never holding all weights.
@@ -88,7 +94,9 @@ def attention(
         if visible.ndim == 3:
             seen = visible[:, chunk]
         else:
-            seen = visible[:, None] & (places <= places[length - queries :][chunk, None])
+            seen = visible[:, None]
+            if causal:
+                seen = seen & (places <= places[length - queries :][chunk, None])
         hidden = ~seen[:, None, None]
         # The lowest number, not infinity: a row without keys must not become NaN.
         weights = logits.masked_fill_(hidden, torch.finfo(torch.float32).min).softmax(dim=-1).masked_fill_(hidden, 0)
@@ -98,12 +106,20 @@ def attention(
 
 
 def attention_naive(
-    query: Tensor, key: Tensor, value: Tensor, rows: Tensor, visible: Tensor, scaling: float
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    rows: Tensor,
+    visible: Tensor,
+    scaling: float,
+    causal: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """`attention` head by head with all weights at once: what it must equal."""
     heads, queries = query.shape[1], query.shape[2]
     length, shared = key.shape[2], query.shape[1] // key.shape[1]
-    earlier = torch.ones(queries, length, dtype=torch.bool, device=key.device).tril(length - queries)
+    earlier = torch.ones(queries, length, dtype=torch.bool, device=key.device)
+    if causal:
+        earlier = earlier.tril(length - queries)
     allowed = visible if visible.ndim == 3 else earlier & visible[:, None]
     sums = torch.zeros(query.shape[0], rows.shape[1], length, device=key.device)
     outputs = []

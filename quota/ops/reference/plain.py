@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from quota.ops.choice import cut
@@ -29,6 +30,9 @@ class PlainTorch:
 
     def lacks_cache(self, spec: CacheSpec) -> str | None:
         return None
+
+    def leads_attention(self, dtype: torch.dtype) -> bool:
+        return False
 
     def store_kv(
         self, keys: Tensor, values: Tensor, stored: tuple[PackedTensor, PackedTensor], at: int, read: bool

@@ -109,12 +109,22 @@ class TritonBackend(PlainTorch):
         return decode_attention(query, keys, values, valid, scaling, tokens)
 
     def attention(
-        self, query: Tensor, key: Tensor, value: Tensor, rows: Tensor, visible: Tensor, scaling: float
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        rows: Tensor,
+        visible: Tensor,
+        scaling: float,
+        causal: bool = True,
     ) -> tuple[Tensor, Tensor]:
         """Output [B, H, T, D], zeros for a query that sees nothing, and sums float32 [B, R, S]."""
         from quota.ops.triton.attention import attention
 
-        return attention(query, key, value, rows, visible, scaling)
+        return attention(query, key, value, rows, visible, scaling, causal)
+
+    def leads_attention(self, dtype: torch.dtype) -> bool:
+        return False
 
 
 def _lacks_rotation(block: int) -> str | None:

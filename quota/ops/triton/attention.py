@@ -1,6 +1,6 @@
 """Prefill attention that also adds up what each token receives, without ever holding the attention map.
 
-    A_h = softmax(scaling * Q_h K_h^T, causal, visible keys only)      out_h = A_h V_h
+    A_h = softmax(scaling * Q_h K_h^T, causal or not, visible keys only)      out_h = A_h V_h
     sums[r, j] = 1/H sum_h sum_{i in rows_r} A_h[i, j]
 
 The first kernel runs down the keys with a running maximum and sum, and keeps each query's logarithm of the sum of
@@ -23,7 +23,13 @@ from quota.ops.triton.tiles import DOT
 
 
 def attention(
-    query: Tensor, key: Tensor, value: Tensor, rows: Tensor, visible: Tensor, scaling: float
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    rows: Tensor,
+    visible: Tensor,
+    scaling: float,
+    causal: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """As `quota.ops.interface.Backend.attention`; zeros for a query that sees nothing."""
     query, key, value = (tensor if tensor.stride(-1) == 1 else tensor.contiguous() for tensor in (query, key, value))
@@ -38,7 +44,7 @@ def attention(
     # The tiles of float32 would not fit the shared memory at the size of those of 16 bits.
     side = 64 if query.element_size() == 2 else 32
     tile: dict[str, Any] = {"WIDTH": width, "SIDE": power_of_two(width, DOT), "QUERIES": side, "KEYS": side}
-    tile |= {"num_stages": 2}
+    tile |= {"CAUSAL": causal, "num_stages": 2}
     launch(
         _forward,
         (tiles(queries, tile["QUERIES"]), batch * heads),
@@ -58,10 +64,12 @@ def attention(
 
 
 @triton.jit
-def _logits(query, key, at, place, visible, scaling):
+def _logits(query, key, at, place, visible, scaling, CAUSAL: tl.constexpr):
     """Logits [queries at `at`, keys at `place`]; minus infinity where a query does not see a key."""
     logits = tl.dot(query, tl.trans(key), input_precision="tf32x3") * scaling
-    seen = (place[None, :] <= at[:, None]) & visible[None, :]
+    seen = visible[None, :]
+    if CAUSAL:
+        seen = seen & (place[None, :] <= at[:, None])
     return tl.where(seen, logits, float("-inf"))
 
 
@@ -77,7 +85,7 @@ def _load(ptr, line, stride, lines, WIDTH: tl.constexpr, SIDE: tl.constexpr):
 def _forward(
     q_ptr, k_ptr, v_ptr, visible_ptr, result_ptr, logsum_ptr, heads, shared, queries, length, scaling,
     q_b, q_h, q_t, k_b, k_g, k_t, v_b, v_g, v_t,
-    WIDTH: tl.constexpr, SIDE: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
+    WIDTH: tl.constexpr, SIDE: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr, CAUSAL: tl.constexpr,
 ):  # fmt: skip
     first = tl.program_id(0) * QUERIES
     row = tl.program_id(1).to(tl.int64)
@@ -91,11 +99,12 @@ def _forward(
     largest = tl.full((QUERIES,), float("-inf"), tl.float32)
     total = tl.zeros((QUERIES,), tl.float32)
     result = tl.zeros((QUERIES, SIDE), tl.float32)
-    for start in range(0, tl.minimum(length, first + QUERIES + length - queries), KEYS):
+    reach = tl.minimum(length, first + QUERIES + length - queries) if CAUSAL else length
+    for start in range(0, reach, KEYS):
         place = start + tl.arange(0, KEYS)
         key = _load(k_ptr + batch * k_b + group * k_g, place, k_t, length, WIDTH, SIDE)
         visible = tl.load(visible_ptr + batch * length + place, mask=place < length, other=0) != 0
-        logits = _logits(query, key, at, place, visible, scaling)
+        logits = _logits(query, key, at, place, visible, scaling, CAUSAL)
         both = tl.maximum(largest, tl.max(logits, axis=1))
         base = tl.where(both == float("-inf"), 0.0, both)
         p = tl.exp(logits - base[:, None])
@@ -120,6 +129,7 @@ def _columns(
     q_ptr, k_ptr, visible_ptr, weight_ptr, logsum_ptr, sums_ptr, heads, shared, queries, length, scaling, sets,
     q_b, q_h, q_t, k_b, k_g, k_t,
     SETS: tl.constexpr, WIDTH: tl.constexpr, SIDE: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr,
+    CAUSAL: tl.constexpr,
 ):  # fmt: skip
     first = tl.program_id(0) * KEYS
     row = tl.program_id(1).to(tl.int64)
@@ -131,12 +141,13 @@ def _columns(
     choice = tl.arange(0, SETS)
 
     sums = tl.zeros((SETS, KEYS), tl.float32)
-    # No earlier query sees these keys.
-    for start in range(tl.maximum(0, first - (length - queries)) // QUERIES * QUERIES, queries, QUERIES):
+    # If causal, no earlier query sees these keys.
+    earliest = tl.maximum(0, first - (length - queries)) // QUERIES * QUERIES if CAUSAL else 0
+    for start in range(earliest, queries, QUERIES):
         line = start + tl.arange(0, QUERIES)
         query = _load(q_ptr + batch * q_b + head * q_h, line, q_t, queries, WIDTH, SIDE)
         logsum = tl.load(logsum_ptr + row * queries + line, mask=line < queries, other=float("inf"))
-        logits = _logits(query, key, line + length - queries, place, visible, scaling)
+        logits = _logits(query, key, line + length - queries, place, visible, scaling, CAUSAL)
         p = tl.exp(logits - logsum[:, None])
         chosen = (choice < sets)[:, None] & (line < queries)[None, :]
         weights = weight_ptr + (batch * sets + choice)[:, None] * queries + line[None, :]

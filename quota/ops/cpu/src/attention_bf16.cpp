@@ -25,7 +25,6 @@ private:
             for (int64_t pair = 0; pair < SIDE; ++pair) {
                 const auto left = (__m512bh)load<__m512i>(b + pair * PAIR);
                 const auto right = (__m512bh)load<__m512i>(b + b_next + pair * PAIR);
-#pragma GCC unroll 8
                 for (int row = 0; row < ROWS; ++row) {
                     int32_t two;
                     std::memcpy(&two, a + row * a_row + 2 * pair, sizeof two);
