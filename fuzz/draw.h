@@ -13,6 +13,7 @@
 
 extern "C" {
 int quota_best_isa();
+int quota_has_bf16(int);
 int quota_linear(int, int, const void*, int, int64_t, int64_t, int64_t, int64_t, int, const Weights*, int64_t);
 int quota_sums(int, int, const int8_t*, int64_t, int64_t, const Weights*);
 int quota_quantize(int, int, const void*, int, int64_t, int64_t, int64_t, int64_t, int, int8_t*, float*);
@@ -22,8 +23,8 @@ int quota_kv4_decode(int, int, const void*, int, int64_t, int64_t, int64_t, int6
                      const quota::PackedTensor*, const quota::PackedTensor*, const uint8_t*, float, void*);
 int quota_softmax_sums(int, int, void*, int, int64_t, int64_t, int64_t, int64_t, const uint8_t*, const uint8_t*, int64_t,
                        int64_t, float, int64_t, float*);
-int quota_attention_amx(int, int, const void*, const void*, const void*, void*, const int64_t*, int64_t, int64_t, int64_t,
-                        int64_t, int64_t, const uint8_t*, const uint8_t*, int64_t, float, float*, void*);
+int quota_attention(int, int, const void*, const void*, const void*, void*, const int64_t*, int64_t, int64_t, int64_t, int64_t,
+                    int64_t, int, const uint8_t*, const uint8_t*, int64_t, float, float*, void*);
 int quota_activation_error(int, int, const void*, int, int64_t, int64_t, int64_t, int64_t, int64_t, int, float*);
 int quota_peaks(int, int, const float*, const float*, const uint8_t*, int64_t, int64_t, int64_t, float*);
 int quota_cut(int, int, const float*, const uint8_t*, const int64_t*, const int64_t*, int64_t, int64_t, uint8_t*, int64_t, int64_t,

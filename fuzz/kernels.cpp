@@ -261,13 +261,14 @@ void cache() {
 
 void softmax() {
     const int64_t heads = draw(0, 3), rows = draw(0, 80), columns = rows + draw(0, 30), sets = draw(0, 2), band = 64;
+    const int64_t seen = chance(2) ? columns - rows : columns;
     const auto visible = flags(columns), given = flags(sets * rows);
     Numbers logits(draw(0, 1), heads * rows * columns, true);
     std::vector<float> expected;
     for (int isa = 0; isa <= quota_best_isa(); isa++) {
         Numbers own = logits;
         std::vector<float> sums(heads * ((rows + band - 1) / band) * sets * columns);
-        quota_softmax_sums(isa, threads(), own.data(), own.type, heads, rows, columns, columns - rows, visible.data(),
+        quota_softmax_sums(isa, threads(), own.data(), own.type, heads, rows, columns, seen, visible.data(),
                            given.data(), sets, rows, 1e-3f, band, sums.data());
         if (!isa) expected = sums;
         for (size_t i = 0; i < sums.size(); i++)
@@ -276,20 +277,32 @@ void softmax() {
 }
 
 void attention() {
-    if (quota_best_isa() < 3) return;
-    const int64_t groups = draw(1, 2), heads = groups * draw(1, 3), queries = draw(1, 150), length = queries + draw(0, 40);
-    const int64_t width = 32 * draw(1, 4), sets = draw(1, 2), bands = (queries + 63) / 64;
+    const int64_t groups = draw(1, 2), heads = groups * draw(1, 3), queries = draw(1, 150);
+    const bool causal = chance(2);
+    const int64_t length = causal ? queries + draw(0, 40) : draw(1, 150);
+    const int64_t width = chance(2) ? 32 * draw(1, 4) : draw(1, 130), sets = draw(1, 2), bands = (queries + 63) / 64;
+    const int64_t side = (width + 31) / 32 * 32;
     Numbers query(BFLOAT16, heads * queries * width, true), key(BFLOAT16, groups * length * width, true);
-    Numbers value(BFLOAT16, groups * length * width, true), out(BFLOAT16, query.size(), true);
+    Numbers value(BFLOAT16, groups * length * width, true), expected(BFLOAT16, query.size(), true);
     const auto visible = flags(length), given = flags(sets * queries);
-    std::vector<float> sums(heads * bands * sets * length);
-    std::vector<uint16_t> tiles(2 * groups * width * ((length + 31) / 32 * 32));
     const int64_t strides[] = {queries * width, width, length * width, width, length * width, width, queries * width, width};
-    quota_attention_amx(3, threads(), query.data(), key.data(), value.data(), out.data(), strides, heads, groups, queries,
-                        length, width, visible.data(), given.data(), sets, 1e-3f, sums.data(), tiles.data());
-    double total = 0;
-    for (const float sum : sums) total += sum;
-    require(std::isfinite(total) && total <= 1.01 * double(heads * queries * sets), "attention gives more than it has");
+    bool first = true;
+    for (int isa = 0; isa <= quota_best_isa(); isa++) {
+        if (!quota_has_bf16(isa)) continue;
+        Numbers out(BFLOAT16, query.size(), true);
+        std::vector<float> sums(heads * bands * sets * length);
+        std::vector<uint16_t> tiles(2 * groups * side * ((length + 31) / 32 * 32));
+        require(!quota_attention(isa, threads(), query.data(), key.data(), value.data(), out.data(), strides, heads, groups,
+                                 queries, length, width, causal, visible.data(), given.data(), sets, 1e-3f, sums.data(),
+                                 tiles.data()),
+                "attention is refused");
+        double total = 0;
+        for (const float sum : sums) total += sum;
+        require(std::isfinite(total) && total <= 1.01 * double(heads * queries * sets), "attention gives more than it has");
+        if (first) std::swap(expected, out);
+        else require(expected.close(out, 2e-2f), "attention differs");
+        first = false;
+    }
 }
 
 void ranking() {

@@ -128,7 +128,7 @@ def _whole(
         "adds a bias to its logits": kwargs.get("position_bias") is not None,
         "is causal": causal and attention_mask is None,
         "has a mask for each query": visible is None,
-        "attends to other tokens": query.shape[2:] != key.shape[2:] or key.shape != value.shape,
+        "has values of another width than its keys": key.shape != value.shape,
     }
     for misfit, holds in misfits.items():
         if holds:

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.instruction_sets import HERE, needs_library, using
 from torch import Tensor
+from torch.nn import functional
 
 from quota.errors import QuotaError
 from quota.ops.cpu import attention as prefill
@@ -201,7 +202,9 @@ class TestAttention:
         shared=st.integers(1, 3),
         queries=st.integers(1, 150),
         past=st.integers(0, 30),
+        width=st.sampled_from([32, 64, 80, 96, 128]),
         sets=st.integers(0, 3),
+        causal=st.booleans(),
         dtype=st.sampled_from(list(DTYPES.values())),
         pieces=st.sampled_from([1 << 8, 1 << 22]),
         seed=st.integers(0, 999),
@@ -213,26 +216,65 @@ class TestAttention:
         shared: int,
         queries: int,
         past: int,
+        width: int,
         sets: int,
+        causal: bool,
         dtype: torch.dtype,
         pieces: int,
         seed: int,
     ) -> None:
         generator = torch.Generator().manual_seed(seed)
-        query = heads_apart(torch.randn(batch, groups * shared, queries, 64, generator=generator)).to(dtype)
-        key, value = torch.randn(2, batch, groups, past + queries, 64, generator=generator).to(dtype)
+        query = heads_apart(torch.randn(batch, groups * shared, queries, width, generator=generator)).to(dtype)
+        key, value = torch.randn(2, batch, groups, past + queries, width, generator=generator).to(dtype)
         visible = torch.rand(batch, past + queries, generator=generator) < 0.8
         rows = torch.rand(batch, sets, queries, generator=generator) < 0.5
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(prefill, "_LOGITS", pieces)
             patch.setattr(prefill, "_QUERIES", dict.fromkeys(DTYPES.values(), pieces >> 2))
-            output, sums = prefill.attention(query, key, value, rows, visible, 0.125)
+            output, sums = prefill.attention(query, key, value, rows, visible, 0.125, causal)
         assert output.dtype == dtype and sums.dtype == torch.float32
-        expected, expected_sums = reference.attention(query, key, value, rows, visible, 0.125)
+        expected, expected_sums = reference.attention_naive(query, key, value, rows, visible, 0.125, causal)
         tolerance = 2 * TOLERANCE[dtype]
         torch.testing.assert_close(output, expected, atol=tolerance, rtol=0)
         torch.testing.assert_close(sums, expected_sums, atol=tolerance, rtol=tolerance)
         assert not sums.masked_select(~visible[:, None]).any()
+
+    @dtypes
+    @pytest.mark.parametrize("heads", [1, 16])
+    def test_all_to_all_as_a_tower_attends(self, heads: int, dtype: torch.dtype) -> None:
+        query, key, value = (heads_apart(random(1, heads, 145, 72, seed=seed)).to(dtype) for seed in range(3))
+        visible, rows = torch.ones(1, 145, dtype=torch.bool), torch.zeros(1, 0, 145, dtype=torch.bool)
+        output, _ = prefill.attention(query, key, value, rows, visible, 72**-0.5, causal=False)
+        expected = functional.scaled_dot_product_attention(query.float(), key.float(), value.float())
+        torch.testing.assert_close(output.float(), expected, atol=TOLERANCE[dtype], rtol=0)
+
+    @pytest.mark.parametrize("causal", [False, True])
+    def test_in_bfloat16_threads_change_no_bit(self, causal: bool) -> None:
+        if not prefill.leads_attention(torch.bfloat16):
+            pytest.skip("its products are torch's, whose order is torch's affair")
+        query, key, value = (heads_apart(random(2, 4, 150, 80, seed=seed)).bfloat16() for seed in range(3))
+        rows, visible = random(2, 2, 150, seed=3) > 0, random(2, 150, seed=4) > -1
+        before, results = torch.get_num_threads(), []
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            results.append(prefill.attention(query, key, value, rows, visible, 0.125, causal))
+        torch.set_num_threads(before)
+        for other in results[1:]:
+            assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+    @pytest.mark.parametrize("causal", [False, True])
+    def test_padding_in_front_changes_no_bit(self, causal: bool) -> None:
+        query, key, value = (heads_apart(random(1, 2, 70, 64, seed=seed)).bfloat16() for seed in range(3))
+        rows, visible = random(1, 2, 70, seed=3) > 0, torch.arange(70)[None] >= 9
+        output, sums = prefill.attention(query, key, value, rows, visible, 0.125, causal)
+        parts = (query[:, :, 9:], key[:, :, 9:], value[:, :, 9:], rows[:, :, 9:], visible[:, 9:])
+        if causal:
+            assert torch.equal(output[:, :, 9:], prefill.attention(*parts, 0.125)[0])
+            assert not output[:, :, :9].any()
+        else:
+            expected, _ = reference.attention_naive(query, key, value, rows, visible, 0.125, causal=False)
+            torch.testing.assert_close(output, expected, atol=TOLERANCE[torch.bfloat16], rtol=0)
+        assert not sums[..., :9].any()
 
     @dtypes
     def test_a_sample_is_the_same_alone_and_in_a_batch(self, dtype: torch.dtype) -> None:

@@ -50,10 +50,11 @@ class TestStorage:
     queries=st.integers(1, 9),
     past=st.integers(0, 4),
     chunk=st.integers(1, 200),
+    causal=st.booleans(),
     seed=st.integers(0, 999),
 )
 def test_attention_equals_the_naive_version(
-    batch: int, groups: int, shared: int, queries: int, past: int, chunk: int, seed: int
+    batch: int, groups: int, shared: int, queries: int, past: int, chunk: int, causal: bool, seed: int
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
     query = torch.randn(batch, groups * shared, queries, 8, generator=generator)
@@ -62,12 +63,12 @@ def test_attention_equals_the_naive_version(
     rows = torch.rand(batch, 2, queries, generator=generator) < 0.5
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reference_attention, "_CHUNK", chunk)
-        output, sums = attention(query, key, value, rows, visible, 0.3)
-    expected, expected_sums = attention_naive(query, key, value, rows, visible, 0.3)
+        output, sums = attention(query, key, value, rows, visible, 0.3, causal)
+    expected, expected_sums = attention_naive(query, key, value, rows, visible, 0.3, causal)
     torch.testing.assert_close(output, expected, atol=1e-5, rtol=0)
     torch.testing.assert_close(sums, expected_sums, atol=1e-5, rtol=0)
     # A row of attention adds up to one, or to nothing if it sees no key; and nothing goes to a hidden key.
-    earlier = torch.ones(queries, past + queries, dtype=torch.bool).tril(past)
+    earlier = torch.ones(queries, past + queries, dtype=torch.bool).tril(past if causal else past + queries)
     sees = (visible[:, None] & earlier).any(dim=-1)
     torch.testing.assert_close(sums.sum(dim=-1), (rows & sees[:, None]).sum(dim=-1).float(), atol=1e-4, rtol=0)
     assert not sums.masked_select(~visible[:, None]).any()

@@ -325,15 +325,16 @@ PREFILLS = {
 }
 
 
+@pytest.mark.parametrize("causal", [True, False], ids=["causal", "all to all"])
 @pytest.mark.parametrize(("batch", "heads", "groups", "queries", "length", "width"), PREFILLS.values(), ids=PREFILLS)
 def test_attention_and_its_sums_are_the_references(
-    interpret: Call, batch: int, heads: int, groups: int, queries: int, length: int, width: int
+    interpret: Call, batch: int, heads: int, groups: int, queries: int, length: int, width: int, causal: bool
 ) -> None:
     query, key = random(batch, heads, queries, width), random(batch, groups, length, width, seed=1)
     rows, visible = random(batch, 2, queries, seed=2) > 0, random(batch, length, seed=3) > -0.5
-    # The first query, or more, sees nothing.
+    # If causal the first query, or more, sees nothing.
     visible[:, : length - queries + 1] = queries == 1
-    arguments = query, key, key.flip(-1), rows, visible, width**-0.5
+    arguments = query, key, key.flip(-1), rows, visible, width**-0.5, causal
     output, sums = interpret(TRITON.attention, *arguments)
     expected, expected_sums = reference_attention.attention_naive(*arguments)
     torch.testing.assert_close(output, expected, rtol=1e-4, atol=1e-5)

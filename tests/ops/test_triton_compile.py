@@ -119,8 +119,9 @@ def test_cache_and_decode(compiled: list[Any], width: int, hadamard: int) -> Non
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bfloat16", "float32"])
 @pytest.mark.parametrize("queries", [1, 640])
-def test_attention(compiled: list[Any], queries: int, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("causal", [True, False], ids=["causal", "all to all"])
+def test_attention(compiled: list[Any], causal: bool, queries: int, dtype: torch.dtype) -> None:
     query, key = torch.zeros(1, 8, queries, 128, dtype=dtype), torch.zeros(1, 2, 640, 128, dtype=dtype)
     rows, visible = torch.ones(1, 2, queries, dtype=torch.bool), torch.ones(1, 640, dtype=torch.bool)
-    TRITON.attention(query, key, key, rows, visible, 0.1)
+    TRITON.attention(query, key, key, rows, visible, 0.1, causal)
     assert names(compiled) == ["_forward", "_columns"]

@@ -43,7 +43,7 @@ def attention(
     (batch, heads, queries, width), (groups, length) = query.shape, key.shape[1:3]
     query, key, value = (rows_of(x.detach()) for x in (query, key, value))
     # Each group of heads shares keys, and the queries are the last tokens.
-    fitting = batch, heads - heads % max(1, groups), min(queries, length), width
+    fitting = batch, heads - heads % max(1, groups), min(queries, length) if causal else queries, width
     require("queries", query, fitting, *FLOATS, rows=True)
     require("keys", key, (batch, groups, length, width), *FLOATS, rows=True)
     require("values", value, (batch, groups, length, width), *FLOATS, rows=True)
