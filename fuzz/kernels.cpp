@@ -84,26 +84,29 @@ int64_t part_of(int64_t columns, int64_t limit) { return std::min(limit, columns
 
 // A random weight, as the checkpoint holds it and as the kernels take it.
 struct Weight {
-    int64_t outputs, columns, group;
+    int64_t outputs, columns, bits, group;
     std::vector<uint8_t> packed, steps;
     std::vector<float> scale, bias;
 
-    explicit Weight(int64_t columns) : outputs(draw(0, 150)), columns(columns), group(part_of(columns, power(3, 8))) {
-        packed = bits<uint8_t>(outputs * columns / 2);
+    explicit Weight(int64_t columns)
+        : outputs(draw(0, 150)), columns(columns), bits(chance(3) ? 8 : 4),
+          group(bits == 8 ? columns : part_of(columns, power(3, 8))) {
+        packed = ::bits<uint8_t>(outputs * columns * bits / 8);
         // A weight of the lowest numbers alone makes the largest sums.
         if (chance(10)) std::fill(packed.begin(), packed.end(), uint8_t(0));
-        steps.resize(round_up(outputs, OUTPUTS) * (columns / group), 1);
+        if (bits == 4) steps.resize(round_up(outputs, OUTPUTS) * (columns / group));
         for (uint8_t& step : steps) step = uint8_t(chance(3) ? 16 : draw(1, 16));
         for (int64_t n = 0; n < outputs; n++) scale.push_back(0.01f * float(draw(1, 100)));
         if (chance(2)) bias.resize(outputs, 0.5f);
         scale.shrink_to_fit();
     }
     int whole(int64_t n, int64_t k) const {
+        if (bits == 8) return packed[n * columns + k] - 128;
         const int q = (packed[(n * columns + k) / 2] >> (k % 2 * 4) & 15) - 8;
         return q * steps[(n / OUTPUTS * (columns / group) + k / group) * OUTPUTS + n % OUTPUTS];
     }
     Weights into(void* y) const {
-        return {packed.data(), steps.data(), scale.data(), bias.empty() ? nullptr : bias.data(), y, outputs, group};
+        return {packed.data(), steps.data(), scale.data(), bias.empty() ? nullptr : bias.data(), y, outputs, group, bits};
     }
 };
 

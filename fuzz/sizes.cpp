@@ -23,28 +23,38 @@ const Sizes WIDTHS = {0, -64, 4, 60, 68, 1032}, HEAD_BLOCKS = {-1, -64, 3, 24, 4
 // Of 192 channels, of which blocks are powers of two up to 64; sums over 131,072 and more overflow.
 const Sizes COLUMNS = {-192, 0, 191, 100, 32, 131072, 192 << 20}, BLOCKS = {-1, -64, 3, 24, 48, 96, 128, 192, 512};
 const Sizes GROUPS = {0, 1, 2, 4, -64, 24, 48, 96, 128, 512}, BITS = {-1, 0, 1, 2, 3, 5, 16}, FUNCTIONS = {-1, quota::ACTIVATIONS};
+// Of weights: only those of 8 bits have a group that is the row.
+const Sizes FEW_BITS = {-1, 0, 2, 3, 5, 8, 16}, MANY_BITS = {-1, 0, 2, 3, 4, 5, 16}, NO_ROWS = {-192, 0, 1, 64, 384};
 
-Weights of(int64_t outputs, int64_t group) { return {nullptr, nullptr, nullptr, nullptr, nullptr, outputs, group}; }
+Weights of(int64_t outputs, int64_t group, int64_t bits) {
+    return {nullptr, nullptr, nullptr, nullptr, nullptr, outputs, group, bits};
+}
 quota::PackedTensor of(int64_t hadamard) { return {{}, 0, 0, 0, 0, 0, 0, {hadamard, nullptr, nullptr, nullptr}}; }
+
+int call_sums(const Sizes& s) {
+    const Weights weight = of(s[4], s[5], s[6]);
+    return quota_sums(int(s[0]), int(s[1]), nullptr, s[2], s[3], &weight);
+}
 
 std::vector<Case> cases() {
     const Sizes isas = {-1, quota_best_isa() + 1};
     std::vector<Case> all = {
         {"linear",
-         {0, 1, 0, 3, 192, 64, 64, 4, 5, 64, 1},
-         {isas, THREADS, TYPES, NEGATIVE, COLUMNS, BLOCKS, GROUPS, BITS, NEGATIVE, GROUPS, NEGATIVE},
+         {0, 1, 0, 3, 192, 64, 64, 4, 5, 64, 1, 4},
+         {isas, THREADS, TYPES, NEGATIVE, COLUMNS, BLOCKS, GROUPS, BITS, NEGATIVE, GROUPS, NEGATIVE, FEW_BITS},
          [](const Sizes& s) {
-             const Weights weight = of(s[8], s[9]);
+             const Weights weight = of(s[8], s[9], s[11]);
              return quota_linear(int(s[0]), int(s[1]), nullptr, int(s[2]), s[3], s[4], s[5], s[6], int(s[7]), &weight,
                                  s[10]);
          }},
         {"sums",
-         {0, 1, 3, 192, 5, 64},
-         {isas, THREADS, NEGATIVE, COLUMNS, NEGATIVE, GROUPS},
-         [](const Sizes& s) {
-             const Weights weight = of(s[4], s[5]);
-             return quota_sums(int(s[0]), int(s[1]), nullptr, s[2], s[3], &weight);
-         }},
+         {0, 1, 3, 192, 5, 64, 4},
+         {isas, THREADS, NEGATIVE, COLUMNS, NEGATIVE, GROUPS, FEW_BITS},
+         call_sums},
+        {"sums of bytes",
+         {0, 1, 3, 192, 5, 192, 8},
+         {isas, THREADS, NEGATIVE, COLUMNS, NEGATIVE, NO_ROWS, MANY_BITS},
+         call_sums},
         {"quantize",
          {0, 1, 0, 3, 192, 64, 64, 4},
          {isas, THREADS, TYPES, NEGATIVE, COLUMNS, BLOCKS, GROUPS, BITS},

@@ -1,8 +1,8 @@
 """The linear operator on the CPU: the C++ kernels of `src/linear*` behind the backend's interface.
 
 Rotation, quantisation, integer product, scales and bias are one call for all weights that read the same inputs. Packed
-weights are read as the checkpoint holds them; what is prepared is their steps, a byte for a group of weights, in the
-order in which the kernels take them.
+weights are read as the checkpoint holds them; what is prepared is the steps of 4-bit ones, a byte for a group of
+weights, in the order in which the kernels take them. Weights of 8 bits have no steps.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from quota.ops.interface import InputSpec, LinearSpec, LinearWeight
 from quota.ops.reference.backend import LARGEST_COLUMNS, shared_inputs
 
 SMALLEST_GROUP = 8
-"""Channels that one 32-bit word of packed weights holds."""
+"""Channels that one 32-bit word of packed 4-bit weights holds."""
 LARGEST_GROUP = 256
 OUTPUTS = 16
 """Outputs whose steps stand together: OUTPUTS in src/linear.h."""
@@ -31,13 +31,9 @@ _WORK = "the linear operator"
 
 def lacks(spec: LinearSpec) -> str | None:
     """Why these kernels cannot run such a layer; None if they can."""
-    if spec.bits != 4:
-        return f"its kernels are for 4-bit weights, not {spec.bits}"
     if spec.columns > LARGEST_COLUMNS:
         return f"sums over {spec.columns} channels do not fit 32 bits"
-    if not _is_group(spec.group):
-        return f"its kernels take weight groups of {SMALLEST_GROUP} to {LARGEST_GROUP} channels, not {spec.group}"
-    return lacks_inputs(spec.inputs)
+    return _lacks_weights(spec) or lacks_inputs(spec.inputs)
 
 
 def lacks_inputs(inputs: InputSpec) -> str | None:
@@ -102,6 +98,16 @@ def quantize(x: Tensor, inputs: InputSpec) -> tuple[Tensor, Tensor]:
     return values, scale
 
 
+def _lacks_weights(spec: LinearSpec) -> str | None:
+    if spec.bits not in (4, 8):
+        return f"its kernels are for 4- and 8-bit weights, not {spec.bits}"
+    if spec.bits == 8 and spec.group != spec.columns:
+        return f"its kernels take 8-bit weights with one scale a row, not in groups of {spec.group} channels"
+    if spec.bits == 4 and not _is_group(spec.group):
+        return f"its kernels take weight groups of {SMALLEST_GROUP} to {LARGEST_GROUP} channels, not {spec.group}"
+    return None
+
+
 def _is_group(group: int) -> bool:
     return SMALLEST_GROUP <= group <= LARGEST_GROUP and group & (group - 1) == 0
 
@@ -109,22 +115,28 @@ def _is_group(group: int) -> bool:
 def _fields(weight: LinearWeight, y: Tensor) -> tuple[int | None, ...]:
     """`Weights` in src/linear.h, field by field, with `y` for its result."""
     spec, bias = weight.spec, weight.bias
-    if not _is_group(spec.group):
-        raise QuotaError(f"the cpu backend cannot run this: {lacks(spec)}; choose another backend")
-    groups = spec.columns // spec.group
-    if "cpu" not in weight.prepared:
-        address("weight steps", weight.step, (spec.rows, groups), torch.uint8)
-        weight.prepared["cpu"] = _prepared(weight.step)
-    blocks = -(-spec.rows // OUTPUTS)
+    lacking = _lacks_weights(spec)
+    if lacking is not None:
+        raise QuotaError(f"the cpu backend cannot run this: {lacking}; choose another backend")
     return (
-        address("packed weights", weight.packed, (spec.rows, spec.columns // SMALLEST_GROUP), torch.int32),
-        address("weight steps", weight.prepared["cpu"], (blocks, groups, OUTPUTS), torch.uint8),
+        address("packed weights", weight.packed, (spec.rows, spec.columns * spec.bits // 32), torch.int32),
+        _steps(weight) if spec.bits == 4 else 0,
         address("weight scales", weight.scale, (spec.rows,), torch.float32),
         0 if bias is None else address("bias", bias, (spec.rows,), torch.float32),
         y.data_ptr(),
         spec.rows,
         spec.group,
+        spec.bits,
     )
+
+
+def _steps(weight: LinearWeight) -> int | None:
+    """Where the steps stand as the kernels take them."""
+    rows, groups = weight.spec.rows, weight.spec.columns // weight.spec.group
+    if "cpu" not in weight.prepared:
+        address("weight steps", weight.step, (rows, groups), torch.uint8)
+        weight.prepared["cpu"] = _prepared(weight.step)
+    return address("weight steps", weight.prepared["cpu"], (-(-rows // OUTPUTS), groups, OUTPUTS), torch.uint8)
 
 
 def _prepared(step: Tensor) -> Tensor:

@@ -58,7 +58,31 @@ struct Wide {
     static constexpr int64_t panel = PANEL;
     using Weight = int8_t;
 
-    // g q + MORE as [chunks, 2 tiles of outputs, 16, 16 outputs, 4 channels], the even ones of every 8 in front.
+    // Bytes as [chunks, 2 tiles of outputs, 16, 16 outputs, 4 channels], the even ones of every 8 in front.
+    template <int MORE>
+    static void unpack_bytes(const Product& job, int64_t first, int64_t chunk, int64_t chunks, int8_t* out) {
+        const int64_t end = job.x.columns / 8;
+        const __m128i evens_first = _mm_setr_epi8(0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15);
+        const I order = _mm512_broadcast_i32x4(evens_first), less = _mm512_set1_epi8(char(128 - MORE));
+        for (int64_t tile = 0; tile < 2; tile++) {
+            const Rows<OUTPUTS> rows(job, first + tile * OUTPUTS, chunk * CHUNK);
+            for (int64_t c = 0; c < chunks; c++) {
+                const int64_t left = end - (chunk + c) * 8;
+                const __mmask8 mask = __mmask8(left < 8 ? (1u << left) - 1 : 0xff);
+                I bytes[16];
+                for (int i = 0; i < 16; i++) {
+                    const I row = _mm512_maskz_loadu_epi64(mask, rows.packed[i] + c * CHUNK);
+                    bytes[i] = _mm512_sub_epi8(_mm512_shuffle_epi8(row, order), less);
+                }
+                transpose(bytes);
+                for (int i = 0; i < 16; i++) _mm512_store_si512(out + (c * 2 + tile) * 1024 + 64 * i, bytes[i]);
+                // Half of the next panel's share for each tile.
+                prefetch(job, first, panel, (chunk + c) * CHUNK + tile * CHUNK / 2, CHUNK / 2);
+            }
+        }
+    }
+
+    // g q + MORE in the same order.
     template <int MORE>
     static void unpack(const Product& job, int64_t first, int64_t chunk, int64_t chunks, int8_t* out) {
         switch (job.w.group) {

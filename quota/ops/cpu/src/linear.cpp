@@ -152,9 +152,14 @@ bool fits(const Tokens& x) {
            (x.bits == 8 || (x.bits == 4 && is_block(x.group, WORD, LARGEST, x.columns)));
 }
 
+bool fits(const Weights& w, int64_t columns) {
+    return w.outputs >= 0 && ((w.bits == 8 && w.group == columns) ||
+                              (w.bits == 4 && is_block(w.group, WORD, LARGEST, columns)));
+}
+
 bool fits(const Weights* weights, int64_t count, int64_t columns) {
     for (int64_t i = 0; i < count; i++)
-        if (weights[i].outputs < 0 || !is_block(weights[i].group, WORD, LARGEST, columns)) return false;
+        if (!fits(weights[i], columns)) return false;
     return true;
 }
 
@@ -179,7 +184,7 @@ int quota_linear(int isa, int threads, const void* x, int type, int64_t rows, in
 
 // For tests: S [rows, outputs] int32 of v [rows, columns], by the kernel that quota_linear would take, as y of the weight.
 int quota_sums(int isa, int threads, const int8_t* values, int64_t rows, int64_t columns, const Weights* weight) {
-    if (!runs_here(isa, threads) || !are_sizes({rows}) || !are_columns(columns) || !fits(weight, 1, columns))
+    if (!runs_here(isa, threads) || !are_sizes({rows}) || !are_columns(columns) || !fits(*weight, columns))
         return WRONG_SIZES;
     const Job job = {weight, 1, rows, columns, INTEGERS, 0};
     return run(isa, threads, job, [&](int64_t first, int64_t number, Values& to, int64_t row, float*) {

@@ -4,9 +4,10 @@
 //     y_tn = ((s_n S_tn) s_t) + b_n        S_tn = sum_k v_tk g_nj q_nk        int32, exactly, over all channels k
 //
 // Tokens become whole numbers v of a byte; a panel of outputs is unpacked to whole weights g q, and multiplied with all
-// tokens while it lies in the first-level cache. Weights are read as the checkpoint holds them: 8 channels of a row in
-// 4 bytes, even ones in the low nibbles. So the even channels of every 8 stand in front of the odd ones in v, and
-// unpacking needs no shuffle of bytes.
+// tokens while it lies in the first-level cache. Weights are read as the checkpoint holds them: of 4 bits, 8 channels
+// of a row in 4 bytes, even ones in the low nibbles. So the even channels of every 8 stand in front of the odd ones in
+// v, and unpacking needs no shuffle of bytes. Weights of 8 bits, a byte each and 128 more than they are, have no steps;
+// they are shuffled as they are read, so that one v serves both.
 //
 // No float operation is fused, and sums are exact: every instruction set gives the same bits, whatever the number of
 // rows, threads and weights.
@@ -78,12 +79,15 @@ struct Values {
 
 // One weight, and where its result goes: the layout that Python fills in, field by field.
 struct Weights {
-    const uint8_t* packed;  // [outputs, columns / 2]
-    const uint8_t* steps;   // [outputs / OUTPUTS, columns / group, OUTPUTS]
+    const uint8_t* packed;  // [outputs, columns * bits / 8]
+    const uint8_t* steps;   // [outputs / OUTPUTS, columns / group, OUTPUTS]; of 8 bits nothing
     const float* scale;     // [outputs]
     const float* bias;      // [outputs] or null
     void* y;                // [rows, outputs]
-    int64_t outputs, group;
+    int64_t outputs, group;  // with 8 bits the group is the row
+    int64_t bits;
+
+    int64_t bytes(int64_t channels) const { return channels * bits / 8; }
 };
 
 // A job of multiplying: all rows of x times the outputs [first, last) of w, `first` a multiple of PANEL.

@@ -13,6 +13,9 @@ struct Tiles : Wide {
     static void unpack(const Product& job, int64_t first, int64_t chunk, int64_t chunks, int8_t* out) {
         Wide::unpack<0>(job, first, chunk, chunks, out);
     }
+    static void unpack_bytes(const Product& job, int64_t first, int64_t chunk, int64_t chunks, int8_t* out) {
+        Wide::unpack_bytes<0>(job, first, chunk, chunks, out);
+    }
 
     // Tiles: four of sums (0 to 3), two of tokens (4, 5) and two of weights (6, 7).
     template <class Behind>

@@ -39,6 +39,8 @@ struct Lanes {
     static F load(const float* x) { return _mm256_loadu_ps(x); }
     static void store(float* out, F x) { _mm256_storeu_ps(out, x); }
     static void store_integers(int32_t* out, I x) { _mm256_storeu_si256(reinterpret_cast<I*>(out), x); }
+    static I repeat(int32_t x) { return _mm256_set1_epi32(x); }
+    static I add(I a, I b) { return _mm256_add_epi32(a, b); }
     static F set(float x) { return _mm256_set1_ps(x); }
     static F min(F a, F b) { return _mm256_min_ps(a, b); }
     static F max(F a, F b) { return _mm256_max_ps(a, b); }
@@ -122,6 +124,32 @@ struct Lanes {
         prefetch(job, first, panel, chunk * CHUNK, chunks * CHUNK);
     }
 
+    // The same order, four words of 8 channels at once.
+    static void unpack_bytes(const Product& job, int64_t first, int64_t chunk, int64_t chunks, int16_t* out) {
+        const int64_t words = job.x.columns / 8, end = words < (chunk + chunks) * 8 ? words : (chunk + chunks) * 8;
+        const I lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7), low = _mm256_set1_epi32(255);
+        for (int64_t half = 0; half < 2; half++) {
+            const Rows<width> rows(job, first + half * width, chunk * CHUNK);
+            for (int64_t word = chunk * 8; word < end; word += 4) {
+                const int64_t at = word - chunk * 8, count = end - word < 4 ? end - word : 4;
+                const I mask = _mm256_cmpgt_epi32(_mm256_set1_epi32(int(2 * count)), lanes);
+                I bytes[8];
+                for (int i = 0; i < width; i++)
+                    bytes[i] = _mm256_maskload_epi32(reinterpret_cast<const int*>(rows.packed[i] + at * 8), mask);
+                transpose(bytes);
+                for (int64_t j = 0; j < count; j++)
+                    for (int pair = 0; pair < 4; pair++) {
+                        const I one = _mm256_and_si256(_mm256_srli_epi32(bytes[2 * j], 8 * pair), low);
+                        const I other = _mm256_and_si256(_mm256_srli_epi32(bytes[2 * j + 1], 8 * pair), low);
+                        const I both = _mm256_or_si256(one, _mm256_slli_epi32(other, 16));
+                        store_integers(reinterpret_cast<int32_t*>(out + (((at + j) * 4 + pair) * 2 + half) * 16),
+                                       _mm256_sub_epi16(both, _mm256_set1_epi16(128)));
+                    }
+            }
+        }
+        prefetch(job, first, panel, chunk * CHUNK, chunks * CHUNK);
+    }
+
     template <class Behind>
     static void multiply(const Values& x, int64_t row, int64_t rows, int64_t chunk, int64_t chunks,
                          const int16_t* weights, int32_t* sums, Behind behind) {
@@ -194,6 +222,24 @@ struct Lanes {
             return _mm256_madd_epi16(_mm256_add_epi16(low, high), _mm256_set1_epi16(1));
         }
     };
+    // Products of two bytes would saturate in pairs, so both become 16-bit numbers.
+    struct ByteToken {
+        I values[4];
+
+        explicit ByteToken(const int8_t* from) {
+            const __m128i channels = _mm_setr_epi8(0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15);
+            for (int i = 0; i < 4; i++) {
+                const __m128i bytes = _mm_shuffle_epi8(load_half(from + 16 * i), channels);
+                values[i] = _mm256_cvtepi8_epi16(bytes);
+            }
+        }
+        I add(I sums, const uint8_t* row) const {
+            for (int i = 0; i < 4; i++)
+                sums = Lanes::add(sums, _mm256_madd_epi16(_mm256_cvtepu8_epi16(load_half(row + 16 * i)), values[i]));
+            return sums;
+        }
+        static __m128i load_half(const void* from) { return _mm_loadu_si128(static_cast<const __m128i*>(from)); }
+    };
     static void add_up(const I* parts, I* sums) {
         const I low = _mm256_hadd_epi32(_mm256_hadd_epi32(parts[0], parts[1]), _mm256_hadd_epi32(parts[2], parts[3]));
         const I high = _mm256_hadd_epi32(_mm256_hadd_epi32(parts[4], parts[5]), _mm256_hadd_epi32(parts[6], parts[7]));
@@ -220,6 +266,7 @@ void measure_avx2(const Tokens& x, int64_t first, int64_t count, float* errors, 
 }
 
 void multiply_avx2(const Product& job) {
-    if (is_one_token(job)) return multiply_one_token<Lanes>(job);
-    multiply<Lanes>(job);
+    if (!is_one_token(job)) return multiply<Lanes>(job);
+    if (job.w.bits == 8) return multiply_one_token_by_bytes<Lanes>(job);
+    multiply_one_token<Lanes>(job);
 }

@@ -9,6 +9,8 @@ namespace {
 struct Lanes : Wide {
     static void store(float* out, F x) { _mm512_storeu_ps(out, x); }
     static void store_integers(int32_t* out, I x) { _mm512_storeu_si512(out, x); }
+    static I repeat(int32_t x) { return _mm512_set1_epi32(x); }
+    static I add(I a, I b) { return _mm512_add_epi32(a, b); }
     static F min(F a, F b) { return _mm512_min_ps(a, b); }
     static F max(F a, F b) { return _mm512_max_ps(a, b); }
     static F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
@@ -65,6 +67,9 @@ struct Lanes : Wide {
     static void unpack(const Product& job, int64_t first, int64_t chunk, int64_t chunks, int8_t* out) {
         Wide::unpack<128>(job, first, chunk, chunks, out);
     }
+    static void unpack_bytes(const Product& job, int64_t first, int64_t chunk, int64_t chunks, int8_t* out) {
+        Wide::unpack_bytes<128>(job, first, chunk, chunks, out);
+    }
     template <class Behind>
     static void multiply(const Values& x, int64_t row, int64_t rows, int64_t chunk, int64_t chunks,
                          const int8_t* weights, int32_t* sums, Behind behind) {
@@ -120,6 +125,15 @@ struct Lanes : Wide {
             return _mm512_dpbusd_epi32(sums, _mm512_and_si512(_mm512_srli_epi16(packed, 4), nibble), odd);
         }
     };
+    struct ByteToken {
+        I values;
+
+        explicit ByteToken(const int8_t* from) {
+            const __m128i channels = _mm_setr_epi8(0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15);
+            values = _mm512_shuffle_epi8(_mm512_loadu_si512(from), _mm512_broadcast_i32x4(channels));
+        }
+        I add(I sums, const uint8_t* row) const { return _mm512_dpbusd_epi32(sums, _mm512_loadu_si512(row), values); }
+    };
     // Lanes 0 .. 7 of a row's are the first group's, 8 .. 15 the second's.
     static void add_up(const I* parts, I* sums) {
         I quad[4], half[2];
@@ -153,6 +167,7 @@ void measure_avx512(const Tokens& x, int64_t first, int64_t count, float* errors
 }
 
 void multiply_avx512(const Product& job) {
-    if (is_one_token(job)) return multiply_one_token<Lanes>(job);
-    multiply<Lanes>(job);
+    if (!is_one_token(job)) return multiply<Lanes>(job);
+    if (job.w.bits == 8) return multiply_one_token_by_bytes<Lanes>(job);
+    multiply_one_token<Lanes>(job);
 }

@@ -65,6 +65,14 @@ struct Lanes {
             }
     }
 
+    static void unpack_bytes(const Product& job, int64_t first, int64_t chunk, int64_t chunks, int8_t* out) {
+        const Rows<PANEL> rows(job, first, chunk * CHUNK);
+        const int64_t left = job.x.columns - chunk * CHUNK, count = chunks * CHUNK < left ? chunks * CHUNK : left;
+        for (int64_t i = 0; i < PANEL; i++, out += CHUNKS * CHUNK)
+            for (int64_t k = 0; k < count; k++)
+                out[k / 8 * 8 + k % 8 / 2 + k % 2 * 4] = int8_t(rows.packed[i][k] - 128);
+    }
+
     template <class Behind>
     static void multiply(const Values& x, int64_t row, int64_t, int64_t chunk, int64_t chunks, const int8_t* weights,
                          int32_t* sums, Behind behind) {

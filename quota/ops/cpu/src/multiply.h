@@ -5,6 +5,7 @@
 //     panel, rows                  outputs of a panel, at most PANEL; rows that `multiply` takes at once
 //     Weight                       an unpacked weight; a panel of CHUNKS chunks has panel * CHUNKS * CHUNK of them
 //     unpack(job, first, chunk, chunks, out)    g q of the outputs from `first` on, however `multiply` likes them
+//     unpack_bytes                 the same of 8-bit weights
 //     multiply(x, row, rows, chunk, chunks, weights, sums, behind)    adds the products of such rows and chunks to
 //                                  `sums` [rows, PANEL]; sets them with chunk 0. Calls behind() when most is done.
 //     width, F, set, load, whole, store_result   vectors of floats; from int32; to any type
@@ -56,7 +57,8 @@ inline void multiply(const Product& job) {
         const Finish<V> finish(job, first, V::panel);
         for (int64_t chunk = 0; chunk < x.chunks(); chunk += CHUNKS) {
             const int64_t chunks = x.chunks() - chunk < CHUNKS ? x.chunks() - chunk : CHUNKS;
-            V::unpack(job, first, chunk, chunks, unpacked.weights);
+            if (job.w.bits == 8) V::unpack_bytes(job, first, chunk, chunks, unpacked.weights);
+            else V::unpack(job, first, chunk, chunks, unpacked.weights);
             // The sums of some rows are finished while those of the next are made.
             int64_t ready = 0;
             const bool last = chunk + chunks == x.chunks();
@@ -71,16 +73,16 @@ inline void multiply(const Product& job) {
     }
 }
 
-// What is stored of the 8 channels in one word of packed weights: the pointers of so many rows. Those past the last
-// output are the last once more.
+// What is stored from `channel`, a multiple of 8, on: the pointers of so many rows. Those past the last output are the
+// last once more.
 template <int COUNT>
 struct Rows {
     const uint8_t* packed[COUNT];
 
     Rows(const Product& job, int64_t first, int64_t channel) {
-        const int64_t bytes = job.x.columns / 2, last = job.w.outputs - 1;
+        const int64_t bytes = job.w.bytes(job.x.columns), last = job.w.outputs - 1;
         for (int64_t i = 0; i < COUNT; i++)
-            packed[i] = job.w.packed + (first + i < last ? first + i : last) * bytes + channel / 2;
+            packed[i] = job.w.packed + (first + i < last ? first + i : last) * bytes + job.w.bytes(channel);
     }
 };
 
@@ -95,9 +97,9 @@ inline const uint8_t* steps_of(const Product& job, int64_t output, int64_t chann
 // `channel` on take up in so many rows. Processors do not foresee jumps from row to row. Into the second-level cache:
 // rows whose lengths are powers of two would push one another out of the first.
 inline void prefetch(const Product& job, int64_t first, int64_t outputs, int64_t channel, int64_t count) {
-    const uint8_t* next = job.w.packed + (first + outputs) * (job.x.columns / 2);
-    const int64_t end = (channel + count) * outputs / 2;
-    for (int64_t at = channel * outputs / 2; at < end; at += 64) __builtin_prefetch(next + at, 0, 2);
+    const uint8_t* next = job.w.packed + (first + outputs) * job.w.bytes(job.x.columns);
+    const int64_t end = job.w.bytes(channel + count) * outputs;
+    for (int64_t at = job.w.bytes(channel) * outputs; at < end; at += 64) __builtin_prefetch(next + at, 0, 2);
 }
 
 }  // namespace
