@@ -43,14 +43,30 @@ def test_random_calls_are_clean(variant: str, compiler: str, calls: int, tmp_pat
     assert done.stdout.startswith(f"{calls} calls")
 
 
-@pytest.mark.skipif(
+needs_gcc = pytest.mark.skipif(
     shutil.which("g++") is None or platform.machine() != "x86_64", reason="g++ for x86-64 is not installed"
 )
+
+
+def assembly(file: str, folder: Path, *flags: str) -> list[str]:
+    """Lines of what GCC makes of a file with the product's flags and these."""
+    setup, out = runpy.run_path(str(ROOT / "setup.py")), folder / "kernels.s"
+    special = setup["INSTRUCTION_SETS"][file.removesuffix(".cpp").rpartition("_")[2]]
+    command = ["g++", *setup["FLAGS"], *special, *flags, "-S", ROOT / setup["SOURCES"] / file, "-o", out]
+    subprocess.run(command, check=True)
+    return out.read_text().splitlines()
+
+
+@needs_gcc
 @pytest.mark.parametrize("file", ["linear_amx.cpp", "attention_amx.cpp"])
 def test_the_layout_of_tiles_is_a_constant(file: str, tmp_path: Path) -> None:
     """Of a local one GCC 12 drops what it believes nobody reads; few machines have the tiles to find that out."""
-    setup, assembly = runpy.run_path(str(ROOT / "setup.py")), tmp_path / "kernels.s"
-    flags = ["-std=c++17", "-O1", "-fno-inline", "-Wno-psabi", "-fopenmp", *setup["INSTRUCTION_SETS"]["amx"]]
-    subprocess.run(["g++", *flags, "-S", ROOT / setup["SOURCES"] / file, "-o", assembly], check=True)
-    [load] = [line for line in assembly.read_text().splitlines() if "ldtilecfg" in line]
+    [load] = [line for line in assembly(file, tmp_path, "-O1", "-fno-inline") if "ldtilecfg" in line]
     assert load.endswith("(%rip)")
+
+
+@needs_gcc
+@pytest.mark.parametrize("file", ["linear_avx2.cpp", "linear_avx512.cpp", "linear_amx.cpp"])
+def test_the_rows_behind_a_panel_are_fetched(file: str, tmp_path: Path) -> None:
+    """GCC drops calls of a function that does nothing else; no result tells."""
+    assert any("prefetcht1" in line for line in assembly(file, tmp_path))
