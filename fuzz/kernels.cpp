@@ -106,13 +106,15 @@ struct Weight {
         return q * steps[(n / OUTPUTS * (columns / group) + k / group) * OUTPUTS + n % OUTPUTS];
     }
     Weights into(void* y) const {
-        return {packed.data(), steps.data(), scale.data(), bias.empty() ? nullptr : bias.data(), y, outputs, group, bits};
+        const float* const added = bias.empty() ? nullptr : bias.data();
+        return {packed.data(), steps.data(), scale.data(), added, y, outputs, group, bits};
     }
 };
 
-// Mostly few, sometimes enough for several threads to take tokens of their own, or several blocks of channels.
-int64_t draw_rows() { return chance(4) ? draw(41, 170) : draw(0, 40); }
-int64_t draw_columns() { return 8 * (chance(4) ? draw(41, 200) : draw(1, 40)); }
+// Mostly few, sometimes enough for several threads to take tokens of their own, or several blocks of channels; often one
+// token, and whole chunks, as kernels of one token take them.
+int64_t draw_rows() { return chance(4) ? 1 : chance(4) ? draw(41, 170) : draw(0, 40); }
+int64_t draw_columns() { return chance(3) ? CHUNK * draw(1, 25) : 8 * (chance(4) ? draw(41, 200) : draw(1, 40)); }
 
 void linear() {
     const int64_t rows = draw_rows(), columns = draw_columns(), count = draw(0, 3);

@@ -294,6 +294,21 @@ def test_a_place_outside_the_batch_is_refused() -> None:
             call("cut", "places", places.index_fill(1, torch.tensor(3), wrong))
 
 
+@pytest.mark.parametrize(
+    "packed",
+    [
+        pytest.param(WEIGHT.packed, id="of 4 bits"),
+        pytest.param(torch.ones(N - 1, K // 4, dtype=torch.int32), id="a row less"),
+        pytest.param(torch.ones(N, K, dtype=torch.int8), id="bytes"),
+        pytest.param(torch.ones(K // 4, N, dtype=torch.int32).T, id="other order"),
+    ],
+)
+def test_what_is_not_packed_in_8_bits_is_refused(packed: Tensor) -> None:
+    weight = replace(make_weight(N, K, 8), packed=packed)
+    with pytest.raises(QuotaError, match="packed weights"):
+        linear.linear(random(M, K), [weight])
+
+
 def test_heads_that_do_not_share_keys_evenly_are_refused() -> None:
     with pytest.raises(QuotaError, match="takes queries"):
         call("attention", "queries", random(B, 3, T, D))
