@@ -293,15 +293,6 @@ def test_weights_of_4_and_8_bits_read_one_input(isa: str, rows: int) -> None:
             assert torch.equal(y, linear(x, weight))
 
 
-def test_no_byte_behind_the_last_weight_is_read() -> None:
-    # Of a tensor that ends with its page what lies behind is another's; here it is made to differ.
-    weight, x, results = layer((37, 200, 8, 8), weight_bits=8), tokens(9, 200), []
-    for fill in (0, -1):
-        longer = torch.cat((weight.packed.flatten(), torch.full((64,), fill, dtype=torch.int32)))
-        results.append(linear(x, replace(weight, packed=longer[: weight.packed.numel()].view_as(weight.packed))))
-    assert torch.equal(results[0], results[1])
-
-
 def spec(bits: int = 4, group: int = 64, columns: int = 64, inputs: int = 4, inputs_group: int = 64) -> LinearSpec:
     return LinearSpec(8, bits, group, InputSpec(columns, inputs, inputs_group, 0))
 
