@@ -42,8 +42,9 @@ processor = AutoProcessor.from_pretrained("this/folder")
 ## Without quota
 
 The weights are in the "pack-quantized" format of compressed-tensors, so transformers loads them without quota too. It
-is slower then (weights are unpacked, and multiplied in floating point), keeps every visual token, and the KV cache in
-16 bits.{stock}
+is slower then (weights are unpacked, and multiplied in floating point), keeps every visual token and the KV cache in
+16 bits, and rounds activations to a float scale for every group, where quota has whole steps inside a token's scale: as
+close to the original, and not the same bits.{stock}
 """
 
 _RETENTION = "- **Retention:"

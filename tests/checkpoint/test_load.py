@@ -110,7 +110,12 @@ def edit_recipe(**changes: Any) -> Callable[[Path], None]:
             id="impossible scheme",
         ),
         pytest.param(
-            edit_config(lambda config: config["quota"].update(version=2)), "version", id="settings of a later version"
+            edit_config(lambda config: config["quota"].update(version=3)), "version", id="settings of a later version"
+        ),
+        pytest.param(
+            edit_config(lambda config: config["quota"].update(version=1)),
+            "of an older version of quota, .* compress the original model again",
+            id="settings of the version before",
         ),
         pytest.param(
             edit_config(lambda config: config["quota"].update(colour="red")),
@@ -213,9 +218,9 @@ def test_dequantizing_is_refused(quota_folder: Path) -> None:
 
 
 def stock_checkpoint(folder: Path) -> Any:
-    """A scheme that compressed-tensors expresses in full, without pruning; returns our model."""
+    """A scheme that compressed-tensors computes to the last rounding, without pruning; returns our model."""
     model = make_model()
-    quantize_only(model, processor(), SAMPLES, QuantizationScheme(hadamard=0, kv_bits=16))
+    quantize_only(model, processor(), SAMPLES, QuantizationScheme(activation_bits=16, hadamard=0, kv_bits=16))
     quota.save_pretrained(model, processor(), folder)
     return model
 
@@ -274,7 +279,9 @@ def test_without_quota_an_unrotated_checkpoint_gives_the_same_logits(tmp_path: P
 @pytest.mark.parametrize("transforms", ["hadamard", "learned"])
 def test_without_quota_the_lines_of_the_card_give_the_same_logits(transforms: Any, tmp_path: Path) -> None:
     model = make_model()
-    quantize_only(model, processor(), SAMPLES, QuantizationScheme(kv_bits=16, transforms=transforms))
+    # Of 16 bits, as other loaders round activations in their own way.
+    scheme = QuantizationScheme(activation_bits=16, kv_bits=16, transforms=transforms)
+    quantize_only(model, processor(), SAMPLES, scheme)
     quota.save_pretrained(model, processor(), tmp_path / "out")
     stock = logits_without_quota(tmp_path / "out", "card")
     torch.testing.assert_close(stock, logits(model), rtol=1e-4, atol=1e-5)
