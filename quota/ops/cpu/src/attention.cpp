@@ -130,8 +130,8 @@ int quota_attention(int isa, int threads, const void* query, const void* key, co
                     int64_t width, int causal, const uint8_t* visible, const uint8_t* sets, int64_t set_count,
                     float scaling, float* sums, void* tiles) {
     if (!runs_here(isa, threads) || !has_bf16(isa) ||
-        !are_sizes({heads, groups - 1, queries, length - (causal ? queries : 0), width - 1, set_count}) ||
-        heads % groups != 0)
+        !are_sizes({heads, groups - 1, queries, length - (causal ? queries : 0), set_count}) || heads % groups != 0 ||
+        width <= 0)
         return WRONG_SIZES;
     const quota::PrefillKernels& kernels = *quota::prefill_kernels(isa);
     const auto rows = [&](const void* first, int64_t index) {
