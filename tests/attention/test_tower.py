@@ -148,7 +148,8 @@ def test_a_pass_that_fails_in_a_block_leaves_the_users_choice() -> None:
         assert model.config.vision_config._attn_implementation == NAME
         raise RuntimeError("no more memory")
 
-    handle = family(model).tower_blocks[1].mlp.register_forward_pre_hook(fail)
+    block: Any = family(model).tower_blocks[1]
+    handle = block.mlp.register_forward_pre_hook(fail)
     with pytest.raises(RuntimeError, match="no more memory"):
         model(**batch)
     assert model.config.vision_config._attn_implementation == "sdpa"

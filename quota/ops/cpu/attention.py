@@ -53,7 +53,7 @@ def attention(
     sums = torch.zeros(batch, rows.shape[1], length)
     if not query.numel():
         return output, sums
-    with_torch = not leads_attention(query.dtype)
+    one_kernel = leads_attention(query.dtype) and key.dtype == value.dtype == query.dtype
     for sample in range(batch):
         # Padding stands in front. Cut off, it cannot change a bit of what the others do.
         first = visible[sample].numpy().tobytes().find(1)
@@ -70,7 +70,7 @@ def attention(
             causal,
             output[sample, :, own:],
         )
-        sums[sample, :, first:] = _with_torch(part) if with_torch else _with_kernel(part)
+        sums[sample, :, first:] = _with_kernel(part) if one_kernel else _with_torch(part)
     return output, sums
 
 
