@@ -21,6 +21,7 @@ class Setting:
     weight_bits: Bits = 4
     activation_bits: Bits = 4
     kv_bits: KVBits = 4
+    head_bits: Bits = 16
     samples: int = 128
 
     def scheme(self) -> QuantizationScheme:
@@ -30,6 +31,7 @@ class Setting:
             weight_bits=self.weight_bits,
             activation_bits=self.activation_bits,
             kv_bits=self.kv_bits,
+            head_bits=self.head_bits,
         )
 
     def figures(self) -> dict[str, Any]:
@@ -37,6 +39,7 @@ class Setting:
 
 
 _KV_BITS: tuple[KVBits, ...] = (16, 8, 4, 3, 2)
+_HEAD_BITS: tuple[Bits, ...] = (16, 8, 4)
 _SAMPLES = (8, 16, 32, 64, 128, 256)
 
 TABLES: dict[str, dict[str, Setting | None]] = {
@@ -53,6 +56,7 @@ TABLES: dict[str, dict[str, Setting | None]] = {
         "W4A8KV4": Setting(activation_bits=8),
         "W8A8KV4": Setting(weight_bits=8, activation_bits=8),
     },
+    "head": {f"{bits} bits": Setting(head_bits=bits) for bits in _HEAD_BITS},
     "kv-bits": {
         setting.scheme().name: setting
         for setting in (
