@@ -13,7 +13,9 @@ from quota.errors import QuotaError
 
 @app.command()
 def ablate(
-    table: Annotated[str, typer.Argument(metavar="TABLE", help="modules, methods, schemes, head, kv-bits, calibration.")],
+    table: Annotated[
+        str, typer.Argument(metavar="TABLE", help="modules, methods, schemes, head, kv-bits, calibration.")
+    ],
     on: Annotated[str, typer.Option(metavar="SUBJECT", help="`reference` or `smollm2`.")] = "reference",
     seeds: Annotated[int, typer.Option(help="Repetitions, with other questions and other calibration data.")] = 3,
     questions: Annotated[int, typer.Option(min=1, help="reference: questions of each of the six tasks.")] = 100,
