@@ -54,6 +54,7 @@ def test_two_schemes_are_equal_only_if_every_field_is() -> None:
         "activation_bits": 8,
         "activation_group": 32,
         "kv_bits": 8,
+        "head_bits": 8,
         "hadamard": 0,
         "weight_rounding": "rtn",
         "transforms": "hadamard",

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 import pytest
@@ -54,7 +53,7 @@ def test_hessian_is_the_second_moment_of_the_rotated_inputs(inputs: Inputs) -> N
     hook.remove()
     # 96 channels: the largest block that divides them is 32.
     x = block_hadamard(torch.cat(seen), 32).double()
-    hessian = input_hessian(layer.mlp.down_proj, partial(block_hadamard, block=32), advance, len(inputs))
+    hessian = input_hessian(layer.mlp.down_proj, 32, advance, len(inputs))
     torch.testing.assert_close(hessian.double(), x.T @ x, rtol=1e-4, atol=1e-4)
 
 

@@ -20,6 +20,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 import quota
 from quota import QuantizationScheme
 from quota import compress_folder as streaming
+from quota.checkpoint import named
 from quota.checkpoint.on_disk import OnDisk
 from quota.compress_folder import compress_folder, finished_blocks
 from quota.models import family
@@ -86,7 +87,7 @@ def test_streamed_is_what_compression_in_memory_saves(
     tiny = TINY[name]
     source, memory, streamed = tmp_path / "source", tmp_path / "memory", tmp_path / "streamed"
     save(tiny, source, tied)
-    monkeypatch.setattr(streaming, "AutoProcessor", HandWritten(tiny))
+    monkeypatch.setattr(named, "AutoProcessor", HandWritten(tiny))
     monkeypatch.setattr(streaming, "OnDisk", Counting)
     monkeypatch.setattr(Counting, "most", 0)
     result = compress_folder(source, streamed, SAMPLES, scheme=scheme, method=method)
@@ -115,7 +116,7 @@ def test_a_killed_run_goes_on_between_the_mergers_of_deepstack(tmp_path: Path, m
     # Three blocks of the tower, and two of its four mergers.
     kill(source, out, "write 6", name)
     assert finished_blocks(out) == 5
-    monkeypatch.setattr(streaming, "AutoProcessor", HandWritten(tiny))
+    monkeypatch.setattr(named, "AutoProcessor", HandWritten(tiny))
     for folder in (out, whole):
         compress_folder(source, folder, SAMPLES)
     assert {file.name: file.read_bytes() for file in out.iterdir()} == {

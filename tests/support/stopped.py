@@ -32,6 +32,7 @@ def kill(source: Path, out: Path, place: str, family: str = "") -> None:
 
 def _run(source: str, out: str, place: str, sent: str, name: str) -> None:
     from quota import compress_folder as streaming
+    from quota.checkpoint import named
     from quota.checkpoint import on_disk as storage
     from support.families import TINY
     from support.families.processor import SAMPLES, HandWritten
@@ -58,7 +59,7 @@ def _run(source: str, out: str, place: str, sent: str, name: str) -> None:
     owner, function = patched[kind]
     setattr(owner, function, signalled(getattr(owner, function)))
     if name:
-        setattr(streaming, "AutoProcessor", HandWritten(TINY[name]))  # noqa: B010 (its type is that of a class)
+        setattr(named, "AutoProcessor", HandWritten(TINY[name]))  # noqa: B010 (its type is that of a class)
     streaming.compress_folder(Path(source), Path(out), SAMPLES if name else make_samples(3))
 
 

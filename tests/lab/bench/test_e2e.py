@@ -153,6 +153,6 @@ def test_the_command_writes_its_figures(tmp_path: Path, monkeypatch: pytest.Monk
         main(["bench", "e2e", "--json", str(file)])
     assert raised.value.code == 0
     figures = json.loads(file.read_text())
-    assert {row["job"] for row in figures["rows"]} == {"ttft", "decode", "overhead", "memory"}
+    assert {row["job"] for row in figures["rows"]} == {"ttft", "decode", "overhead", "prefill", "step", "memory"}
     assert {row["shape"].split()[0] for row in figures["rows"]} == {"reference", "realistic"}
     assert "tokens/s" in capsys.readouterr().out

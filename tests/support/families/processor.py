@@ -22,7 +22,7 @@ class HandWritten:
 
     def __init__(self, tiny: TinyFamily) -> None:
         self.tiny = tiny
-        self.tokenizer = SimpleNamespace(pad_token_id=PAD)
+        self.tokenizer = SimpleNamespace(pad_token_id=PAD, get_vocab=dict)
 
     def apply_chat_template(self, turns: list[dict], **options: object) -> str:
         return turns[0]["content"][-1]["text"]
