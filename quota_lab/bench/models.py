@@ -21,6 +21,7 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 from quota.allocation.drops import SCORER
 from quota.attention.hook import attach_cache
 from quota.attention.keys import add_key_transforms
+from quota.attention.tower import attach_tower
 from quota.checkpoint.named import load_model
 from quota.models import family, fingerprint
 from quota.models.llava import tokens_per_image
@@ -136,6 +137,7 @@ def _finish(name: str, model: Any, inputs: dict[str, Any], quantized: bool) -> S
         add_key_transforms(family(model).text_model)
         attach_cache(model, scheme)
         attach_rows(model)
+        attach_tower(model)
     inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
     return Subject(name, model, inputs, published_recipe(model, scheme))
 
