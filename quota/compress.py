@@ -23,8 +23,7 @@ from quota import ops
 from quota.allocation.drops import SCORER
 from quota.allocation.paper import candidate_layers, keep_ratios, paper_schedule
 from quota.allocation.search import Search
-from quota.attention.hook import attach_cache
-from quota.attention.tower import attach_tower
+from quota.attention.operators import attach_operators
 from quota.calibration.curves import Curves
 from quota.calibration.storage import Storage
 from quota.calibration.sweep import Calibration, Sweep, calibrate
@@ -35,8 +34,6 @@ from quota.progress import Meter, Progress
 from quota.prompts import build_inputs
 from quota.pruning.pruner import Pruner
 from quota.pruning.recipe import Method, PruningRecipe, without_risk
-from quota.quantization.head import quantize_head
-from quota.quantization.rowwise import attach_rows
 from quota.samples import Sample, in_order
 from quota.scheme import QuantizationScheme
 from quota.version import versions
@@ -156,11 +153,11 @@ def compress(
         search = Search(model, keep, sweep.tokens, meter) if chosen.method == "quota" else None
         calibration = sweep.run()
         if search is None:
-            deploy(model, scheme)
+            attach_operators(model, scheme)
             schedule = paper_schedule(calibration.curves, keep, chosen.temperature, chosen.layers)
         else:
             storage.assemble()
-            deploy(model, scheme)
+            attach_operators(model, scheme)
             schedule = search.run(processor, samples, scheme, calibration, chosen.compute, chosen.milliseconds)
     curves = calibration.curves
     recipe = PruningRecipe(
@@ -195,7 +192,7 @@ def quantize_only(
     """Quantise `model` in place exactly as `compress` does, and keep every visual token. Errors as `compress`."""
     samples, _ = in_order(samples)
     calibration = calibrate(model, _inputs(model, processor, samples), scheme, progress)
-    deploy(model, scheme)
+    attach_operators(model, scheme)
     mark(model, scheme, recipe=False)
     return calibration
 
@@ -213,15 +210,6 @@ def prune_only(model: PreTrainedModel, recipe: PruningRecipe) -> PruningRecipe:
     )
     Pruner(model, pruned).attach()
     return pruned
-
-
-def deploy(model: PreTrainedModel, scheme: QuantizationScheme) -> None:
-    """What runs besides the quantised layers, now that calibration has seen the model's own modules."""
-    quantize_head(model, scheme)
-    attach_cache(model, scheme)
-    if scheme.weight_bits < 16:
-        attach_rows(model)
-        attach_tower(model)
 
 
 def _inputs(model: PreTrainedModel, processor: Any, samples: Sequence[Sample]) -> Sequence[Any]:

@@ -37,8 +37,8 @@ ROOMS: dict[str, set[str]] = {
         *("errors", "progress", "samples", "prompts", "ops", "models", "attention", "pruning", "checkpoint"),
     },
     "compress": {
-        *("errors", "version", "progress", "scheme", "samples", "prompts", "ops", "models", "quantization"),
-        *("attention", "pruning", "calibration", "checkpoint", "allocation"),
+        *("errors", "version", "progress", "scheme", "samples", "prompts", "ops", "models", "attention"),
+        *("pruning", "calibration", "checkpoint", "allocation"),
     },
     "compress_folder": {
         *("errors", "version", "progress", "files", "scheme", "samples", "prompts", "ops", "checkpoint", "compress"),

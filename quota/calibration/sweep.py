@@ -43,6 +43,7 @@ from quota.errors import QuotaError
 from quota.models import family
 from quota.progress import Meter, Progress
 from quota.quantization.folding import fold
+from quota.quantization.head import quantize_head
 from quota.scheme import QuantizationScheme
 
 
@@ -136,6 +137,7 @@ class Sweep:
             self.storage.release(block)
         for index in range(len(self.layers)):
             self._decoder_layer(index)
+        quantize_head(self.model, self.scheme)
         return Calibration(self.curves, self.reference_tokens, self.typical, self.quantized)
 
     def _take(self, sample: Mapping[str, Any]) -> None:

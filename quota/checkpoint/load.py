@@ -17,9 +17,8 @@ from transformers.quantizers.quantizer_compressed_tensors import CompressedTenso
 from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME
 from transformers.utils.hub import cached_file
 
-from quota.attention.hook import attach_cache
 from quota.attention.keys import KeyTransform, add_key_transforms
-from quota.attention.tower import attach_tower
+from quota.attention.operators import attach_operators
 from quota.checkpoint.manifest import MANIFEST_FILE, verify_loading
 from quota.checkpoint.save import RECIPE_FILE, Settings, mark, settings
 from quota.checkpoint.stored import check_headers, check_values
@@ -29,7 +28,6 @@ from quota.pruning.pruner import Pruner
 from quota.pruning.recipe import PruningRecipe
 from quota.quantization.head import empty_head
 from quota.quantization.linear import W4A4Linear
-from quota.quantization.rowwise import attach_rows
 
 
 class QuotaQuantizer(CompressedTensorsHfQuantizer):
@@ -74,9 +72,7 @@ class QuotaQuantizer(CompressedTensorsHfQuantizer):
         _check_loaded(model)
         check_values(model)
         mark(model, self.settings.scheme, self.settings.recipe)
-        attach_cache(model, self.settings.scheme)
-        attach_rows(model)
-        attach_tower(model)
+        attach_operators(model, self.settings.scheme)
         if self.recipe is not None:
             Pruner(model, self.recipe, self.settings.scheme).attach()
 

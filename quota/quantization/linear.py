@@ -162,6 +162,10 @@ class W4A4Linear(nn.Module):
 
         `name` is the layer's own in its model. Scales and biases may be of any floating type, as a model can be cast.
         """
+        self._checked(name)
+
+    def _checked(self, name: str = "") -> tuple[Tensor, Tensor]:
+        """g uint8 [N, K / group] and s float32 [N], which `weight_scale` stands for; errors as `check`."""
         rows, columns = self.out_features, self.in_features
         words, groups = -(-columns * self.spec.bits // 32), columns // self.spec.group
         place = f"{name}." if name else ""
@@ -172,8 +176,10 @@ class W4A4Linear(nn.Module):
             raise QuotaError(f"{place}weight_shape says {said}, the layer is {[rows, columns]}; {_DAMAGED}")
         if self.bias is not None:
             check_tensor(f"{place}bias", self.bias, (rows,), FLOATS)
+        if self.spec.bits == 8:
+            return torch.ones_like(self.weight_scale, dtype=torch.uint8), self.weight_scale[:, 0].float()
         try:
-            self._split()
+            return split_scales(self.weight_scale)
         except QuotaError as error:
             raise QuotaError(f"{place}weight_scale: {error}") from None
 
@@ -188,19 +194,12 @@ class W4A4Linear(nn.Module):
         buffers = packed, scale, bias = self.weight_packed, self.weight_scale, self.bias
         state, made = (_state(packed), _state(scale), _state(bias)), self._made
         if made is None or made.state != state:
-            self.check()
-            step, rows = self._split()
+            step, rows = self._checked()
             weight = LinearWeight(
                 self.spec, packed.contiguous(), step, rows, None if bias is None else bias.float().contiguous()
             )
             self._made = made = _Made(weight, state, buffers)
         return made.weight
-
-    def _split(self) -> tuple[Tensor, Tensor]:
-        """g [N, K / group] and s [N]; errors as `split_scales`."""
-        if self.spec.bits == 4:
-            return split_scales(self.weight_scale)
-        return torch.ones_like(self.weight_scale, dtype=torch.uint8), self.weight_scale[:, 0].float()
 
     def __getstate__(self) -> dict[str, Any]:
         # What backends prepared is theirs, and may not be copied or pickled.

@@ -19,16 +19,14 @@ from torch import Tensor, nn
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, PreTrainedModel
 
 from quota.allocation.drops import SCORER
-from quota.attention.hook import attach_cache
 from quota.attention.keys import add_key_transforms
-from quota.attention.tower import attach_tower
+from quota.attention.operators import attach_operators
 from quota.checkpoint.named import load_model
 from quota.models import family, fingerprint
 from quota.models.llava import tokens_per_image
 from quota.prompts import build_inputs
 from quota.pruning.recipe import PruningRecipe
 from quota.quantization.linear import W4A4Linear
-from quota.quantization.rowwise import attach_rows
 from quota.scheme import QuantizationScheme
 from quota_lab import reference
 from quota_lab.reference import NAME as REFERENCE
@@ -135,9 +133,7 @@ def _finish(name: str, model: Any, inputs: dict[str, Any], quantized: bool) -> S
     if scheme is not None:
         # The identity takes as long as any other matrix.
         add_key_transforms(family(model).text_model)
-        attach_cache(model, scheme)
-        attach_rows(model)
-        attach_tower(model)
+        attach_operators(model, scheme)
     inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
     return Subject(name, model, inputs, published_recipe(model, scheme))
 

@@ -18,11 +18,11 @@ from typing import Any, cast
 
 from quota.allocation.clock import Clock, attached, prefill_clock, prefill_milliseconds
 from quota.allocation.drops import WORDS, Drops
+from quota.attention.operators import attach_operators
 from quota.calibration.curves import Curves
 from quota.calibration.sweep import calibrate
 from quota.checkpoint.named import load_model
 from quota.checkpoint.save import mark, save_pretrained
-from quota.compress import deploy
 from quota.errors import QuotaError
 from quota.evaluation import evaluate
 from quota.files import write_atomically
@@ -269,7 +269,7 @@ class Workshop:
             found = calibrate(model, inputs, scheme, step)
         else:
             found = (GivenSweep if variant.graph == "pruned" else JointSweep)(model, inputs, scheme, plan, step).run()
-        deploy(model, scheme)
+        attach_operators(model, scheme)
         mark(model, scheme, recipe=False)
         save_pretrained(model, processor, folder / "checkpoint")
         curves = asdict(found.curves) | {"reference_tokens": found.reference_tokens}

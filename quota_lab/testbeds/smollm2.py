@@ -17,8 +17,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from quota import ops
+from quota.attention.operators import attach_operators
 from quota.calibration.sweep import calibrate
-from quota.compress import deploy
 from quota.errors import QuotaError
 from quota.progress import Progress, Steps, silent
 from quota.scheme import QuantizationScheme
@@ -98,9 +98,9 @@ def calibration_windows(tokenizer: Any, prose: Path, count: int, seed: int) -> T
 
 
 def quantize(model: Any, scheme: QuantizationScheme, windows: Tensor, progress: Progress | None = None) -> None:
-    """Quantise a text-only `model` in place, calibrated on `windows` [N, L], and deploy it."""
+    """Quantise a text-only `model` in place, calibrated on `windows` [N, L], and run it by operators."""
     calibrate(model, [{"input_ids": window[None]} for window in windows], scheme, progress)
-    deploy(model, scheme)
+    attach_operators(model, scheme)
 
 
 def measure(

@@ -55,7 +55,7 @@ def test_the_decoding_steps_follow_the_prompt(monkeypatch: pytest.MonkeyPatch) -
         return original(inputs, output)
 
     monkeypatch.setattr(profile, "_next", noted)
-    profile.profile(subject, pruned=False, turns=0 + 1)
+    profile.profile(subject, pruned=False, turns=1)
     prompt = subject.inputs["input_ids"].shape[1]
     assert lengths == [prompt + step for step in range(profile.STEPS + 1)] * 2
     assert torch.is_tensor(subject.inputs["input_ids"])
