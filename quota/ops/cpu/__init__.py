@@ -10,7 +10,7 @@ from quota.ops.cpu import attention, cache, library, linear, rows, tokens
 
 
 class CpuBackend:
-    """4-bit weights, activations and caches on x86-64 processors."""
+    """Weights and activations of 4 and 8 bits, and 4-bit caches, on x86-64 processors."""
 
     name = "cpu"
 
