@@ -30,12 +30,13 @@ from transformers.utils import GENERATION_CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME
 
 from quota import ops
 from quota.checkpoint.card import CARD_FILE, model_card
+from quota.checkpoint.depth import refuse_endless
 from quota.checkpoint.lock import held
 from quota.checkpoint.manifest import seal
 from quota.checkpoint.named import in_one_line, load_processor
 from quota.checkpoint.on_disk import OnDisk, empty_model
 from quota.checkpoint.save import RECIPE_FILE
-from quota.checkpoint.weights import Weights, weight_files
+from quota.checkpoint.weights import Weights
 from quota.compress import CompressionResult, Options, compress
 from quota.errors import QuotaError
 from quota.files import read_bytes, read_json, refuse_foreign, replace_folder, tidy, write_atomically
@@ -122,7 +123,7 @@ def finished_blocks(out: Path) -> int:
 
 def _open(source: Path, dtype: torch.dtype | None) -> tuple[Any, Weights]:
     """The model of a checkpoint, on "meta", and where its weights are."""
-    weight_files(source)
+    refuse_endless(source)
     config = AutoConfig.from_pretrained(source)
     if getattr(config, "quantization_config", None) is not None:
         raise QuotaError(f"{source} is quantised already; give the original model")

@@ -18,6 +18,7 @@ import torch
 from huggingface_hub import snapshot_download
 from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 
+from quota.checkpoint.depth import refuse_endless
 from quota.checkpoint.manifest import MANIFEST_FILE, verify_loading
 from quota.errors import QuotaError
 from quota.files import is_checkpoint
@@ -89,6 +90,8 @@ def load_model(name: str) -> tuple[PreTrainedModel, Any, str]:
         files = [file.name for file in source.iterdir() if file.suffix != ".safetensors"]
         verify_loading(source, source / MANIFEST_FILE, files)
     with in_one_line(name):
+        if source is not None:
+            refuse_endless(source)
         model = AutoModelForImageTextToText.from_pretrained(where, dtype=model_dtype(name) or "auto")
         processor = load_processor(where)
     return model.eval(), processor, name if source is None or shipped(name) else source.name

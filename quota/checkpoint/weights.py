@@ -155,6 +155,11 @@ def weight_files(folder: Path) -> list[Path]:
     raise QuotaError(f"{folder} holds no safetensors files; load the model and save it with save_pretrained first")
 
 
+def count_tensors(folder: Path) -> int:
+    """How many tensors the files of a checkpoint hold. QuotaError if it has no files."""
+    return sum(len(_headers(file)) for file in weight_files(folder))
+
+
 def _headers(file: Path) -> list[Place]:
     check_file(file)
     try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -26,6 +27,13 @@ class Part(StrEnum):
     ALL = "all"
     TRAIN = "train"
     DEVELOPMENT = "development"
+
+
+class Device(StrEnum):
+    """What torch calls a device."""
+
+    CPU = "cpu"
+    CUDA = "cuda"
 
 
 @vlm.command()
@@ -63,14 +71,16 @@ def suite(
 def train(
     state: Annotated[Path, typer.Argument(metavar="STATE", help="The run's checkpoint; an unfinished run goes on.")],
     photos: Photographs,
+    device: Annotated[Device, typer.Option(help="Where to train. A GPU takes larger batches.")] = Device.CPU,
     steps: Annotated[int | None, typer.Option(min=1, help="Steps in all.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of everything that is drawn.")] = 0,
 ) -> None:
-    """Train projector and adapter; STATE.log.jsonl tells how it goes. Hours on two cores."""
-    from quota_lab.testbeds.vlm.training import Plan
+    """Train projector and adapter; STATE.log.jsonl tells how it goes. Hours on two cores, minutes on a GPU."""
+    from quota_lab.testbeds.vlm.training import ON_GPU, Plan
     from quota_lab.testbeds.vlm.training import train as run
 
-    run(photos, state, Plan(seed=seed) if steps is None else Plan(steps=steps, seed=seed))
+    plan = ON_GPU if device is Device.CUDA else Plan()
+    run(photos, state, replace(plan, seed=seed, steps=steps or plan.steps), device)
 
 
 @vlm.command()

@@ -14,7 +14,7 @@ A noun of a question ("the lemon") is asked, part of the way into the decoder, w
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from random import Random
 from typing import Any
@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from quota_lab.testbeds.vlm.architecture import DEVIATION, END, IMAGE, MEAN, START
 from quota_lab.testbeds.vlm.labels import GRID, patch_labels
@@ -56,9 +57,12 @@ class Batch:
     def mask(self) -> Tensor:
         """Attention mask [B, 1, L, L], True where a query may look: back, at the picture or at its own turn."""
         length = self.ids.shape[1]
-        causal = torch.ones(length, length, dtype=torch.bool).tril()
+        causal = torch.ones(length, length, dtype=torch.bool, device=self.ids.device).tril()
         same = self.turns[:, :, None] == self.turns[:, None, :]
         return (causal & (same | (self.turns == -1)[:, None, :]))[:, None]
+
+    def to(self, device: torch.device) -> Batch:
+        return Batch(*(getattr(self, field.name).to(device, non_blocking=True) for field in fields(self)))
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,7 @@ class Curriculum:
     batch: int = 8
 
 
-class Lessons:
+class Lessons(Dataset[Batch]):
     """Batch number -> `Batch`."""
 
     def __init__(
@@ -153,4 +157,5 @@ class Lessons:
 
 def to_float(pixels: Tensor) -> Tensor:
     """[B, H, W, 3] uint8 -> [B, 3, H, W], as the processor normalises."""
-    return ((pixels.float() / 255 - torch.tensor(MEAN)) / torch.tensor(DEVIATION)).permute(0, 3, 1, 2)
+    mean, deviation = (torch.tensor(each, device=pixels.device) for each in (MEAN, DEVIATION))
+    return ((pixels.float() / 255 - mean) / deviation).permute(0, 3, 1, 2)

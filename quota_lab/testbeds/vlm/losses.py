@@ -51,7 +51,7 @@ class Heads(nn.Module):
         logits = {field: SHARPNESS * visual @ getattr(self, field).to(visual.dtype).T for field in CLASSES}
         logits["row"], logits["column"] = self.place(visual).split(GRID, -1)
         target = dict(zip(FIELDS, labels.unbind(1), strict=True))
-        weight = torch.ones(len(THINGS))
+        weight = torch.ones(len(THINGS), device=visual.device)
         weight[THINGS.index(BACKGROUND)] = 0.1
         losses = {field: loss(logits[field], target[field], weight if field == "thing" else None) for field in FIELDS}
         shown = target["color"] >= 0
@@ -92,7 +92,7 @@ def answers(logits: Tensor, targets: Tensor, turns: Tensor, tasks: Tensor) -> tu
     wrong = torch.zeros_like(targets)
     wrong[chosen] = (logits.argmax(-1) != targets[chosen]).long()
     told = tasks[chosen].new_zeros(len(targets), int(turns.max()) + 1)
-    rows = torch.arange(len(targets))[:, None].expand_as(turns)
+    rows = torch.arange(len(targets), device=targets.device)[:, None].expand_as(turns)
     missed = torch.zeros_like(told).index_put_((rows[chosen], turns[chosen]), wrong[chosen], accumulate=True)
     kind = torch.full_like(told, -1).index_put_((rows[chosen], turns[chosen]), tasks[chosen])
     right = {task: (missed[kind == index] == 0).float().mean() for index, task in enumerate(TASKS)}

@@ -21,11 +21,13 @@ from quota_lab.testbeds.vlm.projector import Projector
 class Network:
     """`trained` holds all that is trained: projector, adapter, and the heads of the auxiliary losses."""
 
-    def __init__(self, model: Any, tokenizer: Any, rank: int) -> None:
+    def __init__(self, model: Any, tokenizer: Any, rank: int, device: torch.device | str = "cpu") -> None:
+        self.device = torch.device(device)
         self.layer: int = model.config.vision_feature_layer
+        model.to(self.device)
         self.tower = model.model.vision_tower.bfloat16().requires_grad_(False)
         self.decoder = model.model.language_model
-        self.decoder.config._attn_implementation = attention.NAME
+        self.decoder.config._attn_implementation = attention.NAME if self.device.type == "cpu" else "sdpa"
         embeddings = self.decoder.embed_tokens.weight
         self.adapters = attach(self.decoder, rank)
         # Not what was attached: A and B stay in float32.
@@ -41,6 +43,7 @@ class Network:
         adapters = nn.ModuleDict({name.replace(".", "/"): part for name, part in self.adapters.items()})
         adapters.requires_grad_(True)
         self.trained = nn.ModuleDict({"projector": self.projector, "heads": self.heads, "adapter": adapters})
+        self.trained.to(self.device)
 
     def compile(self) -> None:
         for layer in self.decoder.layers:
@@ -56,12 +59,12 @@ class Network:
 
     def project(self, features: Tensor) -> Tensor:
         """Visual tokens [B, 256, D]."""
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(self.device.type, torch.bfloat16):
             return self.projector(features)
 
     def look(self, visual: Tensor, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Losses of the patches, and shares that are right."""
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(self.device.type, torch.bfloat16):
             return self.heads.patches(visual, batch.labels)
 
     def read(self, visual: Tensor, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
