@@ -78,7 +78,9 @@ class Plan:
 
 
 # A GPU has as soon done a whole batch as a quarter of one.
-ON_GPU = Plan(steps=3000, patch_steps=300, patch_batch=64, batch=64, growth=(0, 0), checkpoint=500, development=250)
+ON_GPU = Plan(
+    steps=3000, patch_steps=300, patch_batch=64, batch=64, growth=(0, 0), adapter=0.005, checkpoint=500, development=250
+)
 
 
 def optimizers(network: Network, plan: Plan) -> list[torch.optim.Optimizer]:
