@@ -27,3 +27,22 @@ def test_spoilt_inputs_give_one_line(tmp_path: Path) -> None:
     assert all(found["refused"] for found in result["counts"].values())
     assert out.with_suffix(".md").read_text().startswith("| kind | cases | ok |")
     assert result["cases"] > 100
+
+
+HANGING = """
+import sys, time
+sys.path.insert(0, "fuzz")
+import inputs
+def outcome(bench, kind, number, seed):
+    while number == 1:
+        {how}
+    return "ok", ""
+inputs.outcome, inputs.ASLEEP = outcome, 4
+print(inputs.told(None, [("recipe", number) for number in range(3)], 0, 0.5))
+"""
+
+
+@pytest.mark.parametrize("how", ["pass", "time.sleep(1)"], ids=["working", "asleep"])
+def test_a_case_that_hangs_is_the_last_of_its_child(how: str) -> None:
+    told = subprocess.run([sys.executable, "-c", HANGING.format(how=how)], cwd=ROOT, capture_output=True, text=True)
+    assert told.stdout == "[('ok', ''), ('time-out', '')]\n", told.stderr
