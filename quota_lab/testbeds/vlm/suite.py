@@ -14,6 +14,7 @@ from random import Random
 from PIL import Image
 
 from quota.files import staged_folder
+from quota_lab.testbeds.vlm.camera import take
 from quota_lab.testbeds.vlm.photos import Photos
 from quota_lab.testbeds.vlm.pictures import draw
 from quota_lab.testbeds.vlm.questions import TASKS, Question, ask
@@ -35,7 +36,7 @@ def draw_suite(photos: Photos, questions: int = QUESTIONS, seed: int = 0) -> lis
         for question in kept:
             missing[question.task] -= 1
         if kept:
-            pictures.append((image, kept))
+            pictures.append((take(image, rng), kept))
     return pictures
 
 
