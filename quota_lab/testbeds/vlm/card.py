@@ -35,10 +35,11 @@ Files of the parts, by SHA-256:
 Pictures are drawn by a seeded generator from photographs: the Grocery Store Dataset (Klasson, Zhang, Kjellström, "A
 Hierarchical Grocery Store Image Dataset with Visual and Semantic Labels", WACV 2019; MIT) and the Clothing Dataset
 (Alexey Grigorev and contributors; CC0). Photographs of the suite are in none of the training pictures.
+Pictures of the suite lose resolution and grain to a camera (`camera.py`) that training does not have.
 
 ## Training
 
-    quota testbed vlm train --photos photos/train STATE
+    quota testbed vlm train STATE --photos photos/train --device cuda
 
 The projector learns first what each patch shows, in the decoder's own word embeddings; then it learns together with
 additions of rank {rank} to every linear layer of the decoder.
