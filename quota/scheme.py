@@ -4,9 +4,9 @@ The default is the regime of METHOD.md section 1, "W4A4KV4" in the vision tower,
 language model: symmetric 4-bit weights in groups of 64 input channels, asymmetric 4-bit activations in
 groups of 64 channels measured anew for every token, a 4-bit KV cache, and a Hadamard rotation of blocks of
 64 channels in front of every quantised linear layer. Groups are inside one scale a row and a token (METHOD section 8);
-with 8 bits there is that scale alone. 16 bits mean "left in floating point"; with 16-bit weights and
-activations linear layers stay as they are, and the cache alone is quantised. `transforms` says what else is done to
-what is quantised:
+with 8 bits there is that scale alone. Embedding and lm_head have 8 bits, which cost nothing that can be measured
+(docs/quantiser). 16 bits mean "left in floating point"; with 16-bit weights and activations linear layers stay as they
+are, and the cache alone is quantised. `transforms` says what else is done to what is quantised:
 
     hadamard   nothing
     learned    diagonals folded into norms and weights, a matrix for the values of each head folded into the layers
@@ -17,9 +17,10 @@ what is quantised:
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 
 from quota.errors import QuotaError, first_problem
 
@@ -60,12 +61,14 @@ class QuantizationScheme(BaseModel):
     activation_bits: Annotated[Literal[4, 8, 16], Field(validate_default=True)] = 4
     activation_group: GroupSize = 64
     kv_bits: Literal[2, 3, 4, 8, 16] = 4
-    head_bits: Literal[4, 8, 16] = 16
-    """Of the weights of lm_head, whose inputs have 8 bits then (quota/quantization/head.py)."""
     hadamard: Annotated[int, AfterValidator(_block_size)] = 64
     weight_rounding: Literal["gptq", "rtn"] = "gptq"
     transforms: Literal["hadamard", "learned"] = "learned"
     modules: Annotated[tuple[Part, ...], AfterValidator(_ordered_parts)] = PARTS
+    head_bits: Literal[4, 8, 16] = Field(default_factory=lambda given: _bits_of_ends(given))
+    """Of the weights of lm_head, whose inputs have 8 bits then (quota/quantization/ends.py)."""
+    embedding_bits: Literal[8, 16] = Field(default_factory=lambda given: _bits_of_ends(given))
+    """Of the rows of the embedding (quota/quantization/embedding.py)."""
 
     def __init__(self, **values: object) -> None:
         try:
@@ -101,6 +104,20 @@ class QuantizationScheme(BaseModel):
     def hadamard_for(self, in_features: int) -> int:
         """Rotation block of a layer with `in_features` inputs, by the same rule; 0 without a rotation."""
         return _largest_divisor(in_features, self.hadamard) if self.hadamard else 0
+
+
+def _bits_of_ends(given: Mapping[str, Any]) -> int:
+    """8, unless the decoder between embedding and lm_head stays as it is."""
+    return 8 if given.get("weight_bits", 16) < 16 and "decoder" in given.get("modules", ()) else 16
+
+
+def _as_older_files_mean(fields: Any) -> Any:
+    """Files say every field; those that do not say these two are older, and left both ends in 16 bits."""
+    return {"head_bits": 16, "embedding_bits": 16} | fields if isinstance(fields, dict) else fields
+
+
+FromFile = BeforeValidator(_as_older_files_mean)
+"""Annotates the scheme that a file holds, which may be of an older version."""
 
 
 def _largest_divisor(in_features: int, limit: int) -> int:

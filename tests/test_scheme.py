@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Annotated, Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from quota.errors import QuotaError
-from quota.scheme import QuantizationScheme, bits_named
+from quota.scheme import FromFile, QuantizationScheme, bits_named
 
 
 def test_the_default_is_w4a4kv4_everywhere() -> None:
@@ -54,7 +56,8 @@ def test_two_schemes_are_equal_only_if_every_field_is() -> None:
         "activation_bits": 8,
         "activation_group": 32,
         "kv_bits": 8,
-        "head_bits": 8,
+        "head_bits": 4,
+        "embedding_bits": 16,
         "hadamard": 0,
         "weight_rounding": "rtn",
         "transforms": "hadamard",
@@ -76,6 +79,32 @@ def test_activations_alone_are_not_quantised(others: dict[str, int]) -> None:
     with pytest.raises(QuotaError, match="'activation_bits': must be 16 with 16-bit weights"):
         QuantizationScheme(weight_bits=16, **others)
     assert QuantizationScheme(weight_bits=16, activation_bits=16).name == "W16A16KV4"
+
+
+@pytest.mark.parametrize(
+    ("fields", "bits"),
+    [
+        pytest.param({}, (8, 8), id="default"),
+        pytest.param({"weight_bits": 8, "activation_bits": 8}, (8, 8), id="8 bits"),
+        pytest.param({"weight_bits": 16, "activation_bits": 16}, (16, 16), id="the cache alone"),
+        pytest.param({"modules": ("tower",)}, (16, 16), id="no decoder"),
+        pytest.param({"modules": ("tower",), "head_bits": 4}, (4, 16), id="as it says"),
+    ],
+)
+def test_both_ends_have_8_bits_where_the_decoder_has_few(fields: dict[str, Any], bits: tuple[int, int]) -> None:
+    scheme = QuantizationScheme(**fields)
+    assert (scheme.head_bits, scheme.embedding_bits) == bits
+
+
+class OfAFile(BaseModel):
+    scheme: Annotated[QuantizationScheme, FromFile]
+
+
+def test_a_file_that_does_not_speak_of_the_ends_left_them_in_16_bits() -> None:
+    scheme = QuantizationScheme(head_bits=16, embedding_bits=16)
+    older = scheme.model_dump(exclude={"head_bits", "embedding_bits"})
+    assert OfAFile(scheme=older).scheme == scheme
+    assert OfAFile(scheme=QuantizationScheme().model_dump()).scheme == QuantizationScheme()
 
 
 @given(st.integers(1, 20_000), st.sampled_from([1, 16, 64, 256]))

@@ -3,7 +3,7 @@
 Two streams of hidden states go through the decoder side by side for every sample:
 
     x_l    full precision: the original model
-    xq_l   deployed: quantised tower, projector and layers before l, attention over the quantised KV cache
+    xq_l   deployed: quantised embedding, tower, projector and layers before l, attention over the quantised KV cache
 
 At each block the Hessians of its linears are collected on the deployed stream (so each block is quantised knowing the
 errors of those before it), its linears are replaced, and both streams go one block on. On the way the sweep takes the
@@ -42,8 +42,8 @@ from quota.calibration.work import block_work
 from quota.errors import QuotaError
 from quota.models import family
 from quota.progress import Meter, Progress
+from quota.quantization.ends import quantize_ends
 from quota.quantization.folding import fold
-from quota.quantization.head import quantize_head
 from quota.scheme import QuantizationScheme
 
 
@@ -132,12 +132,12 @@ class Sweep:
         """
         for blocks in (list(self.family.tower_blocks), *([projector] for projector in self.family.projectors)):
             self._quantize_chain(blocks)
+        quantize_ends(self.model, self.scheme)
         self._enter_decoder()
         for block in self._front:
             self.storage.release(block)
         for index in range(len(self.layers)):
             self._decoder_layer(index)
-        quantize_head(self.model, self.scheme)
         return Calibration(self.curves, self.reference_tokens, self.typical, self.quantized)
 
     def _take(self, sample: Mapping[str, Any]) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from quota.errors import QuotaError
 from quota.files import write_atomically
 from quota.pruning.recipe import PruningRecipe
+from quota.quantization.ends import has_tied_head
 from quota.scheme import QuantizationScheme
 from quota.version import __version__, versions
 
@@ -52,20 +53,26 @@ _UNMEASURED = (
     f"{_RETENTION} not measured.** `quota eval this/folder --baseline ORIGINAL` measures it and writes it here."
 )
 
-_ROTATED = """ The inputs of the quantised layers have to be rotated by a Hadamard
-matrix, which transformers 5 does not do by itself, and without it the model would answer nonsense. Therefore the folder
-refuses to load there, unless with these lines, which take out the refusal and apply the rotation:
+_ALONE = """ {reason}, which transformers 5 does not do
+by itself, and without it the model would answer nonsense. Therefore the folder refuses to load there, unless with these
+lines, which take out the refusal and do it:
 
 ```python
-from compressed_tensors.transform import TransformConfig, apply_transform_config
-from transformers import AutoConfig, AutoModelForImageTextToText
+{imports}
 
-config = AutoConfig.from_pretrained("this/folder")
-rotation = TransformConfig(**config.quantization_config["transform_config"])
+config = AutoConfig.from_pretrained("this/folder"){rotation}
 del config.quantization_config["config_groups"]["Import quota first"]
-model = AutoModelForImageTextToText.from_pretrained("this/folder", config=config)
-apply_transform_config(model, rotation)
+model = AutoModelForImageTextToText.from_pretrained("this/folder", config=config){after}
 ```"""
+_LOADING = "from transformers import AutoConfig, AutoModelForImageTextToText"
+_TRANSFORM = "from compressed_tensors.transform import TransformConfig, apply_transform_config"
+_ROTATION = """
+rotation = TransformConfig(**config.quantization_config["transform_config"])"""
+_SHARING = """
+for name in ("weight_packed", "weight_scale", "weight_shape"):
+    setattr(model.get_output_embeddings(), name, getattr(model.get_input_embeddings(), name))"""
+_ROTATING = """
+apply_transform_config(model, rotation)"""
 
 
 def model_card(model: Any, scheme: QuantizationScheme, recipe: PruningRecipe | None) -> str:
@@ -85,7 +92,7 @@ def model_card(model: Any, scheme: QuantizationScheme, recipe: PruningRecipe | N
         pruning=_pruning(recipe),
         unmeasured=_UNMEASURED,
         versions=_versions(recipe),
-        stock=_ROTATED if scheme.hadamard else "",
+        stock=_alone(scheme.hadamard > 1, has_tied_head(model)),
     )
 
 
@@ -119,6 +126,22 @@ def _versions(recipe: PruningRecipe | None) -> str:
     return ", ".join(f"{name} {number}" for name, number in found.items())
 
 
+def _alone(rotated: bool, tied: bool) -> str:
+    """How to do without quota what transformers does not."""
+    reasons = [
+        *(["rotate the inputs of quantised layers by a Hadamard matrix"] if rotated else []),
+        *(["give lm_head the integers of the embedding, to which it is tied"] if tied else []),
+    ]
+    if not reasons:
+        return ""
+    return _ALONE.format(
+        reason=f"Whoever loads them has to {' and to '.join(reasons)}",
+        imports="\n".join([*([_TRANSFORM] if rotated else []), _LOADING]),
+        rotation=_ROTATION if rotated else "",
+        after=(_SHARING if tied else "") + (_ROTATING if rotated else ""),
+    )
+
+
 def _quantisation(scheme: QuantizationScheme) -> str:
     rotation = f"block Hadamard of {scheme.hadamard} channels in front" if scheme.hadamard else "no rotation"
     if scheme.folds:
@@ -126,7 +149,8 @@ def _quantisation(scheme: QuantizationScheme) -> str:
     return (
         f"Weights {scheme.weight_bits} bits in groups of {scheme.weight_group} ({scheme.weight_rounding}), "
         f"activations {scheme.activation_bits} bits in groups of {scheme.activation_group}, measured for every token, "
-        f"{rotation}, KV cache {scheme.kv_bits} bits. Quantised parts: {', '.join(scheme.modules)}."
+        f"{rotation}, KV cache {scheme.kv_bits} bits. Quantised parts: {', '.join(scheme.modules)}. "
+        f"Embedding {scheme.embedding_bits} bits, lm_head {scheme.head_bits} bits."
     )
 
 

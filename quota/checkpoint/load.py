@@ -26,7 +26,7 @@ from quota.errors import QuotaError
 from quota.models import family, fingerprint
 from quota.pruning.pruner import Pruner
 from quota.pruning.recipe import PruningRecipe
-from quota.quantization.head import empty_head
+from quota.quantization.ends import empty_ends
 from quota.quantization.linear import W4A4Linear
 
 
@@ -59,7 +59,7 @@ class QuotaQuantizer(CompressedTensorsHfQuantizer):
         for name, linear in family(model).linears(scheme.modules):
             model.set_submodule(name, W4A4Linear.empty_like(linear, scheme, linear.weight.device))
             _nothing_to_draw(model.get_submodule(name.rpartition(".")[0]))
-        empty_head(model, scheme)
+        empty_ends(model, scheme, self.settings.tied)
         if scheme.folds and scheme.kv_bits < 16:
             add_key_transforms(family(model).text_model)
         if files:

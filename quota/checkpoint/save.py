@@ -9,11 +9,11 @@ quota adds three things of its own:
     manifest.json   what every file holds, to find damage (quota/checkpoint/manifest.py)
 
 With `import quota`, `from_pretrained` runs the model as it was saved (quota/checkpoint/load.py). Without it
-transformers loads the same quantised layers, keeps every token, and a 16-bit KV cache. One thing it cannot do by
-itself, as of version 5, is rotate the layers' inputs: it passes over the `transform_config` in which
-compressed-tensors describes that, and the model would answer nonsense. A rotated checkpoint therefore carries
-`REFUSAL`, on which every loader but ours stops with one line, and README.md gives the lines that take it out and apply
-the rotation (quota/checkpoint/card.py).
+transformers loads the same quantised layers, keeps every token, and a 16-bit KV cache. Two things it cannot do by
+itself, as of version 5: rotate the layers' inputs, as it passes over the `transform_config` in which
+compressed-tensors describes that, and give a head the packed integers of the embedding that it is tied to. The model
+would answer nonsense. A checkpoint with either therefore carries `REFUSAL`, on which every loader but ours stops with
+one line, and README.md gives the lines that take it out and do both (quota/checkpoint/card.py).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import shutil
 from collections import defaultdict
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import nn
@@ -37,8 +37,10 @@ from quota.files import staged_folder, write_atomically
 from quota.ops.interface import InputSpec, LinearSpec
 from quota.pruning.pruner import Pruner
 from quota.pruning.recipe import PruningRecipe
+from quota.quantization.embedding import QuantizedEmbedding, TiedHead
+from quota.quantization.ends import has_tied_head
 from quota.quantization.linear import W4A4Linear
-from quota.scheme import QuantizationScheme
+from quota.scheme import FromFile, QuantizationScheme
 
 CONFIG_FILE = "config.json"
 RECIPE_FILE = "recipe.json"
@@ -47,7 +49,7 @@ FORMAT = "pack-quantized"
 
 REFUSAL = "Import quota first"
 """Name of the group of layers that no loader but ours accepts. The first group counts, and capitals sort first."""
-REFUSED = "import quota before from_pretrained, as the inputs of this model are rotated; README.md says how without it"
+REFUSED = "import quota before from_pretrained, which cannot run this model alone; README.md says how without it"
 """What is read then: no regular expression has such a name for a group, and the error repeats it."""
 
 
@@ -58,9 +60,11 @@ class Settings(BaseModel):
 
     version: Literal[2] = 2
     """1 had a scale of its own for every group of weights."""
-    scheme: QuantizationScheme
+    scheme: Annotated[QuantizationScheme, FromFile]
     recipe: bool
     """Whether the checkpoint prunes, by the recipe.json beside it."""
+    tied: bool = False
+    """Whether lm_head multiplies by the integers of the embedding, and has none of its own."""
 
 
 def settings(config: PretrainedConfig) -> Settings | None:
@@ -85,7 +89,8 @@ def mark(model: PreTrainedModel, scheme: QuantizationScheme, recipe: bool) -> No
     From then on the model's own `save_pretrained` writes a checkpoint of ours too, less processor and card, and uses
     that it is not made for are refused (quota/checkpoint/guard.py).
     """
-    model.config.quota = Settings(scheme=scheme, recipe=recipe).model_dump(mode="json")
+    tied = has_tied_head(model)
+    model.config.quota = Settings(scheme=scheme, recipe=recipe, tied=tied).model_dump(mode="json")
     if scheme.weight_bits < 16:
         model.config.quantization_config = quantization_config(model, scheme)
     setattr(model, "save_pretrained", partial(_save_weights, model))  # noqa: B010 (its type is that of a method)
@@ -104,7 +109,7 @@ def save_pretrained(
     """Save a model that `quota.compress` or `quantize_only` has made, with its processor, recipe and model card.
 
     `folder` appears complete or not at all, and replaces an older checkpoint of ours. Weights of quantised layers take
-    half a byte each, and 2 bytes a group for the scales; files hold at most `max_shard_size` ("5GB", or bytes). Raises
+    half a byte each, and 2 bytes a group for the scales, those of both ends a byte; files hold at most `max_shard_size` ("5GB", or bytes). Raises
     QuotaError for a model that is not quantised, or whose weights have 16 bits, and for a folder that holds something
     else.
     """
@@ -150,14 +155,19 @@ def _savable_scheme(model: PreTrainedModel) -> QuantizationScheme:
 def quantization_config(model: nn.Module, scheme: QuantizationScheme) -> dict[str, Any]:
     """The compressed-tensors description of a quantised model, as transformers and vLLM read it.
 
-    Layers of the commonest group sizes are meant by "Linear", others by name. Where inputs are rotated,
-    `transform_config` says so, and the group `REFUSAL` sees to it that nobody passes over that.
+    Layers of the commonest group sizes are meant by "Linear", others by name. Where something is rotated,
+    `transform_config` says so. The group `REFUSAL` sees to it that nobody passes over that, or over a head that has no
+    tensors of its own.
     """
     kinds: dict[tuple[int, ...], list[str]] = defaultdict(list)
     ignore = []
+    embedding = None
     for name, module in model.named_modules():
-        if isinstance(module, W4A4Linear):
-            spec, inputs = module.spec, module.spec.inputs
+        if isinstance(module, QuantizedEmbedding):
+            embedding = name, module.spec
+        elif isinstance(module, W4A4Linear | TiedHead):
+            spec = module.embedding.spec if isinstance(module, TiedHead) else module.spec
+            inputs = spec.inputs
             kinds[spec.bits, _group(spec), inputs.bits, _group(inputs), inputs.hadamard].append(name)
         elif isinstance(module, nn.Linear):
             ignore.append(name)
@@ -179,6 +189,13 @@ def quantization_config(model: nn.Module, scheme: QuantizationScheme) -> dict[st
         if block > 1:
             place = {"targets": targets, "location": "input", "ignore": ignore + named if last else []}
             rotations[f"hadamard_{number}"] = {"type": "hadamard", "head_dim": block, "apply": [place]}
+    if embedding is not None:
+        name, spec = embedding
+        weights = _integers(spec.bits, "channel", _group(spec), dynamic=False)
+        groups["embedding"] = {"targets": [name], "format": FORMAT, "weights": weights}
+        if (block := spec.inputs.hadamard) > 1:
+            place = {"targets": [name], "location": "output", "ignore": []}
+            rotations["hadamard_embedding"] = {"type": "hadamard", "head_dim": block, "apply": [place]}
     described: dict[str, Any] = {
         "quant_method": "compressed-tensors",
         "format": FORMAT,
@@ -188,6 +205,7 @@ def quantization_config(model: nn.Module, scheme: QuantizationScheme) -> dict[st
     }
     if rotations:
         described["transform_config"] = {"config_groups": rotations}
+    if rotations or has_tied_head(model):
         described["config_groups"] = {REFUSAL: {"targets": [f"re:(?P<{REFUSED}>)"]}, **groups}
     return described
 

@@ -23,7 +23,7 @@ from quota.errors import QuotaError, check_number, first_problem
 from quota.files import read_json, write_atomically
 from quota.pruning.schedule import Schedule, check_keep
 from quota.pruning.scorers import scorer
-from quota.scheme import QuantizationScheme
+from quota.scheme import FromFile, QuantizationScheme
 
 VERSION = 1
 Method = Literal["paper", "quota"]
@@ -54,7 +54,7 @@ class PruningRecipe(BaseModel):
     """S_l of equation (1), one a candidate layer; empty if they were not measured."""
     reference_tokens: int = Field(ge=1, le=10**9)
     """V0, visual tokens of one image after the projector at calibration (the median, if sizes differ)."""
-    scheme: Annotated[QuantizationScheme | None, _FromJson] = None
+    scheme: Annotated[QuantizationScheme | None, _FromJson, FromFile] = None
     """The scheme it was calibrated under; None is full precision."""
     scorer: str = "composite"
     weights: dict[str, float] = Field(default_factory=lambda given: _default_weights(given))

@@ -28,6 +28,7 @@ from quota.scheme import QuantizationScheme
 
 FLOATS = torch.bfloat16, torch.float16, torch.float32, torch.float64
 _DAMAGED = "copy the checkpoint again or compress again"
+_ROWS = 1 << 14
 
 
 def check_tensor(
@@ -121,15 +122,14 @@ class W4A4Linear(nn.Module):
         if bias is not None:
             layer.bias = bias.detach().clone()
         spec = layer.spec
-        rotated = block_hadamard(weight.float(), spec.inputs.hadamard)
         if scheme.weight_rounding == "rtn":
-            q, step, scale = quantize_weight(rotated, spec.bits, spec.group)
-        elif hessian is None:
+            layer.weight_packed, layer.weight_scale = nearest(weight, spec)
+            return layer
+        if hessian is None:
             raise QuotaError('weight rounding "gptq" needs calibration data; give a Hessian or choose "rtn"')
-        else:
-            q, step, scale = gptq(rotated, hessian, spec.bits, spec.group)
-        layer.weight_packed = pack_int32(q, spec.bits)
-        layer.weight_scale = join_scales(step, scale)
+        rotated = block_hadamard(weight.float(), spec.inputs.hadamard)
+        q, step, scale = gptq(rotated, hessian, spec.bits, spec.group)
+        layer.weight_packed, layer.weight_scale = pack_int32(q, spec.bits), join_scales(step, scale)
         return layer
 
     def forward(self, x: Tensor) -> Tensor:
@@ -204,6 +204,17 @@ class W4A4Linear(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         # What backends prepared is theirs, and may not be copied or pickled.
         return self.__dict__ | {"_made": None}
+
+
+def nearest(weight: Tensor, spec: LinearSpec) -> tuple[Tensor, Tensor]:
+    """`weight` [N, K] rotated and rounded to nearest: weight_packed and weight_scale of a layer."""
+    packed, scales = [], []
+    # In parts, as a vocabulary in float32 is far larger than what comes of it.
+    for rows in weight.split(_ROWS):
+        q, step, scale = quantize_weight(block_hadamard(rows.float(), spec.inputs.hadamard), spec.bits, spec.group)
+        packed.append(pack_int32(q, spec.bits))
+        scales.append(join_scales(step, scale))
+    return torch.cat(packed), torch.cat(scales)
 
 
 @dataclass

@@ -21,17 +21,20 @@ class Setting:
     weight_bits: Bits = 4
     activation_bits: Bits = 4
     kv_bits: KVBits = 4
-    head_bits: Bits = 16
     samples: int = 128
+    head_bits: Bits | None = None
+    embedding_bits: Literal[8, 16] | None = None
+    """None, of both: what the scheme makes of the other bits."""
 
     def scheme(self) -> QuantizationScheme:
+        ends = {"head_bits": self.head_bits, "embedding_bits": self.embedding_bits}
         return method_scheme(
             self.method,
             modules=self.modules,
             weight_bits=self.weight_bits,
             activation_bits=self.activation_bits,
             kv_bits=self.kv_bits,
-            head_bits=self.head_bits,
+            **{end: bits for end, bits in ends.items() if bits is not None},
         )
 
     def figures(self) -> dict[str, Any]:
@@ -39,7 +42,7 @@ class Setting:
 
 
 _KV_BITS: tuple[KVBits, ...] = (16, 8, 4, 3, 2)
-_HEAD_BITS: tuple[Bits, ...] = (16, 8, 4)
+_ENDS: tuple[tuple[Bits, Literal[8, 16]], ...] = ((16, 16), (8, 16), (16, 8), (8, 8), (4, 8))
 _SAMPLES = (8, 16, 32, 64, 128, 256)
 
 TABLES: dict[str, dict[str, Setting | None]] = {
@@ -56,7 +59,10 @@ TABLES: dict[str, dict[str, Setting | None]] = {
         "W4A8KV4": Setting(activation_bits=8),
         "W8A8KV4": Setting(weight_bits=8, activation_bits=8),
     },
-    "head": {f"{bits} bits": Setting(head_bits=bits) for bits in _HEAD_BITS},
+    "head": {
+        f"lm_head {head}, embedding {embedding}": Setting(head_bits=head, embedding_bits=embedding)
+        for head, embedding in _ENDS
+    },
     "kv-bits": {
         setting.scheme().name: setting
         for setting in (

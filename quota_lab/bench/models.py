@@ -26,6 +26,7 @@ from quota.models import family, fingerprint
 from quota.models.llava import tokens_per_image
 from quota.prompts import build_inputs
 from quota.pruning.recipe import PruningRecipe
+from quota.quantization.ends import quantize_ends
 from quota.quantization.linear import W4A4Linear
 from quota.scheme import QuantizationScheme
 from quota_lab import reference
@@ -131,6 +132,7 @@ def _reference(quantized: bool) -> Subject:
 def _finish(name: str, model: Any, inputs: dict[str, Any], quantized: bool) -> Subject:
     scheme = SCHEME if quantized else None
     if scheme is not None:
+        quantize_ends(model, scheme)
         # The identity takes as long as any other matrix.
         add_key_transforms(family(model).text_model)
         attach_operators(model, scheme)

@@ -21,6 +21,7 @@ from transformers.cache_utils import DynamicLayer
 from quota.attention.slots import SlotLayer
 from quota.models import family
 from quota.pruning.pruner import Pruner
+from quota.quantization.embedding import QuantizedEmbedding, TiedHead
 from quota.quantization.linear import W4A4Linear
 from quota_lab.bench.models import Subject
 
@@ -123,7 +124,9 @@ def _parts(model: Any) -> dict[nn.Module, str]:
     parts = {}
     for name, module in model.named_modules():
         room, kind = inside.get(module), type(module).__name__.lower()
-        if isinstance(module, W4A4Linear | nn.Linear):
+        if isinstance(module, QuantizedEmbedding):
+            continue
+        if isinstance(module, W4A4Linear | TiedHead | nn.Linear):
             parts[module] = "lm_head" if room is None else f"{room} linears"
         elif kind.endswith("norm"):
             parts[module] = "norms"
