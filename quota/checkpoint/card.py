@@ -53,26 +53,28 @@ _UNMEASURED = (
     f"{_RETENTION} not measured.** `quota eval this/folder --baseline ORIGINAL` measures it and writes it here."
 )
 
-_ALONE = """ {reason}, which transformers 5 does not do
-by itself, and without it the model would answer nonsense. Therefore the folder refuses to load there, unless with these
-lines, which take out the refusal and do it:
+_ALONE = """ Two things transformers 5 does not do by itself: rotate by a
+Hadamard matrix what enters quantised layers, and read an embedding in 8 bits. Without them the model would answer
+nonsense, so a folder with either refuses to load there, unless with these lines, which take out the refusal and do
+what this one needs:
 
 ```python
-{imports}
-
-config = AutoConfig.from_pretrained("this/folder"){rotation}
-del config.quantization_config["config_groups"]["Import quota first"]
-model = AutoModelForImageTextToText.from_pretrained("this/folder", config=config){after}
+{lines}
 ```"""
-_LOADING = "from transformers import AutoConfig, AutoModelForImageTextToText"
-_TRANSFORM = "from compressed_tensors.transform import TransformConfig, apply_transform_config"
-_ROTATION = """
-rotation = TransformConfig(**config.quantization_config["transform_config"])"""
-_SHARING = """
-for name in ("weight_packed", "weight_scale", "weight_shape"):
-    setattr(model.get_output_embeddings(), name, getattr(model.get_input_embeddings(), name))"""
-_ROTATING = """
-apply_transform_config(model, rotation)"""
+
+_READ_ROTATION = 'rotation = TransformConfig(**config.quantization_config["transform_config"])'
+_ROTATE = "apply_transform_config(model, rotation)"
+_EMBED = """
+stored = {}
+for file in Path("this/folder").glob("*.safetensors"):
+    with safe_open(file, "pt") as opened:
+        names = [name for name in opened.keys() if ".embed_tokens.weight_" in name]
+        stored |= {name.rpartition(".")[2]: opened.get_tensor(name) for name in names}
+rows = (stored["weight_packed"].view(torch.uint8).float() - 128) * stored["weight_scale"].float()
+weight = model.get_input_embeddings().weight
+weight.data = rows[:, : weight.shape[1]].to(weight.dtype)"""
+_SHARE = """for name, tensor in stored.items():
+    setattr(model.get_output_embeddings(), name, torch.nn.Parameter(tensor, requires_grad=False))"""
 
 
 def model_card(model: Any, scheme: QuantizationScheme, recipe: PruningRecipe | None) -> str:
@@ -92,7 +94,7 @@ def model_card(model: Any, scheme: QuantizationScheme, recipe: PruningRecipe | N
         pruning=_pruning(recipe),
         unmeasured=_UNMEASURED,
         versions=_versions(recipe),
-        stock=_alone(scheme.hadamard > 1, has_tied_head(model)),
+        stock=_alone(scheme.hadamard > 0, scheme.embedding_bits < 16, has_tied_head(model)),
     )
 
 
@@ -126,20 +128,25 @@ def _versions(recipe: PruningRecipe | None) -> str:
     return ", ".join(f"{name} {number}" for name, number in found.items())
 
 
-def _alone(rotated: bool, tied: bool) -> str:
-    """How to do without quota what transformers does not."""
-    reasons = [
-        *(["rotate the inputs of quantised layers by a Hadamard matrix"] if rotated else []),
-        *(["give lm_head the integers of the embedding, to which it is tied"] if tied else []),
-    ]
-    if not reasons:
+def _alone(rotated: bool, embedded: bool, tied: bool) -> str:
+    """How to do without quota what transformers does not; a `tied` head has the embedding's integers."""
+    if not (rotated or embedded):
         return ""
-    return _ALONE.format(
-        reason=f"Whoever loads them has to {' and to '.join(reasons)}",
-        imports="\n".join([*([_TRANSFORM] if rotated else []), _LOADING]),
-        rotation=_ROTATION if rotated else "",
-        after=(_SHARING if tied else "") + (_ROTATING if rotated else ""),
-    )
+    lines = [
+        *(["from pathlib import Path", "", "import torch"] if embedded else []),
+        *(["from compressed_tensors.transform import TransformConfig, apply_transform_config"] if rotated else []),
+        *(["from safetensors import safe_open"] if embedded else []),
+        "from transformers import AutoConfig, AutoModelForImageTextToText",
+        "",
+        'config = AutoConfig.from_pretrained("this/folder")',
+        *([_READ_ROTATION] if rotated else []),
+        'del config.quantization_config["config_groups"]["Import quota first"]',
+        'model = AutoModelForImageTextToText.from_pretrained("this/folder", config=config)',
+        *([_EMBED] if embedded else []),
+        *([_SHARE] if tied else []),
+        *([_ROTATE] if rotated else []),
+    ]
+    return _ALONE.format(lines="\n".join(lines))
 
 
 def _quantisation(scheme: QuantizationScheme) -> str:

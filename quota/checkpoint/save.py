@@ -11,9 +11,9 @@ quota adds three things of its own:
 With `import quota`, `from_pretrained` runs the model as it was saved (quota/checkpoint/load.py). Without it
 transformers loads the same quantised layers, keeps every token, and a 16-bit KV cache. Two things it cannot do by
 itself, as of version 5: rotate the layers' inputs, as it passes over the `transform_config` in which
-compressed-tensors describes that, and give a head the packed integers of the embedding that it is tied to. The model
-would answer nonsense. A checkpoint with either therefore carries `REFUSAL`, on which every loader but ours stops with
-one line, and README.md gives the lines that take it out and do both (quota/checkpoint/card.py).
+compressed-tensors describes that, and read an embedding in 8 bits. The model would answer nonsense. A checkpoint with
+either therefore carries `REFUSAL`, on which every loader but ours stops with one line, and README.md gives the lines
+that take it out and do both (quota/checkpoint/card.py).
 """
 
 from __future__ import annotations
@@ -156,15 +156,15 @@ def quantization_config(model: nn.Module, scheme: QuantizationScheme) -> dict[st
     """The compressed-tensors description of a quantised model, as transformers and vLLM read it.
 
     Layers of the commonest group sizes are meant by "Linear", others by name. Where something is rotated,
-    `transform_config` says so. The group `REFUSAL` sees to it that nobody passes over that, or over a head that has no
-    tensors of its own.
+    `transform_config` says so. The group `REFUSAL` sees to it that nobody passes over that, or over an embedding in 8
+    bits, for which transformers has no module: no group names it.
     """
     kinds: dict[tuple[int, ...], list[str]] = defaultdict(list)
     ignore = []
     embedding = None
     for name, module in model.named_modules():
         if isinstance(module, QuantizedEmbedding):
-            embedding = name, module.spec
+            embedding = name, module.spec.inputs.hadamard
         elif isinstance(module, W4A4Linear | TiedHead):
             spec = module.embedding.spec if isinstance(module, TiedHead) else module.spec
             inputs = spec.inputs
@@ -189,13 +189,9 @@ def quantization_config(model: nn.Module, scheme: QuantizationScheme) -> dict[st
         if block > 1:
             place = {"targets": targets, "location": "input", "ignore": ignore + named if last else []}
             rotations[f"hadamard_{number}"] = {"type": "hadamard", "head_dim": block, "apply": [place]}
-    if embedding is not None:
-        name, spec = embedding
-        weights = _integers(spec.bits, "channel", _group(spec), dynamic=False)
-        groups["embedding"] = {"targets": [name], "format": FORMAT, "weights": weights}
-        if (block := spec.inputs.hadamard) > 1:
-            place = {"targets": [name], "location": "output", "ignore": []}
-            rotations["hadamard_embedding"] = {"type": "hadamard", "head_dim": block, "apply": [place]}
+    if embedding is not None and embedding[1] > 1:
+        place = {"targets": [embedding[0]], "location": "output", "ignore": []}
+        rotations["hadamard_embedding"] = {"type": "hadamard", "head_dim": embedding[1], "apply": [place]}
     described: dict[str, Any] = {
         "quant_method": "compressed-tensors",
         "format": FORMAT,
@@ -205,7 +201,7 @@ def quantization_config(model: nn.Module, scheme: QuantizationScheme) -> dict[st
     }
     if rotations:
         described["transform_config"] = {"config_groups": rotations}
-    if rotations or has_tied_head(model):
+    if rotations or embedding is not None:
         described["config_groups"] = {REFUSAL: {"targets": [f"re:(?P<{REFUSED}>)"]}, **groups}
     return described
 

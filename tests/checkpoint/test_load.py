@@ -22,6 +22,7 @@ from quota.checkpoint import save as checkpoint
 from quota.checkpoint.manifest import MANIFEST_FILE, seal
 from quota.checkpoint.named import load_model
 from quota.compress import quantize_only
+from quota.quantization.embedding import TiedHead
 from quota.quantization.linear import W4A4Linear
 
 SAMPLES = make_samples(5)
@@ -220,7 +221,8 @@ def test_dequantizing_is_refused(quota_folder: Path) -> None:
 def stock_checkpoint(folder: Path) -> Any:
     """A scheme that compressed-tensors computes to the last rounding, without pruning; returns our model."""
     model = make_model()
-    quantize_only(model, processor(), SAMPLES, QuantizationScheme(activation_bits=16, hadamard=0, kv_bits=16))
+    scheme = QuantizationScheme(activation_bits=16, hadamard=0, kv_bits=16, head_bits=16, embedding_bits=16)
+    quantize_only(model, processor(), SAMPLES, scheme)
     quota.save_pretrained(model, processor(), folder)
     return model
 
@@ -279,12 +281,25 @@ def test_without_quota_an_unrotated_checkpoint_gives_the_same_logits(tmp_path: P
 @pytest.mark.parametrize("transforms", ["hadamard", "learned"])
 def test_without_quota_the_lines_of_the_card_give_the_same_logits(transforms: Any, tmp_path: Path) -> None:
     model = make_model()
-    # Of 16 bits, as other loaders round activations in their own way.
-    scheme = QuantizationScheme(activation_bits=16, kv_bits=16, transforms=transforms)
+    # Of 16 bits, as other loaders round activations in their own way; those of a quantised head have 8.
+    scheme = QuantizationScheme(activation_bits=16, kv_bits=16, transforms=transforms, head_bits=16)
     quantize_only(model, processor(), SAMPLES, scheme)
     quota.save_pretrained(model, processor(), tmp_path / "out")
     stock = logits_without_quota(tmp_path / "out", "card")
     torch.testing.assert_close(stock, logits(model), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("hadamard", [64, 0], ids=["rotated", "unrotated"])
+def test_without_quota_the_lines_of_the_card_tie_the_head_again(hadamard: int, tmp_path: Path) -> None:
+    model: Any = make_model()
+    quantize_only(
+        model, processor(), SAMPLES, QuantizationScheme(activation_bits=16, kv_bits=16, hadamard=hadamard)
+    )
+    assert isinstance(model.lm_head, TiedHead)
+    quota.save_pretrained(model, processor(), tmp_path / "out", max_shard_size="60KB")
+    assert run_without_quota(tmp_path / "out", "plain").returncode == 1
+    stock, ours = logits_without_quota(tmp_path / "out", "card"), logits(model)
+    assert (stock - ours).norm() < 0.01 * ours.norm()
 
 
 def test_without_quota_and_those_lines_a_rotated_checkpoint_is_refused_in_one_line(quota_folder: Path) -> None:
@@ -305,7 +320,7 @@ def test_without_quota_the_weights_are_the_real_ones(tmp_path: Path) -> None:
     Activations have 16 bits, as one on the edge between two codes may fall on either side of it.
     """
     model: Any = make_model()
-    quota.compress(model, processor(), SAMPLES, scheme=QuantizationScheme(activation_bits=16))
+    quota.compress(model, processor(), SAMPLES, scheme=QuantizationScheme(activation_bits=16, head_bits=16))
     quota.save_pretrained(model, processor(), tmp_path / "out")
     stock = logits_without_quota(tmp_path / "out", "card")
     ours = load(tmp_path / "out")
