@@ -4,9 +4,9 @@ The default is the regime of METHOD.md section 1, "W4A4KV4" in the vision tower,
 language model: symmetric 4-bit weights in groups of 64 input channels, asymmetric 4-bit activations in
 groups of 64 channels measured anew for every token, a 4-bit KV cache, and a Hadamard rotation of blocks of
 64 channels in front of every quantised linear layer. Groups are inside one scale a row and a token (METHOD section 8);
-with 8 bits there is that scale alone. Embedding and lm_head have 8 bits, which cost nothing that can be measured
-(docs/quantiser). 16 bits mean "left in floating point"; with 16-bit weights and activations linear layers stay as they
-are, and the cache alone is quantised. `transforms` says what else is done to what is quantised:
+with 8 bits there is that scale alone. Embedding and lm_head have 8 bits. 16 bits mean "left in floating point"; with
+16-bit weights and activations linear layers stay as they are, and the cache alone is quantised. `transforms` says what
+else is done to what is quantised:
 
     hadamard   nothing
     learned    diagonals folded into norms and weights, a matrix for the values of each head folded into the layers
@@ -20,7 +20,16 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 
 from quota.errors import QuotaError, first_problem
 

@@ -109,9 +109,9 @@ def save_pretrained(
     """Save a model that `quota.compress` or `quantize_only` has made, with its processor, recipe and model card.
 
     `folder` appears complete or not at all, and replaces an older checkpoint of ours. Weights of quantised layers take
-    half a byte each, and 2 bytes a group for the scales, those of both ends a byte; files hold at most `max_shard_size` ("5GB", or bytes). Raises
-    QuotaError for a model that is not quantised, or whose weights have 16 bits, and for a folder that holds something
-    else.
+    half a byte each, and 2 bytes a group for the scales, those of embedding and lm_head a byte; files hold at most
+    `max_shard_size` ("5GB", or bytes). Raises QuotaError for a model that is not quantised, or whose weights have 16
+    bits, and for a folder that holds something else.
     """
     scheme = _savable_scheme(model)
     with staged_folder(folder) as stage:

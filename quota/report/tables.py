@@ -82,6 +82,6 @@ def _describe_scheme(scheme: Any) -> str:
     return (
         f"{scheme.name}: weights in groups of {scheme.weight_group} ({scheme.weight_rounding}), activations in groups "
         f"of {scheme.activation_group}, block-Hadamard {scheme.hadamard or 'none'}, "
-        f"transforms {scheme.transforms}; {', '.join(scheme.modules)}; embedding in {scheme.embedding_bits} bits, lm_head "
-        f"in {scheme.head_bits}"
+        f"transforms {scheme.transforms}; {', '.join(scheme.modules)}; "
+        f"embedding in {scheme.embedding_bits} bits, lm_head in {scheme.head_bits}"
     )

@@ -51,6 +51,7 @@ def drop_a_tensor(folder: Path) -> None:
 
 
 UP = "language_model.model.layers.0.mlp.up_proj"
+EMBEDDING = "language_model.model.embed_tokens"
 NORM = "language_model.model.layers.1.input_layernorm.weight"
 CLASS = "vision_tower.embeddings.class_embedding"
 KEYS = "language_model.model.layers.2.self_attn.key_transform.matrix"
@@ -160,6 +161,15 @@ def edit_recipe(**changes: Any) -> Callable[[Path], None]:
         pytest.param(put(f"{UP}.weight_scale", lambda t: t * torch.nan), "NaN or infinity", id="NaN scales"),
         pytest.param(put(NORM, lambda t: t * torch.inf), "input_layernorm.weight holds NaN or infinity", id="infinite"),
         pytest.param(put(f"{UP}.weight_shape", lambda t: t.flip(0)), r"weight_shape says \[64, 96\]", id="turned"),
+        pytest.param(put(f"{EMBEDDING}.weight_packed", lambda t: t[:-1]), "has the shape", id="a token short"),
+        pytest.param(
+            put(f"{EMBEDDING}.weight_scale", torch.zeros_like), "embed_tokens.weight_scale holds", id="rows of no scale"
+        ),
+        pytest.param(
+            edit_tensors(lambda stored: stored.pop(f"{EMBEDDING}.weight_scale")),
+            "lacks .*embed_tokens.weight_scale",
+            id="no scales of the embedding",
+        ),
         pytest.param(put(KEYS, torch.zeros_like), "key_transform.matrix cannot be inverted", id="zero key transform"),
     ],
 )
@@ -292,9 +302,7 @@ def test_without_quota_the_lines_of_the_card_give_the_same_logits(transforms: An
 @pytest.mark.parametrize("hadamard", [64, 0], ids=["rotated", "unrotated"])
 def test_without_quota_the_lines_of_the_card_tie_the_head_again(hadamard: int, tmp_path: Path) -> None:
     model: Any = make_model()
-    quantize_only(
-        model, processor(), SAMPLES, QuantizationScheme(activation_bits=16, kv_bits=16, hadamard=hadamard)
-    )
+    quantize_only(model, processor(), SAMPLES, QuantizationScheme(activation_bits=16, kv_bits=16, hadamard=hadamard))
     assert isinstance(model.lm_head, TiedHead)
     quota.save_pretrained(model, processor(), tmp_path / "out", max_shard_size="60KB")
     assert run_without_quota(tmp_path / "out", "plain").returncode == 1
