@@ -63,12 +63,15 @@ def _replace(
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     if scheme.head_bits < 16 and not isinstance(head, nn.Linear):
         raise QuotaError(f"the model's head is {type(head).__name__}, no linear layer; use head_bits=16")
-    shared = tied and scheme.head_bits == scheme.embedding_bits
     new: dict[nn.Module, nn.Module] = {}
+    lookup = None
     if scheme.embedding_bits < 16:
-        new[embedding] = embed(embedding, end_scheme(scheme, scheme.embedding_bits))
+        new[embedding] = lookup = embed(embedding, end_scheme(scheme, scheme.embedding_bits))
     if scheme.head_bits < 16:
-        new[head] = TiedHead(new[embedding]) if shared else project(head, end_scheme(scheme, scheme.head_bits))
+        if tied and lookup is not None and scheme.head_bits == scheme.embedding_bits:
+            new[head] = TiedHead(lookup)
+        else:
+            new[head] = project(head, end_scheme(scheme, scheme.head_bits))
     for old, layer in new.items():
         [name] = [name for name, module in model.named_modules() if module is old]
         model.set_submodule(name, layer)

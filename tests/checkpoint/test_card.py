@@ -40,4 +40,6 @@ def test_a_missing_card_is_an_error(tmp_path: Path) -> None:
 
 
 def test_an_unrotated_checkpoint_needs_no_lines_without_quota() -> None:
-    assert "apply_transform_config" not in model_card(make_model(), QuantizationScheme(hadamard=0), None)
+    assert "refuses to load" not in model_card(make_model(), QuantizationScheme(hadamard=0, embedding_bits=16), None)
+    card = model_card(make_model(), QuantizationScheme(hadamard=0), None)
+    assert "refuses to load" in card and "apply_transform_config" not in card

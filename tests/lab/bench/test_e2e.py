@@ -38,8 +38,8 @@ def test_the_realistic_model_has_the_sizes_it_is_named_for() -> None:
 def test_the_quantized_model_never_holds_a_dense_layer() -> None:
     subject = tiny_subject("realistic", quantized=True)
     replaced = [module for module in subject.model.modules() if isinstance(module, W4A4Linear)]
-    assert len(replaced) == 12 + 2 + 35
-    # What the part of each kind of module was: only lm_head is left.
+    # Tower, projector, decoder, and both of its ends.
+    assert len(replaced) == 12 + 2 + 35 + 2
     assert family(subject.model).linears() == []
     with torch.inference_mode():
         output = subject.model(**subject.inputs, use_cache=True)
