@@ -74,6 +74,7 @@ rows = (stored["weight_packed"].view(torch.uint8).float() - 128) * stored["weigh
 weight = model.get_input_embeddings().weight
 weight.data = rows[:, : weight.shape[1]].to(weight.dtype)"""
 _SHARE = """for name, tensor in stored.items():
+    tensor = tensor.to(weight.dtype) if tensor.is_floating_point() else tensor
     setattr(model.get_output_embeddings(), name, torch.nn.Parameter(tensor, requires_grad=False))"""
 
 
