@@ -115,7 +115,7 @@ class QuantizationScheme(BaseModel):
         return _largest_divisor(in_features, self.hadamard) if self.hadamard else 0
 
 
-def _bits_of_ends(given: Mapping[str, Any]) -> int:
+def _bits_of_ends(given: Mapping[str, Any]) -> Literal[8, 16]:
     """8, unless the decoder between embedding and lm_head stays as it is."""
     return 8 if given.get("weight_bits", 16) < 16 and "decoder" in given.get("modules", ()) else 16
 

@@ -45,8 +45,8 @@ class QuantizedEmbedding(W4A4Linear):
         """An empty one in place of `embedding`. QuotaError for a class that is not known to look up rows alone."""
         if (multiplier := _multiplier(embedding)) is None:
             raise QuotaError(f"the model's embedding is {type(embedding).__name__}; use embedding_bits=16")
-        weight = embedding.weight
-        return cls(*weight.shape, scheme, weight.dtype, weight.device, multiplier)
+        tokens, width = embedding.weight.shape
+        return cls(tokens, width, scheme, embedding.weight.dtype, embedding.weight.device, multiplier)
 
     @classmethod
     def from_embedding(cls, embedding: nn.Embedding, scheme: QuantizationScheme) -> QuantizedEmbedding:
