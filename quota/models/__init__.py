@@ -40,7 +40,10 @@ FAMILIES: dict[str, Support] = {
 }
 
 # Decoders without a tower: quantised by the same sweep, for the testbeds; there is nothing to prune in them.
-TEXT_FAMILIES: dict[str, Callable[[PreTrainedModel], Family]] = {"LlamaForCausalLM": llama}
+TEXT_FAMILIES: dict[str, Callable[[PreTrainedModel], Family]] = {
+    "LlamaForCausalLM": llama,
+    "Qwen2ForCausalLM": llama,
+}
 
 # What decides whether a recipe fits: the shape of the network and of its visual tokens.
 _SHAPE = (

@@ -1,4 +1,4 @@
-"""A decoder alone, of the Llama kind: no pictures, so all of a prompt is text.
+"""A decoder alone, of the Llama kind, which Qwen2 is too: no pictures, so all of a prompt is text.
 
 The sweep quantises it with the same code as the decoder of a vision-language model: large text models are where
 outliers are found, and `quota testbed` measures the quantiser there.
@@ -18,7 +18,7 @@ from quota.models.family import Family
 
 
 def llama(model: Any) -> Family:
-    """The rooms of a `LlamaForCausalLM`: those for pictures are empty."""
+    """The rooms of a `LlamaForCausalLM` or `Qwen2ForCausalLM`: those for pictures are empty."""
 
     def index_images(input_ids: Tensor, given: Mapping[str, Any]) -> Tensor:
         return torch.full_like(input_ids, -1)

@@ -24,7 +24,7 @@ from quota_lab.ablation.settings import Setting
 from quota_lab.ablation.token_errors import token_errors
 from quota_lab.reference import NAME as REFERENCE
 from quota_lab.study.halves import half
-from quota_lab.testbeds import smollm2
+from quota_lab.testbeds import llm, smollm2
 from quota_lab.testbeds.perplexity import window_losses
 from quota_lab.testbeds.prose import drawn_windows, read_prose, tokenize
 
@@ -110,13 +110,13 @@ class SmolLM2:
     tables: tuple[str, ...] = ("methods", "schemes", "head", "kv-bits", "calibration")
 
     def measure(self, setting: Setting | None, seed: int) -> list[float]:
-        smollm2.refuse_same(self.prose, self.calibration)
+        llm.refuse_same(self.prose, self.calibration)
         model, tokenizer = smollm2.load()
         tokens = tokenize(tokenizer, read_prose(self.prose))
-        scored = drawn_windows(tokens, self.windows, smollm2.WINDOW, seed)
+        scored = drawn_windows(tokens, self.windows, llm.WINDOW, seed)
         if setting is not None:
-            windows = smollm2.calibration_windows(tokenizer, self.calibration, setting.samples, seed)
-            smollm2.quantize(model, setting.scheme(), windows)
+            windows = llm.calibration_windows(tokenizer, self.calibration, setting.samples, seed)
+            llm.quantize(model, setting.scheme(), windows)
         return window_losses(model, scored)
 
     def scores(self, outcome: list[float], full: list[float]) -> dict[str, float]:

