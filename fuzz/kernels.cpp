@@ -234,6 +234,7 @@ void cache() {
     const quota::HeadMap map = chance(2) ? maps.first(hadamard) : quota::HeadMap{hadamard, nullptr, nullptr, nullptr};
     const auto valid = flags(samples * tokens);
     const int64_t heads = groups * shared;
+    const std::vector<float> added(chance(2) ? samples * heads * tokens : 0, 0.5f);
     Numbers query(keys.type, samples * heads * width, true);
     Numbers expected(keys.type, keys.size(), true), attended(keys.type, query.size(), true);
     Cache first(samples, groups, tokens, width, plain), mapped(samples, groups, tokens, width, map);
@@ -258,7 +259,8 @@ void cache() {
         Numbers found(keys.type, keys.size(), true), out(keys.type, query.size(), true);
         quota_kv4_dequantize(isa, threads(), &mapped.tensor, samples, groups, tokens, width, found.data(), found.type);
         quota_kv4_decode(isa, threads(), query.data(), query.type, samples, groups, shared, width, tokens, heads * width,
-                         width, &mapped.tensor, &content.tensor, valid.data(), 1e-3f, out.data());
+                         width, &mapped.tensor, &content.tensor, valid.data(),
+                         added.empty() ? nullptr : added.data(), 1e-3f, out.data());
         if (isa == 0) std::swap(expected, found), std::swap(attended, out);
         else require(expected.close(found, 1e-2f) && attended.close(out, 2e-2f), "what is read from a cache differs");
     }

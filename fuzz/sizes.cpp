@@ -82,7 +82,7 @@ std::vector<Case> cases() {
          [](const Sizes& s) {
              const quota::PackedTensor keys = of(s[8]), values = of(s[9]);
              return quota_kv4_decode(int(s[0]), int(s[1]), nullptr, int(s[2]), s[3], s[4], s[5], s[6], s[7], 0, 0, &keys,
-                                     &values, nullptr, 1, nullptr);
+                                     &values, nullptr, nullptr, 1, nullptr);
          }},
         {"softmax sums",
          {0, 1, 0, 2, 5, 9, 4, 2, 5, 64},

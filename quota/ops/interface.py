@@ -191,10 +191,11 @@ class Backend(Protocol):
         valid: Tensor | None,
         scaling: float,
         tokens: int | None = None,
+        added: Tensor | None = None,
     ) -> Tensor:
         """query [B, H, 1, D] (G divides H), valid bool [B, T] -> [B, H, 1, D] in the query's type.
 
-        T is `tokens`, the first of the cache, or all.
+        T is `tokens`, the first of the cache, or all. `added` float32 [B, H, T] goes to the logits, behind `scaling`.
         """
         ...
 

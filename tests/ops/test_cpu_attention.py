@@ -136,6 +136,7 @@ class TestDecode:
         width=st.sampled_from([8, 24, 64, 128, 136]),
         hadamard=st.sampled_from([0, 8]),
         masked=st.booleans(),
+        more=st.booleans(),
         dtype=st.sampled_from(list(DTYPES.values())),
         seed=st.integers(0, 999),
     )
@@ -148,6 +149,7 @@ class TestDecode:
         width: int,
         hadamard: int,
         masked: bool,
+        more: bool,
         dtype: torch.dtype,
         seed: int,
     ) -> None:
@@ -156,9 +158,10 @@ class TestDecode:
         keys, values = torch.randn(2, batch, groups, tokens, width, generator=generator)
         stored = with_room(kv.quantize_kv(keys, 4, hadamard)), with_room(kv.quantize_kv(values, 4, 0))
         valid = torch.rand(batch, tokens, generator=generator) < 0.7 if masked else None
-        actual = kv.decode_attention(query, *stored, valid, width**-0.5)
+        added = torch.randn(batch, groups * shared, tokens, generator=generator) if more else None
+        actual = kv.decode_attention(query, *stored, valid, width**-0.5, added=added)
         assert actual.dtype == dtype and actual.shape == query.shape
-        expected = reference.decode_attention(query, *stored, valid, width**-0.5)
+        expected = reference.decode_attention(query, *stored, valid, width**-0.5, added=added)
         torch.testing.assert_close(actual, expected, atol=TOLERANCE[dtype], rtol=0)
 
     def test_values_may_be_rotated_too(self) -> None:

@@ -69,9 +69,11 @@ def run_dequantize(packed: Tensor, scale: Tensor, zero: Tensor, **sizes: int) ->
     return cache.dequantize_kv(replace(stored(), packed=packed, scale=scale, zero=zero, **sizes), torch.float32)
 
 
-def run_decode(queries: Tensor, packed: Tensor, scale: Tensor, zero: Tensor, valid: Tensor, **sizes: int) -> Tensor:
+def run_decode(
+    queries: Tensor, packed: Tensor, scale: Tensor, zero: Tensor, valid: Tensor, added: Tensor, **sizes: int
+) -> Tensor:
     values = replace(stored(), packed=packed, scale=scale, zero=zero, **sizes)
-    return cache.decode_attention(queries, stored(), values, valid, 0.1)
+    return cache.decode_attention(queries, stored(), values, valid, 0.1, added=added)
 
 
 def run_store(keys: Tensor, values: Tensor, packed: Tensor, scale: Tensor, zero: Tensor, **sizes: int) -> Tensor:
@@ -146,6 +148,7 @@ JOBS: dict[str, tuple[Callable[..., Tensor], dict[str, tuple[Tensor, set[torch.d
             "scale": (torch.ones(B, G, S, 1, dtype=torch.float16), {torch.float16}),
             "zero": (torch.ones(B, G, S, 1, dtype=torch.float16), {torch.float16}),
             "valid": (cells(B, S), {torch.bool}),
+            "added": (random(B, H, S), {torch.float32}),
         },
     ),
     "attention": (

@@ -94,13 +94,15 @@ def test_decoding_looks_at_every_valid_slot(masked: bool) -> None:
     query, keys, values = random(2, 4, 1, 64), random(2, 2, 9, 64, seed=1), random(2, 2, 9, 64, seed=2)
     stored = quantize_kv(keys, 4, 64), quantize_kv(values, 4, 0)
     valid = torch.rand(2, 9, generator=torch.Generator().manual_seed(0)) < 0.6 if masked else None
-    output = decode_attention(query, *stored, valid, 0.125)
+    added = random(2, 4, 9, seed=3)
+    output = decode_attention(query, *stored, valid, 0.125, added=added)
     numbers = [dequantize_kv(part, torch.float32) for part in stored]
     for sample in range(2):
         slots = slice(None) if valid is None else valid[sample]
         for head in range(4):
             key, value = (part[sample, head // 2, slots] for part in numbers)
-            expected = (key @ query[sample, head, 0] * 0.125).softmax(dim=0) @ value
+            logits = key @ query[sample, head, 0] * 0.125 + added[sample, head, slots]
+            expected = logits.softmax(dim=0) @ value
             torch.testing.assert_close(output[sample, head, 0], expected, atol=1e-5, rtol=0)
 
 

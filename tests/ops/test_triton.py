@@ -273,18 +273,28 @@ SHAPES = {
 }
 
 
+@pytest.mark.parametrize("more", [False, True], ids=["logits as they are", "added logits"])
 @pytest.mark.parametrize("masked", [False, True], ids=["all valid", "empty slots"])
 @pytest.mark.parametrize(
     ("batch", "heads", "groups", "tokens", "width", "hadamard"), SHAPES.values(), ids=SHAPES.keys()
 )
 def test_decode_attention_is_the_reference(
-    interpret: Call, batch: int, heads: int, groups: int, tokens: int, width: int, hadamard: int, masked: bool
+    interpret: Call,
+    batch: int,
+    heads: int,
+    groups: int,
+    tokens: int,
+    width: int,
+    hadamard: int,
+    masked: bool,
+    more: bool,
 ) -> None:
     query = random(batch, heads, 1, width)
     keys = REFERENCE.quantize_kv(random(batch, groups, tokens, width, seed=1), 4, hadamard)
     values = REFERENCE.quantize_kv(random(batch, groups, tokens, width, seed=2), 4, 0)
     valid = (random(batch, tokens, seed=3) > 0).index_fill(1, torch.tensor(tokens - 1), True) if masked else None
-    arguments = query, keys, values, valid, width**-0.5
+    added = random(batch, heads, tokens, seed=4) if more else None
+    arguments = query, keys, values, valid, width**-0.5, tokens, added
     expected = REFERENCE.decode_attention(*arguments)
     torch.testing.assert_close(interpret(TRITON.decode_attention, *arguments), expected, rtol=1e-4, atol=1e-5)
 

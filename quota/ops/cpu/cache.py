@@ -178,8 +178,12 @@ def decode_attention(
     valid: Tensor | None,
     scaling: float,
     tokens: int | None = None,
+    added: Tensor | None = None,
 ) -> Tensor:
-    """One query a sequence over the packed cache: [B, H, 1, D] -> [B, H, 1, D]; zeros where nothing is valid."""
+    """One query a sequence over the packed cache: [B, H, 1, D] -> [B, H, 1, D]; zeros where nothing is valid.
+
+    `added` float32 [B, H, T] is added to the logits, behind `scaling`.
+    """
     batch, heads, _, width = query.shape
     _, groups, slots, _ = keys.packed.shape
     tokens = slots if tokens is None else tokens
@@ -188,6 +192,7 @@ def decode_attention(
     shared = heads // max(1, groups)
     query = rows_of(query.detach())
     valid = None if valid is None else valid.contiguous()
+    added = None if added is None else added.detach().contiguous()
     # In the order that the model reads it in: one token's heads behind one another.
     out = torch.empty(batch, 1, heads, width, dtype=query.dtype)
     stored = [_Packed.of(part, batch, groups, slots, width) for part in (keys, values)]
@@ -197,6 +202,7 @@ def decode_attention(
         *(batch, groups, shared, width, tokens, *query.stride()[:2]),
         *map(byref, stored),
         None if valid is None else address("valid", valid, (batch, tokens), torch.bool),
+        None if added is None else address("added logits", added, (batch, heads, tokens), torch.float32),
         *(scaling, out.data_ptr()),
         work=f"the attention weights of {tokens} tokens",
     )

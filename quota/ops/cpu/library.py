@@ -45,7 +45,7 @@ _FUNCTIONS = {
     "quota_quantize": "ii pi nnnn i pp",
     "quota_kv4_store": "ii i nnnn pn",
     "quota_kv4_dequantize": "ii p nnnn pi",
-    "quota_kv4_decode": "ii pi nnnnn nn pp p f p",
+    "quota_kv4_decode": "ii pi nnnnn nn pp pp f p",
     "quota_softmax_sums": "ii pi nnnn pp nn f n p",
     "quota_attention": "ii pppp p nnnnn i pp n f pp",
     "quota_activation_error": "ii pi nn n nn i p",

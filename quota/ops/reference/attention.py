@@ -1,7 +1,7 @@
 """The jobs of cache and attention in plain torch: what every backend's must equal.
 
     quantize_kv       transform each head if there is a transform, rotate it by a Hadamard matrix, quantise, pack
-    decode_attention  softmax(scaling * q K^T) V over the dequantised cache
+    decode_attention  softmax(scaling * q K^T + added) V over the dequantised cache
     attention         the same for a prefill, with the sums of its weights over sets of queries,
 
                       inter_i = 1/H sum_h sum_{j in text}   A_h[j, i]
@@ -46,8 +46,12 @@ def decode_attention(
     valid: Tensor | None,
     scaling: float,
     tokens: int | None = None,
+    added: Tensor | None = None,
 ) -> Tensor:
-    """One query a sequence over the packed cache: [B, H, 1, D] -> [B, H, 1, D]; zeros where nothing is valid."""
+    """One query a sequence over the packed cache: [B, H, 1, D] -> [B, H, 1, D]; zeros where nothing is valid.
+
+    `added` float32 [B, H, T] is added to the logits, behind `scaling`.
+    """
     if tokens is not None:
         keys, values = keys.first(tokens), values.first(tokens)
     key, value = dequantize_kv(keys, torch.float32), dequantize_kv(values, torch.float32)
@@ -55,7 +59,7 @@ def decode_attention(
         valid = torch.ones(key.shape[0], key.shape[2], dtype=torch.bool, device=key.device)
     # The query comes last: it may look at every slot.
     nothing = torch.zeros(key.shape[0], 0, 1, dtype=torch.bool, device=key.device)
-    return attention(query, key, value, nothing, valid, scaling)[0]
+    return attention(query, key, value, nothing, valid, scaling, added=None if added is None else added.unsqueeze(2))[0]
 
 
 def attention(
@@ -66,6 +70,7 @@ def attention(
     visible: Tensor,
     scaling: float,
     causal: bool = True,
+    added: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Attention of the last T of S tokens, and what each of the S receives from R sets of queries.
 
@@ -74,6 +79,7 @@ def attention(
             queries' own tokens.
         rows: [B, R, T] bool, the sets. visible: [B, S] bool, keys that may be attended to; or [B, T, S] bool, those of
             each query, whatever `causal` says. scaling: of the logits. causal: no query attends to a token behind it.
+        added: [B, H, T, S], to the logits behind `scaling`.
 
     Returns the output [B, H, T, D] in the query's type and the sums [B, R, S] float32, averaged over heads. A query
     that sees no key gets zeros and gives nothing. Works in chunks of queries, never holding all weights.
@@ -91,6 +97,8 @@ def attention(
     for start in range(0, queries, step):
         chunk = slice(start, min(start + step, queries))
         logits = grouped[..., chunk, :].float() @ transposed * scaling
+        if added is not None:
+            logits += added.unflatten(1, (groups, -1))[..., chunk, :]
         if visible.ndim == 3:
             seen = visible[:, chunk]
         else:

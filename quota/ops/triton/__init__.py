@@ -102,11 +102,12 @@ class TritonBackend(PlainTorch):
         valid: Tensor | None,
         scaling: float,
         tokens: int | None = None,
+        added: Tensor | None = None,
     ) -> Tensor:
         """query [B, H, 1, D], valid bool [B, T] -> [B, H, 1, D] in the query's type; zeros where nothing is valid."""
         from quota.ops.triton.decode import decode_attention
 
-        return decode_attention(query, keys, values, valid, scaling, tokens)
+        return decode_attention(query, keys, values, valid, scaling, tokens, added)
 
     def attention(
         self,

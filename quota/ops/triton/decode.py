@@ -37,8 +37,12 @@ def decode_attention(
     valid: Tensor | None,
     scaling: float,
     tokens: int | None = None,
+    added: Tensor | None = None,
 ) -> Tensor:
-    """query [B, H, 1, D], valid bool [B, T] -> [B, H, 1, D] in the query's type; zeros where nothing is valid."""
+    """query [B, H, 1, D], valid bool [B, T] -> [B, H, 1, D] in the query's type; zeros where nothing is valid.
+
+    `added` float32 [B, H, T] is added to the logits, behind `scaling`.
+    """
     batch, heads, _, width = query.shape
     groups, slots = keys.packed.shape[1:3]
     tokens = slots if tokens is None else tokens
@@ -54,6 +58,7 @@ def decode_attention(
     largest = torch.empty(batch, heads, pieces, dtype=torch.float32, device=query.device)
     total = torch.empty_like(largest)
     mask = None if valid is None else valid.contiguous()
+    more = None if added is None else added.contiguous()
     strides = (
         stride
         for stored in (keys, values)
@@ -64,9 +69,17 @@ def decode_attention(
         _pieces,
         (pieces, batch * groups, tiles(shared, _HEADS)),
         *(query, keys.packed, keys.scale, keys.zero, values.packed, values.scale, values.zero),
-        *(query if mask is None else mask, rotation(rotated, query.device), partial, largest, total),
+        *(
+            query if mask is None else mask,
+            query if more is None else more,
+            rotation(rotated, query.device),
+            partial,
+            largest,
+            total,
+        ),
         *(groups, shared, tokens, scaling, *strides),
         MASKED=mask is not None,
+        ADDED=more is not None,
         HADAMARD=rotated,
         PIECE=_PIECE,
         num_warps=8,
@@ -86,9 +99,9 @@ def decode_attention(
 @triton.jit(do_not_specialize=["groups", "shared", "tokens"])
 def _pieces(
     query_ptr, k_ptr, k_scale_ptr, k_zero_ptr, v_ptr, v_scale_ptr, v_zero_ptr,
-    valid_ptr, matrix_ptr, partial_ptr, largest_ptr, total_ptr, groups, shared, tokens, scaling,
+    valid_ptr, added_ptr, matrix_ptr, partial_ptr, largest_ptr, total_ptr, groups, shared, tokens, scaling,
     k_b, k_g, k_t, ks_b, ks_g, ks_t, kz_b, kz_g, kz_t, v_b, v_g, v_t, vs_b, vs_g, vs_t, vz_b, vz_g, vz_t,
-    MASKED: tl.constexpr, HADAMARD: tl.constexpr, PIECE: tl.constexpr,
+    MASKED: tl.constexpr, ADDED: tl.constexpr, HADAMARD: tl.constexpr, PIECE: tl.constexpr,
     WIDTH: tl.constexpr, HEADS: tl.constexpr, SIDE: tl.constexpr,
 ):  # fmt: skip
     piece, pieces = tl.program_id(0), tl.num_programs(0)
@@ -116,6 +129,9 @@ def _pieces(
     logits = tl.dot(even, low, input_precision="tf32x3")
     logits = tl.dot(odd, high, logits, input_precision="tf32x3")
     logits = (logits * k_scale[None, :] + tl.sum(query, axis=1)[:, None] * k_zero[None, :]) * scaling
+    if ADDED:
+        asked = (head < shared)[:, None] & held[None, :]
+        logits += tl.load(added_ptr + line[:, None] * tokens + token[None, :], mask=asked, other=0.0)
     seen = held
     if MASKED:
         seen = seen & (tl.load(valid_ptr + batch * tokens + token, mask=held, other=0) != 0)

@@ -40,12 +40,12 @@ const PrefillKernels* prefill_kernels(int isa) {
 
 extern "C" {
 
-// query [batch, groups * shared, width] in `type`, heads and samples with these strides; valid [batch, tokens] or null
-// -> out contiguous [batch, groups * shared, width] in `type`. NO_MEMORY if it runs out.
+// query [batch, groups * shared, width] in `type`, heads and samples with these strides; valid [batch, tokens] or null,
+// added [batch, groups * shared, tokens] to the scaled logits or null -> out contiguous [batch, groups * shared, width] in `type`. NO_MEMORY if it runs out.
 int quota_kv4_decode(int isa, int threads, const void* query, int type, int64_t batch, int64_t groups, int64_t shared,
                      int64_t width, int64_t tokens, int64_t sample_stride, int64_t head_stride,
-                     const PackedTensor* keys, const PackedTensor* values, const uint8_t* valid, float scaling,
-                     void* out) {
+                     const PackedTensor* keys, const PackedTensor* values, const uint8_t* valid, const float* added,
+                     float scaling, void* out) {
     if (!runs_here(isa, threads) || !is_type(type) || !are_sizes({batch, groups, shared, tokens}) ||
         !is_head(width, keys->maps.hadamard) || !is_head(width, values->maps.hadamard) ||
         values->maps.into != nullptr)
@@ -75,7 +75,8 @@ int quota_kv4_decode(int isa, int threads, const void* query, int type, int64_t 
                 kernels.query(static_cast<const char*>(query) + size * offset, type, width, keys->map(group, width),
                               met + i * width, own);
             }
-            kernels.decode(met, together, width, keys->rows(sample, group), values->rows(sample, group), seen,
+            const float* more = added == nullptr ? nullptr : added + (sample * groups * shared + first) * tokens;
+            kernels.decode(met, together, width, keys->rows(sample, group), values->rows(sample, group), seen, more,
                            start, tokens, scaling, scratch, result);
             for (int i = 0; i < together; ++i) {
                 const int64_t offset = (sample * groups * shared + first + i) * width;

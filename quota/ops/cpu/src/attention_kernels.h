@@ -138,8 +138,8 @@ inline void prefetch(const PackedRows& rows, int64_t width, int64_t t, int64_t t
 
 template <int shared>
 inline void decode_shared(const float* query, int64_t width, const PackedRows& keys, const PackedRows& values,
-                          const uint8_t* valid, int64_t start, int64_t tokens, float scaling, float* scratch,
-                          float* out) {
+                          const uint8_t* valid, const float* added, int64_t start, int64_t tokens, float scaling,
+                          float* scratch, float* out) {
     const int64_t count = tokens - start, step = count + LANES;
     float* scale = scratch + shared * step;
     float* zero = scale + step;
@@ -165,6 +165,10 @@ inline void decode_shared(const float* query, int64_t width, const PackedRows& k
     float shift[shared];
     for (int head = 0; head < shared; ++head) {
         float* weights = scratch + head * step;
+        if (added != nullptr) {
+            const float* own = added + head * tokens + start;
+            for (int64_t t = 0; t < count; ++t) weights[t] += own[t];
+        }
         for (int64_t t = 0; valid != nullptr && t < count; ++t) {
             if (!valid[start + t]) weights[t] = LOWEST;
         }
@@ -184,16 +188,17 @@ inline void decode_shared(const float* query, int64_t width, const PackedRows& k
 }
 
 inline void decode(const float* query, int shared, int64_t width, const PackedRows& keys, const PackedRows& values,
-                   const uint8_t* valid, int64_t start, int64_t tokens, float scaling, float* scratch, float* out) {
+                   const uint8_t* valid, const float* added, int64_t start, int64_t tokens, float scaling,
+                   float* scratch, float* out) {
     switch (shared) {
         case 1:
-            return decode_shared<1>(query, width, keys, values, valid, start, tokens, scaling, scratch, out);
+            return decode_shared<1>(query, width, keys, values, valid, added, start, tokens, scaling, scratch, out);
         case 2:
-            return decode_shared<2>(query, width, keys, values, valid, start, tokens, scaling, scratch, out);
+            return decode_shared<2>(query, width, keys, values, valid, added, start, tokens, scaling, scratch, out);
         case 3:
-            return decode_shared<3>(query, width, keys, values, valid, start, tokens, scaling, scratch, out);
+            return decode_shared<3>(query, width, keys, values, valid, added, start, tokens, scaling, scratch, out);
         default:
-            return decode_shared<4>(query, width, keys, values, valid, start, tokens, scaling, scratch, out);
+            return decode_shared<4>(query, width, keys, values, valid, added, start, tokens, scaling, scratch, out);
     }
 }
 

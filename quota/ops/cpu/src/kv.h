@@ -135,9 +135,11 @@ struct KvKernels {
     void (*query)(const void* x, int type, int64_t width, const HeadMap& map, float* out, float* scratch);
     // [width] floats to `type`, rotated.
     void (*rotate_out)(const float* rotated, int64_t width, int64_t hadamard, void* x, int type);
-    // Attention of up to MAX_SHARED queries [shared, width] over tokens start .. tokens - 1, as floats [shared, width].
+    // Attention of up to MAX_SHARED queries [shared, width] over tokens start .. tokens - 1, as floats [shared, width];
+    // `added` [shared, tokens] goes to the scaled logits, or is null.
     void (*decode)(const float* query, int shared, int64_t width, const PackedRows& keys, const PackedRows& values,
-                   const uint8_t* valid, int64_t start, int64_t tokens, float scaling, float* scratch, float* out);
+                   const uint8_t* valid, const float* added, int64_t start, int64_t tokens, float scaling,
+                   float* scratch, float* out);
     void (*softmax)(void* logits, int type, const SoftmaxRows& rows, float* scratch);
     float (*length)(const float* x, int64_t width);
     // Of the block at `row` with all columns. What lies on both sides of the diagonal is made above it, for both.
