@@ -6,7 +6,8 @@
 execution form. Keys are rotated by a Hadamard matrix per head (after RoPE) before they are quantised and rotated back
 when read: it spreads their outlier channels, for which the whole head would otherwise pay with its scale. A scheme with
 learned transforms has something in front of that (quota/attention/keys.py): keys read as numbers come back
-less their mean, which attention does not see.
+less their mean, which attention does not see. Where a centre stands before RoPE, this layer takes it out and adds it
+again; it is told how far each token is turned (quota/attention/turns.py).
 
 A prefill stores keys and values by one call of the backend, which also gives what attention reads of them. A decoding
 step, one new token a sample, reads the packed integers themselves: it is one call that stores, into memory with room
@@ -18,7 +19,7 @@ quota/attention/hook.py puts these layers into the cache objects that pass throu
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -27,8 +28,9 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicS
 from quota import ops
 from quota.attention.function import from_cache
 from quota.attention.keys import KeyTransform, key_transforms
-from quota.attention.slots import SlotLayer, with_room
+from quota.attention.slots import SlotLayer, append, with_room
 from quota.attention.state import reads_packed
+from quota.attention.turns import Turns, turn_table, turned, turned_logits
 from quota.errors import QuotaError
 from quota.ops.interface import Backend, CacheSpec, PackedTensor
 from quota.ops.kv_integer import packed_width
@@ -53,6 +55,11 @@ class QuantizedLayer(SlotLayer):
         self.transform = transform
         self._made: tuple[PackedTensor, PackedTensor] | None = None
 
+    @property
+    def turning(self) -> Tensor | None:
+        """The centres [G, D] before RoPE, if there are any."""
+        return None if self.transform is None else self.transform.turning
+
     def packed(self) -> tuple[PackedTensor, PackedTensor]:
         """Keys, which are transformed and rotated, and values, which are not."""
         keys, values = self._whole()
@@ -60,7 +67,34 @@ class QuantizedLayer(SlotLayer):
 
     def attend(self, query: Tensor, valid: Tensor | None, scaling: float) -> Tensor:
         """Attention of one query a sample [B, H, 1, D] over the `valid` [B, T] slots -> [B, H, 1, D]."""
-        return self._backend().decode_attention(query, *self._whole(), valid, scaling, self.held)
+        added = None
+        if self.turning is not None:
+            added = scaling * turned_logits(query, self.turning, self._table(0, self.held))
+        return self._backend().decode_attention(query, *self._whole(), valid, scaling, self.held, added)
+
+    def nbytes(self) -> int:
+        """As of other layers, with a share of the table of turns."""
+        return super().nbytes() + (0 if self.turns is None else self.turns.nbytes(self.seen))
+
+    def reset(self) -> None:
+        """Forget everything."""
+        super().reset()
+        self.turns: Turns | None = None
+
+    def _each_sample(self, change: Callable[[Tensor], Tensor]) -> None:
+        super()._each_sample(change)
+        if self.turns is not None:
+            # Shared again from the next pass on.
+            self.turns = Turns(change(self.turns.table), layers=1)
+
+    def _table(self, first: int, end: int) -> Tensor:
+        """The turns [B, T, D] of the tokens in slots from `first` to `end`, the last; those of empty slots are any."""
+        if self.turns is None:
+            raise QuotaError("keys have a centre before RoPE and nobody said how far they turn; run the whole decoder")
+        if self.in_order:
+            return self.turns.table.narrow(1, self.seen - (end - first), end - first)
+        rows = self._memory["positions"][:, first:end].long().clamp(min=0).unsqueeze(2)
+        return self.turns.table.gather(1, rows.expand(-1, -1, self.spec.width))
 
     def _whole(self) -> tuple[PackedTensor, PackedTensor]:
         """All memory, that for later tokens too; the same objects for as long as it does not move."""
@@ -85,8 +119,14 @@ class QuantizedLayer(SlotLayer):
             self._memory[name] = with_room(self._memory.get(name), held, shape, 2, dtype, keys.device)
         # What was there before would have to be read, too.
         read = not held and not reads_packed(new)
+        center = None if self.turning is None else turned(self.turning, self._table(held, held + new))
+        if center is not None:
+            keys = (keys - center).to(keys.dtype)
         fresh = self._backend().store_kv(keys, values, self._whole(), held, read)
-        return None if fresh is None else (from_cache(fresh[0], self), fresh[1])
+        if fresh is None:
+            return None
+        read_keys = fresh[0] if center is None else (fresh[0] + center).to(keys.dtype)
+        return from_cache(read_keys, self), fresh[1]
 
     def _read(self, new: int) -> tuple[Tensor, Tensor]:
         if reads_packed(new):
@@ -95,6 +135,8 @@ class QuantizedLayer(SlotLayer):
             return from_cache(nothing, self), nothing
         backend = self._backend()
         keys, values = (backend.dequantize_kv(stored, self.dtype) for stored in self.packed())
+        if self.turning is not None:
+            keys = (keys + turned(self.turning, self._table(0, self.held))).to(self.dtype)
         return from_cache(keys, self), values
 
     def _backend(self) -> Backend:
@@ -138,3 +180,18 @@ def adopt(
         for layer in fresh:
             layer.activate_past_recording()
     cache.layers[:] = fresh
+
+
+def say_turns(cache: Cache, batch: int, cos: Tensor, sin: Tensor) -> None:
+    """Tell the layers of a cache how far RoPE turns the tokens that come next: cos and sin [B or 1, T, D].
+
+    Only layers whose keys have a centre before RoPE want to know; they share one table.
+    """
+    layers = [layer for layer in cache.layers if isinstance(layer, QuantizedLayer) and layer.turning is not None]
+    if not layers:
+        return
+    known, seen = layers[0].turns, layers[0].seen
+    new = turn_table(cos, sin).expand(batch, -1, -1)
+    turns = Turns(append(None if known is None else known.table, seen, new, 1), len(layers))
+    for layer in layers:
+        layer.turns = turns

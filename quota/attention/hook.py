@@ -10,13 +10,14 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Self
 
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
-from quota.attention.cache import QuantizedLayer, adopt
+from quota.attention.cache import QuantizedLayer, adopt, say_turns
 from quota.attention.function import deploy
+from quota.attention.keys import key_transforms
 from quota.attention.masks import check_implementation
 from quota.attention.per_thread import PerThread
 from quota.models import family
@@ -68,6 +69,8 @@ class CacheHook:
             decoder.register_forward_pre_hook(self._before, with_kwargs=True, prepend=True),
             decoder.register_forward_hook(self._after, always_call=True),
         ]
+        if any(transform is not None and transform.turning is not None for transform in key_transforms(decoder.layers)):
+            self._handles.append(decoder.rotary_emb.register_forward_hook(self._turned))
         self.model.quota_cache = self
         return self
 
@@ -95,6 +98,10 @@ class CacheHook:
         if isinstance(cache.layers[0], QuantizedLayer) and _may_deploy(decoder, kwargs, self._causal):
             self._pass.deployed.enter_context(deploy(decoder.config, self._causal))
         return args, kwargs | {"past_key_values": cache}
+
+    def _turned(self, rotary: nn.Module, args: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        if self._pass is not None:
+            say_turns(self._pass.cache, len(args[0]), *output)
 
     def _after(self, decoder: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         ended = self._end()

@@ -1,6 +1,6 @@
 """What is done to keys, behind RoPE, before a cache quantises them, and undone when they are read.
 
-    k' = (k - c) M            scores q k^T = (q M^-T) k'^T + q c^T
+    k' = (k - R_t c_0 - c) M            scores q k^T = (q M^-T) k'^T + q (R_t c_0)^T + q c^T
 
 The last term is the same for every key of a query, so softmax does not see it: c, the mean key of a head, is left out
 and never added again. Without it the channels that RoPE hardly turns would spend most of the range of 4 bits on a
@@ -8,7 +8,11 @@ constant. M balances the key against the queries that read it (quota/quantizatio
 Hadamard rotation of the cache follows. Both are done, and undone, by the operators of the cache
 (quota/ops/head_transform.py).
 
-c and M are kept by the attention module of a decoder layer, where checkpoints find them.
+Where the key projection has a bias (Qwen2), most of a key may be constant before RoPE, in channels that RoPE turns: c
+misses these. So c_0, the bias, is turned to each token and taken out as well. That term differs from key to key, and is
+added again (quota/attention/turns.py).
+
+c_0, c and M are kept by the attention module of a decoder layer, where checkpoints find them.
 """
 
 from __future__ import annotations
@@ -26,22 +30,31 @@ NAME = "key_transform"
 
 
 class KeyTransform(nn.Module):
-    """c and M of one layer's key heads: buffers `center` [G, D] and `matrix` [G, D, D], float32."""
+    """c and M of one layer's key heads: buffers `center` [G, D] and `matrix` [G, D, D], float32.
+
+    And c_0, `turning` [G, D]; None where keys have no centre before RoPE.
+    """
 
     center: Tensor
     matrix: Tensor
+    turning: Tensor | None
 
-    def __init__(self, heads: int, width: int, device: torch.device | str | None = None) -> None:
+    def __init__(self, heads: int, width: int, device: torch.device | str | None = None, turning: bool = False) -> None:
         """The identity, for loaders to fill."""
         super().__init__()
+        self.register_buffer("turning", torch.zeros(heads, width, device=device) if turning else None)
         self.register_buffer("center", torch.zeros(heads, width, device=device))
         self.register_buffer("matrix", torch.eye(width, device=device).repeat(heads, 1, 1))
         self._operand: tuple[HeadTransform, list[tuple[Tensor, int]]] | None = None
 
     @classmethod
-    def from_moments(cls, mean: Tensor, keys: Tensor, queries: Tensor) -> KeyTransform:
-        """From the mean key [G, D], and second moments [G, D, D] of centred keys and of the queries that read them."""
+    def from_moments(cls, mean: Tensor, keys: Tensor, queries: Tensor, turning: Tensor | None = None) -> KeyTransform:
+        """From the mean key [G, D], and second moments [G, D, D] of centred keys and of the queries that read them.
+
+        They are of keys less R_t c_0, if there is `turning` [G, D].
+        """
         transform = cls(*mean.shape, device=mean.device)
+        transform.turning = turning
         # Exact in bfloat16, so that a checkpoint in half the width holds the same transform.
         transform.center = mean.bfloat16().float()
         transform.matrix = balance(keys, queries).bfloat16().float()
@@ -69,12 +82,21 @@ def remove_key_transforms(decoder_layers: nn.ModuleList) -> None:
             delattr(layer.self_attn, NAME)
 
 
+def key_bias(attention: Any, heads: int) -> Tensor | None:
+    """c_0 [G, D] of the attention module of a decoder layer, as a checkpoint holds it; None without a bias of keys."""
+    bias = getattr(attention.k_proj, "bias", None)
+    # Exact in bfloat16, as all of a transform.
+    return None if bias is None else bias.detach().bfloat16().float().view(heads, -1)
+
+
 def add_key_transforms(text_model: Any) -> None:
     """Give every decoder layer the identity, for a loader to fill."""
     config = text_model.config
     for layer in text_model.layers:
         attention = layer.self_attn
-        attention.add_module(NAME, KeyTransform(config.num_key_value_heads, attention.head_dim, _device(attention)))
+        turning = getattr(attention.k_proj, "bias", None) is not None
+        shape = config.num_key_value_heads, attention.head_dim
+        attention.add_module(NAME, KeyTransform(*shape, _device(attention), turning))
 
 
 def _device(module: nn.Module) -> torch.device | None:

@@ -2,6 +2,8 @@
 
     mean  = E[k]       keys = E[(k - mean)^T (k - mean)]       queries = E[q^T q]        for each key head
 
+Where keys have a centre before RoPE (quota/attention/turns.py), k is what is left of them without it.
+
 A query counts for the key head that it reads. quota's attention function adds these up while layers are watched
 (quota/attention/function.py).
 """
@@ -9,29 +11,42 @@ A query counts for the key head that it reads. quota's attention function adds t
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from quota.attention.keys import KeyTransform
 from quota.attention.state import attending
+from quota.attention.turns import turn_table, turned
 
 
 class KeyMoments:
     """Running sums over the tokens of all attention calls that were watched."""
 
-    def __init__(self) -> None:
+    def __init__(self, turning: Tensor | None = None) -> None:
+        """`turning` [G, D]: the centres before RoPE."""
+        self.turning = turning
         self.tokens = 0
+        self._table: Tensor | None = None
         self._sum: Tensor | None = None
         self._keys: Tensor | None = None
         self._queries: Tensor | None = None
+
+    def turn(self, attention: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """A hook in front of an attention module, to see how far it turns the keys of its call."""
+        self._table = turn_table(*kwargs["position_embeddings"])
 
     @torch.no_grad()
     def add(self, query: Tensor, key: Tensor) -> None:
         """query [B, H, T, D] and key [B, G, T, D], G dividing H."""
         groups, width = key.shape[1], key.shape[3]
+        if self.turning is not None:
+            if self._table is None:
+                raise RuntimeError("keys have a centre before RoPE; watch their attention module")
+            key = key - turned(self.turning, self._table)
         k = key.float().transpose(0, 1).reshape(groups, -1, width)
         q = query.float().unflatten(1, (groups, -1)).transpose(0, 1).reshape(groups, -1, width)
         # In float64: the order of calls then changes no bit of the float32 that is left of the sums.
@@ -48,11 +63,19 @@ class KeyMoments:
             return None
         mean = self._sum / self.tokens
         centred = self._keys / self.tokens - mean.unsqueeze(2) * mean.unsqueeze(1)
-        return KeyTransform.from_moments(mean.float(), centred.float(), (self._queries / self.tokens).float())
+        return KeyTransform.from_moments(
+            mean.float(), centred.float(), (self._queries / self.tokens).float(), self.turning
+        )
 
 
 @contextmanager
-def watch(config: PreTrainedConfig, moments: KeyMoments) -> Iterator[KeyMoments]:
-    """Add to `moments` those of the attention calls made inside the block by a layer with this (text) config."""
-    with attending(config, moments=moments):
+def watch(config: PreTrainedConfig, moments: KeyMoments, attention: nn.Module | None = None) -> Iterator[KeyMoments]:
+    """Add to `moments` those of the attention calls made inside the block by a layer with this (text) config.
+
+    `attention` is its attention module, if keys have a centre before RoPE.
+    """
+    with ExitStack() as watching:
+        watching.enter_context(attending(config, moments=moments))
+        if attention is not None and moments.turning is not None:
+            watching.callback(attention.register_forward_pre_hook(moments.turn, with_kwargs=True).remove)
         yield moments

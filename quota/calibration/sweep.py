@@ -30,9 +30,10 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
-from quota.attention.cache import adopt
+from quota.attention.cache import adopt, say_turns
 from quota.attention.function import observe
 from quota.attention.keys import NAME as KEY_TRANSFORM
+from quota.attention.keys import key_bias
 from quota.attention.moments import KeyMoments, watch
 from quota.attention.observation import Observation
 from quota.calibration.blocks import Beside, capture, put, quantize_linears, run, run_all
@@ -197,17 +198,17 @@ class Sweep:
         run_exact = partial(run_all, partial(_run_sample, layer, self.exact, beside), len(self.inputs), self.exact)
         if self.scheme.folds:
             run_first = partial(run, layer, self.exact[0].clone(), beside[0])
-            moments = KeyMoments()
+            attention: Any = layer.self_attn
+            moments = KeyMoments(key_bias(attention, self.family.text_model.config.num_key_value_heads))
             cached = self.scheme.kv_bits < 16
 
             def run_watched() -> Tensor:
                 # Not the check of the fold: it would count the first sample twice.
-                with watch(self.family.text_model.config, moments):
+                with watch(self.family.text_model.config, moments, attention):
                     return run_exact()
 
             self._fold(layer, run_watched if cached else run_exact, run_first, cached)
             if (transform := moments.transform()) is not None:
-                attention: Any = layer.self_attn
                 attention.add_module(KEY_TRANSFORM, transform)
         else:
             run_exact()
@@ -230,6 +231,7 @@ class Sweep:
         """`layer` on the deployed stream of one sample, attending to what a new cache stores."""
         cache = DynamicCache()
         adopt(cache, self.family.decoder_layers, self.scheme)
+        say_turns(cache, 1, *beside[sample].kwargs["position_embeddings"])
         return run(layer, self.deployed[sample], beside[sample], past_key_values=cache)
 
     def _measure_tokens(self) -> None:

@@ -92,7 +92,8 @@ class OnDisk(Storage):
         for name, module in list(block.named_modules()):
             # New ones, as what was prepared for running hangs on the old.
             if isinstance(module, KeyTransform):
-                block.set_submodule(name, KeyTransform(*module.center.shape, device="meta"))
+                empty = KeyTransform(*module.center.shape, device="meta", turning=module.turning is not None)
+                block.set_submodule(name, empty)
             elif isinstance(module, W4A4Linear):
                 block.set_submodule(name, W4A4Linear.empty_like(module, self.scheme, "meta"))
         block.to("meta")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from quota.attention.moments import KeyMoments
+from quota.attention.turns import turn_table, turned
 
 HEADS, GROUPS, WIDTH = 4, 2, 6
 
@@ -40,7 +41,7 @@ def naive(given: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
 def test_they_are_those_of_all_tokens(monkeypatch) -> None:
     seen: list[Tensor] = []
     monkeypatch.setattr(
-        "quota.attention.moments.KeyTransform.from_moments", lambda *moments: seen.extend(moments), raising=True
+        "quota.attention.moments.KeyTransform.from_moments", lambda *moments: seen.extend(moments[:3]), raising=True
     )
     moments, given = KeyMoments(), calls(5)
     for query, key in given:
@@ -48,6 +49,21 @@ def test_they_are_those_of_all_tokens(monkeypatch) -> None:
     moments.transform()
     for found, expected in zip(seen, naive(given), strict=True):
         torch.testing.assert_close(found, expected.float(), rtol=1e-4, atol=1e-4)
+
+
+def test_centres_that_turn_are_no_part_of_them() -> None:
+    center, angle = 9 * torch.randn(GROUPS, WIDTH, generator=torch.Generator().manual_seed(1)), torch.arange(24.0)
+    tables = [(angle[: key.shape[2], None] * torch.ones(1, 1, WIDTH)) for _, key in calls(5)]
+    plain, turning = KeyMoments(), KeyMoments(center)
+    for (query, key), angles in zip(calls(5), tables, strict=True):
+        plain.add(query, key)
+        embeddings = angles.cos(), angles.sin()
+        turning.turn(nn.Module(), (), {"position_embeddings": embeddings})
+        turning.add(query, key + turned(center, turn_table(*embeddings)))
+    expected, found = plain.transform(), turning.transform()
+    assert expected is not None and found is not None and found.turning is center
+    torch.testing.assert_close(found.center, expected.center, rtol=1e-2, atol=1e-3)
+    torch.testing.assert_close(found.matrix, expected.matrix, rtol=1e-2, atol=1e-3)
 
 
 def test_the_order_of_calls_changes_no_bit() -> None:
