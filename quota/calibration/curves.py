@@ -1,10 +1,14 @@
 """What a calibration measures: one number a decoder layer, under the deployed operators.
 
     (1) S_l  = median over samples of ||xq_l - x_l||_2 / (||x_l||_2 + eta)     `relative_error`, `sensitivity`
+    error    = mean over tokens of the same fraction for each token alone      `token_error`
     concentration of attention on few visual tokens                            `attention_concentration`
     redundancy of visual tokens                                                `median_cosine`
 
-x_l enters decoder layer l in full precision, xq_l under the deployed operators (arXiv 2604.17320).
+x_l enters decoder layer l in full precision, xq_l under the deployed operators (arXiv 2604.17320). Equation (1) is the
+published form, which method="paper" reads. In large decoders the norm of the first token is a hundred times that of the
+others, and a norm over all of them is that of the first: what else wants to know how far tokens stray takes a norm for
+each (`token_error`).
 """
 
 from __future__ import annotations
@@ -46,6 +50,17 @@ def relative_error(xq: Tensor, x: Tensor, eta: float = 1e-6) -> float:
         raise QuotaError(f"relative_error needs equal shapes, got {tuple(xq.shape)} and {tuple(x.shape)}")
     error = torch.linalg.vector_norm(xq.double() - x.double())
     return float(error / (torch.linalg.vector_norm(x.double()) + eta))
+
+
+def token_error(xq: Tensor, x: Tensor, eta: float = 1e-6) -> float:
+    """Mean over tokens of ||xq_t - x_t||_2 / (||x_t||_2 + eta), of two tensors [..., D] with at least one token.
+
+    Raises QuotaError if the shapes differ.
+    """
+    if xq.shape != x.shape:
+        raise QuotaError(f"token_error needs equal shapes, got {tuple(xq.shape)} and {tuple(x.shape)}")
+    errors = torch.linalg.vector_norm(xq.double() - x.double(), dim=-1)
+    return float((errors / (torch.linalg.vector_norm(x.double(), dim=-1) + eta)).mean())
 
 
 def sensitivity(errors: Numbers) -> float:

@@ -1,9 +1,10 @@
 """How far the decoder's hidden states stray in a quantised model, for visual and for text tokens apart.
 
-    error = ||xq - x||_2 / ||x||_2        over the tokens of one kind in a prompt; the mean over layers and prompts
+    error = mean over tokens of ||xq - x||_2 / ||x||_2        those of one kind; the mean over layers and prompts
 
 x is what leaves a decoder layer in the full-precision model, xq the same under the deployed operators. The two kinds
-have different ranges, and there are many more of the one: an average over all tokens would not show who pays.
+have different ranges, and there are many more of the one: an average over all tokens would not show who pays. Each
+token has its own norm, as that of the first is far larger than all others (quota/calibration/curves.py).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from quota.calibration.curves import relative_error
+from quota.calibration.curves import token_error
 from quota.models import family
 
 
@@ -31,7 +32,7 @@ def token_errors(exact: Any, quantized: Any, inputs: Sequence[Mapping[str, Any]]
             quantized(**prompt, use_cache=False)
         for x, xq in zip(meant, seen, strict=True):
             for kind, tokens in kinds.items():
-                errors[kind].append(relative_error(xq[tokens], x[tokens]))
+                errors[kind].append(token_error(xq[tokens], x[tokens]))
     return {kind: sum(found) / len(found) for kind, found in errors.items()}
 
 

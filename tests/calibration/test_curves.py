@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from quota.attention.observation import Observation
-from quota.calibration.curves import attention_concentration, median_cosine, relative_error, sensitivity
+from quota.calibration.curves import attention_concentration, median_cosine, relative_error, sensitivity, token_error
 from quota.errors import QuotaError
 
 
@@ -33,6 +33,22 @@ class TestRelativeError:
     def test_shapes_must_agree(self) -> None:
         with pytest.raises(QuotaError, match=r"\(2, 3\) and \(1, 3\)"):
             relative_error(torch.zeros(2, 3), torch.zeros(1, 3))
+
+
+class TestTokenError:
+    def test_a_token_of_large_norm_hides_nobody(self) -> None:
+        x = torch.tensor([[300.0, 400.0], [3.0, 4.0], [0.0, 1.0]])
+        xq = x + torch.tensor([[0.0, 0.0], [0.0, 1.0], [0.1, 0.0]])
+        assert token_error(xq, x) == pytest.approx((0 + 1 / 5 + 0.1) / 3, rel=1e-5)
+        assert relative_error(xq, x) < 0.01
+
+    def test_tokens_of_one_norm_and_error_have_the_published_one(self) -> None:
+        x = torch.nn.functional.normalize(torch.randn(2, 9, 16, generator=torch.Generator().manual_seed(0)), dim=-1)
+        assert token_error(1.1 * x, x) == pytest.approx(relative_error(1.1 * x, x), rel=1e-4)
+
+    def test_shapes_must_agree(self) -> None:
+        with pytest.raises(QuotaError, match=r"\(2, 3\) and \(1, 3\)"):
+            token_error(torch.zeros(2, 3), torch.zeros(1, 3))
 
 
 class TestSensitivity:
