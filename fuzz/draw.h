@@ -20,7 +20,7 @@ int quota_quantize(int, int, const void*, int, int64_t, int64_t, int64_t, int64_
 int quota_kv4_store(int, int, int, int64_t, int64_t, int64_t, int64_t, const quota::KvInput*, int64_t);
 int quota_kv4_dequantize(int, int, const quota::PackedTensor*, int64_t, int64_t, int64_t, int64_t, void*, int);
 int quota_kv4_decode(int, int, const void*, int, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t,
-                     const quota::PackedTensor*, const quota::PackedTensor*, const uint8_t*, float, void*);
+                     const quota::PackedTensor*, const quota::PackedTensor*, const uint8_t*, const float*, float, void*);
 int quota_softmax_sums(int, int, void*, int, int64_t, int64_t, int64_t, int64_t, const uint8_t*, const uint8_t*, int64_t,
                        int64_t, float, int64_t, float*);
 int quota_attention(int, int, const void*, const void*, const void*, void*, const int64_t*, int64_t, int64_t, int64_t, int64_t,
