@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from support.families import TINY
 from support.tiny_qwen2 import VOCABULARY, make_qwen2
 from torch import Tensor
 from transformers import DynamicCache, Qwen2ForCausalLM
@@ -17,9 +18,11 @@ from quota.attention.keys import KeyTransform
 from quota.attention.turns import turn_table, turned, turned_logits
 from quota.calibration.sweep import calibrate
 from quota.errors import QuotaError
+from quota.models import family
 from quota.scheme import QuantizationScheme
 
 KV4 = QuantizationScheme(weight_bits=16, activation_bits=16)
+KV8 = QuantizationScheme(weight_bits=16, activation_bits=16, kv_bits=8)
 HEADS, WIDTH = 2, 16
 
 
@@ -166,3 +169,22 @@ def test_decoding_a_padded_batch_is_a_prefill_of_all() -> None:
     beams = model.generate(input_ids=ids, attention_mask=mask, num_beams=3, max_new_tokens=5)
     copied = copy.deepcopy(model).generate(input_ids=ids, attention_mask=mask, num_beams=3, max_new_tokens=5)
     assert torch.equal(beams, copied)
+
+
+@torch.no_grad()
+def test_three_positions_a_token() -> None:
+    tiny = TINY["Qwen2VLForConditionalGeneration"]
+    exact, model = (tiny.build("eager") for _ in range(2))
+    for each in (exact, model):
+        for layer in family(each).decoder_layers:
+            layer.self_attn.k_proj.bias.copy_(20 * random(*layer.self_attn.k_proj.bias.shape))
+    calibrate(model, [tiny.batch([tiny.prompt([size], 9, seed=1)]) for size in tiny.sizes], KV8)
+    attach_cache(model, KV8)
+    batch = tiny.batch([tiny.prompt([tiny.sizes[0]], 5, seed=1), tiny.prompt([tiny.sizes[1]], 3, seed=2)])
+    seen = batch["attention_mask"].bool()
+    expected = exact(**batch).logits[seen]
+    assert (model(**batch).logits[seen] - expected).norm() < 0.02 * expected.norm()
+    options = {"max_new_tokens": 4, "do_sample": False, "return_dict_in_generate": True, "output_logits": True}
+    packed = model.generate(**batch, **options)
+    numbers = model.generate(**batch, **options, output_attentions=True)
+    torch.testing.assert_close(torch.stack(packed.logits), torch.stack(numbers.logits), atol=2e-2, rtol=0)
