@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 _QUINTIC = (3.4445, -4.775, 2.0315)
 _ROUNDS = 5
@@ -21,31 +21,30 @@ class Muon(torch.optim.Optimizer):
     """Parameters [rows, columns]; Nesterov momentum, decoupled weight decay."""
 
     def __init__(
-        self, parameters: Iterable[nn.Parameter], lr: float, weight_decay: float = 0.1, momentum: float = 0.95
+        self, parameters: Iterable[Tensor], lr: float, weight_decay: float = 0.1, momentum: float = 0.95
     ) -> None:
         super().__init__(parameters, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:
         for group in self.param_groups:
-            shapes: dict[torch.Size, list[nn.Parameter]] = {}
+            shapes: dict[torch.Size, list[Tensor]] = {}
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     shapes.setdefault(parameter.shape, []).append(parameter)
             for alike in shapes.values():
                 self._step(alike, **{name: group[name] for name in ("lr", "weight_decay", "momentum")})
 
-    def _step(self, alike: list[nn.Parameter], lr: float, weight_decay: float, momentum: float) -> None:
-        gradients = [parameter.grad for parameter in alike if parameter.grad is not None]
-        kept = [self._momentum(parameter) for parameter in alike]
-        torch._foreach_lerp_(kept, gradients, 1 - momentum)
-        ahead = torch._foreach_lerp(gradients, kept, momentum)
+    def _step(self, alike: list[Tensor], lr: float, weight_decay: float, momentum: float) -> None:
+        ahead = []
+        for parameter in alike:
+            if (gradient := parameter.grad) is not None:
+                ahead.append(gradient.lerp(self._momentum(parameter).lerp_(gradient, 1 - momentum), momentum))
         rows, columns = alike[0].shape
-        updates = orthogonalise(torch.stack(tuple(ahead))).to(alike[0].dtype)
-        torch._foreach_mul_(alike, 1 - lr * weight_decay)
-        torch._foreach_add_(alike, list(updates.unbind()), alpha=-lr * max(1.0, rows / columns) ** 0.5)
+        for parameter, update in zip(alike, orthogonalise(torch.stack(ahead)), strict=True):
+            parameter.mul_(1 - lr * weight_decay).add_(update, alpha=-lr * max(1.0, rows / columns) ** 0.5)
 
-    def _momentum(self, parameter: nn.Parameter) -> Tensor:
+    def _momentum(self, parameter: Tensor) -> Tensor:
         state = self.state[parameter]
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(parameter)

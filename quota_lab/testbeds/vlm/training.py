@@ -89,11 +89,8 @@ def optimizers(network: Network, plan: Plan) -> list[torch.optim.Optimizer]:
     adapter = list(network.trained["adapter"].parameters())
     known = {id(parameter) for parameter in (*projector, *adapter)}
     rest = [p for p in network.trained.parameters() if p.requires_grad and id(p) not in known]
-    return [
-        Muon(projector, lr=plan.projector),
-        Muon(adapter, lr=plan.adapter),
-        torch.optim.AdamW(rest, lr=plan.adamw, weight_decay=0.0, betas=(0.9, 0.98)),
-    ]
+    rest_by = torch.optim.AdamW(rest, lr=plan.adamw, weight_decay=0.0, betas=(0.9, 0.98))
+    return [Muon(projector, lr=plan.projector), Muon(adapter, lr=plan.adapter), rest_by]
 
 
 def train(photographs: Path, state: Path, plan: Plan, device: str = "cpu") -> Network:
