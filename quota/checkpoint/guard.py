@@ -54,7 +54,10 @@ class _Guard:
 
 
 def _without_gradient(value: Any) -> Any:
-    return _NoGradient.apply(value) if isinstance(value, Tensor) and value.requires_grad else value
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        return value
+    # Quantised layers give what needs no gradient; then backward would fail, but not say why.
+    return _NoGradient.apply(value if value.requires_grad else value.detach().requires_grad_())
 
 
 class _NoGradient(torch.autograd.Function):

@@ -18,6 +18,7 @@ from quota.errors import QuotaError
 from quota.models import family
 from quota.progress import Meter
 from quota.prompts import build_inputs
+from quota.quantization.embedding import QuantizedEmbedding
 from quota.quantization.linear import W4A4Linear
 from quota.scheme import QuantizationScheme
 
@@ -132,7 +133,7 @@ def test_calibration_reports_tokens_and_layers(inputs: Inputs) -> None:
     expected = len(family(model).linears())
     calibration = calibrate(model, inputs, QuantizationScheme(), lambda done, total: steps.append((done, total)))
     assert calibration.reference_tokens == VISUAL_TOKENS
-    assert calibration.quantized == expected == sum(isinstance(m, W4A4Linear) for m in model.modules())
+    assert calibration.quantized == expected == sum(type(m) is W4A4Linear for m in model.modules())
     assert [done for done, _ in steps] == sorted({done for done, _ in steps})
     assert steps[-1][0] == steps[-1][1]
 
@@ -142,8 +143,10 @@ def test_only_the_parts_of_the_scheme_are_quantized(modules: tuple[Any, ...], in
     model = make_model()
     chosen = {name for name, _ in family(model).linears(modules)}
     calibrate(model, inputs[:2], QuantizationScheme(modules=modules))
-    quantized = {name for name, module in model.named_modules() if isinstance(module, W4A4Linear)}
-    assert quantized == chosen
+    quantized = {name: type(module) for name, module in model.named_modules() if isinstance(module, W4A4Linear)}
+    assert {name for name, kind in quantized.items() if kind is W4A4Linear} == chosen
+    # The embedding goes with the decoder, and takes the head that is tied to it along.
+    assert (QuantizedEmbedding in quantized.values()) == ("decoder" in modules)
 
 
 @pytest.mark.parametrize("transforms", ["hadamard", "learned"])
