@@ -34,23 +34,6 @@ JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="A
 Seed = Annotated[int, typer.Option(help="Seed of everything that is drawn.")]
 
 
-def _say_version(asked: bool) -> None:
-    from quota.version import __version__
-
-    if asked:
-        typer.echo(f"quota {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def _options(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Say the version and end.")
-    ] = False,
-) -> None:
-    """Options that stand before a command."""
-
-
 def _force_backend(context: typer.Context, name: str | None) -> None:
     from quota import ops
 

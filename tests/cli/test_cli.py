@@ -19,7 +19,6 @@ from quota.cli.questions import LONGEST_ANSWER
 from quota.prompts import answer
 from quota.pruning.recipe import PruningRecipe
 from quota.samples import Sample, fingerprint, read_samples
-from quota.version import __version__
 
 pytestmark = pytest.mark.slow
 
@@ -276,13 +275,3 @@ def test_debug_shows_the_traceback_wherever_it_stands(tmp_path: Path, capsys) ->
 def test_alone_it_shows_its_help(capsys) -> None:
     assert call() == 2
     assert "quota demo" in capsys.readouterr().out
-
-
-def test_it_says_its_version(capsys) -> None:
-    assert call("--version") == 0
-    assert capsys.readouterr().out == f"quota {__version__}\n"
-
-
-def test_as_a_module() -> None:
-    done = subprocess.run([sys.executable, "-m", "quota", "--version"], capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (0, f"quota {__version__}\n")
