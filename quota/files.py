@@ -17,6 +17,7 @@ import ctypes
 import errno
 import fcntl
 import glob
+import hashlib
 import json
 import os
 import secrets
@@ -212,6 +213,15 @@ def read_json(file: Path, kind: str = "file") -> dict[str, Any]:
     if not isinstance(found, dict):
         raise QuotaError(f"{file}: not a {kind} (a JSON object); restore it")
     return found
+
+
+def sha256(file: Path) -> str:
+    """SHA-256 (hex) of a file. QuotaError if it cannot be read."""
+    try:
+        with file.open("rb") as opened:
+            return hashlib.file_digest(opened, "sha256").hexdigest()
+    except OSError as error:
+        raise QuotaError(f"cannot read {file}: {error.strerror}; correct its path or permissions") from None
 
 
 def read_bytes(file: Path) -> bytes:

@@ -14,7 +14,6 @@ It says that the files are those that were written, not who has written them: it
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import warnings
@@ -25,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from quota.errors import QuotaError
-from quota.files import check_file, read_json, write_atomically
+from quota.files import check_file, read_json, sha256, write_atomically
 
 MANIFEST_FILE = "manifest.json"
 ENVIRONMENT_VARIABLE = "QUOTA_VERIFY"
@@ -136,12 +135,4 @@ def _compare(folder: Path, entries: Mapping[str, Entry], hashed: Iterable[str]) 
 def _digests(files: list[Path]) -> list[str]:
     """SHA-256 of each, several at once: hashing lets other threads run."""
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        return list(pool.map(_digest, files))
-
-
-def _digest(file: Path) -> str:
-    try:
-        with file.open("rb") as opened:
-            return hashlib.file_digest(opened, "sha256").hexdigest()
-    except OSError as error:
-        raise QuotaError(f"cannot read {file}: {error.strerror}; correct its permissions") from None
+        return list(pool.map(sha256, files))

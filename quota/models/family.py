@@ -105,8 +105,7 @@ class Family:
     def linears(self, parts: Iterable[str] = PARTS) -> list[tuple[str, nn.Linear]]:
         """(name in the model, module) of every linear in these parts, in the order of `PARTS`.
 
-        Embeddings, the patch convolution and lm_head are in no part. Raises QuotaError for a
-        part that does not exist.
+        Embeddings, the patch convolution and lm_head are in no part. Raises QuotaError for a part that does not exist.
         """
         chosen = set(parts)
         if unknown := chosen - set(PARTS):

@@ -17,10 +17,10 @@ from quota import ops
 from quota.attention.operators import attach_operators
 from quota.calibration.sweep import calibrate
 from quota.errors import QuotaError
+from quota.files import sha256
 from quota.progress import Progress, Steps, silent
 from quota.scheme import QuantizationScheme
 from quota_lab.testbeds import gguf
-from quota_lab.testbeds.packages import sha256
 from quota_lab.testbeds.perplexity import perplexity, ratio_interval, window_losses
 from quota_lab.testbeds.prose import drawn_windows, first_windows, read_prose, tokenize
 

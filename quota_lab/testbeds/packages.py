@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -24,12 +23,3 @@ def require(module: str) -> None:
     """QuotaError unless `module`, of the extra `testbeds`, can be imported."""
     if find_spec(module) is None:
         raise QuotaError(f"{module} is not installed; run: pip install 'quota-vlm[testbeds]'")
-
-
-def sha256(file: Path) -> str:
-    """SHA-256 (hex) of a file. QuotaError if it cannot be read."""
-    try:
-        with file.open("rb") as opened:
-            return hashlib.file_digest(opened, "sha256").hexdigest()
-    except OSError as error:
-        raise QuotaError(f"cannot read {file}: {error.strerror}; give the file with the weights") from error

@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 from support.families import TINY
-from support.tiny_qwen2 import VOCABULARY, make_qwen2
+from support.tiny_text import VOCABULARY, make_qwen2
 from torch import Tensor
 from transformers import DynamicCache, Qwen2ForCausalLM
 from transformers.models.qwen2.modeling_qwen2 import apply_rotary_pos_emb

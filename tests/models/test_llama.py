@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from support.tiny_llama import VOCABULARY, make_llama
 from support.tiny_llava import make_samples, processor
+from support.tiny_text import VOCABULARY, make_llama
 
 import quota
 from quota.attention.hook import attach_cache

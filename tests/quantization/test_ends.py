@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from support.tiny_llama import make_llama
 from support.tiny_llava import make_model, make_samples, processor
+from support.tiny_text import make_llama
 from torch import nn
 from transformers import AutoModelForImageTextToText
 

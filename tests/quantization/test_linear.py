@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import pickle
 
 import pytest
 import torch
@@ -12,44 +11,17 @@ from compressed_tensors.quantization import QuantizationArgs, QuantizationConfig
 from compressed_tensors.quantization import QuantizationScheme as StockScheme
 from compressed_tensors.transform import TransformArgs, TransformConfig, TransformScheme, apply_transform_config
 from support.fake_quantize import fake_quantize
+from support.layers import expected_output, random_input, random_linear, relative
 from torch import Tensor, nn
 
 from quota import ops
 from quota.errors import QuotaError
-from quota.ops.activations import dequantize_activation, quantize_activation
 from quota.ops.hadamard import block_hadamard
 from quota.quantization.linear import W4A4Linear
 from quota.scheme import QuantizationScheme
 
 RTN = QuantizationScheme(weight_rounding="rtn")
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
-
-
-def random_linear(in_features: int = 128, out_features: int = 24, bias: bool = True) -> nn.Linear:
-    generator = torch.Generator().manual_seed(0)
-    linear = nn.Linear(in_features, out_features, bias=bias).requires_grad_(False)
-    for parameter in linear.parameters():
-        parameter.data = torch.randn(parameter.shape, generator=generator) / in_features**0.5
-    return linear
-
-
-def random_input(*shape: int, seed: int = 1) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-def relative(result: Tensor, expected: Tensor) -> float:
-    return float((result - expected).norm() / expected.norm())
-
-
-def expected_output(layer: W4A4Linear, x: Tensor) -> Tensor:
-    """Rotate, quantise, dequantise, multiply in float64, add the bias."""
-    scheme, channels = layer.scheme, layer.in_features
-    rotated = block_hadamard(x.float(), scheme.hadamard_for(channels))
-    if scheme.activation_bits < 16:
-        group = scheme.activation_group_for(channels)
-        rotated = dequantize_activation(*quantize_activation(rotated, scheme.activation_bits, group))
-    y = rotated.double() @ layer.dequantized_weight().double().T
-    return y if layer.bias is None else y + layer.bias.double()
 
 
 @pytest.mark.parametrize("in_features", [256, 576, 96, 20, 7], ids=lambda size: f"K{size}")
@@ -312,63 +284,6 @@ def test_an_input_that_is_not_finite_is_refused(weight_bits: int) -> None:
 def test_it_names_its_scheme() -> None:
     layer = W4A4Linear.from_linear(random_linear(), RTN)
     assert repr(layer) == "W4A4Linear(in_features=128, out_features=24, bias=True, scheme=W4A4KV4)"
-
-
-def test_the_operand_is_made_once_and_kept() -> None:
-    layer = W4A4Linear.from_linear(random_linear(), RTN)
-    made = layer._operand()
-    layer(random_input(2, 128))
-    assert layer._operand() is made
-    assert made.packed is layer.weight_packed
-
-
-def replace_weights(layer: W4A4Linear) -> None:
-    layer.weight_packed = layer.weight_packed.flip(0)
-
-
-def write_weights(layer: W4A4Linear) -> None:
-    layer.load_state_dict(W4A4Linear.from_linear(random_linear(bias=True), RTN).state_dict())
-
-
-def replace_scale(layer: W4A4Linear) -> None:
-    layer.weight_scale = layer.weight_scale * 2
-
-
-def write_bias(layer: W4A4Linear) -> None:
-    layer.bias.add_(1)
-
-
-def replace_data(layer: W4A4Linear) -> None:
-    layer.weight_packed.data = layer.weight_packed.flip(0)
-
-
-def drop_bias(layer: W4A4Linear) -> None:
-    layer.bias = None
-
-
-@pytest.mark.parametrize(
-    "change",
-    [replace_weights, write_weights, replace_scale, write_bias, replace_data, drop_bias],
-    ids=lambda f: f.__name__,
-)
-def test_the_operand_follows_the_buffers(change) -> None:
-    layer = W4A4Linear.from_linear(random_linear(bias=True), RTN)
-    x = random_input(2, 128)
-    layer(x)
-    before = layer._operand()
-    before.prepared["made up"] = "stale"
-    change(layer)
-    assert layer._operand() is not before and not layer._operand().prepared
-    torch.testing.assert_close(layer(x).double(), expected_output(layer, x), rtol=1e-5, atol=1e-5)
-
-
-def test_what_a_backend_prepared_is_neither_copied_nor_pickled() -> None:
-    layer = W4A4Linear.from_linear(random_linear(), RTN)
-    layer._operand().prepared["made up"] = (number for number in range(3))
-    x = random_input(2, 128)
-    for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
-        assert not other._operand().prepared
-        assert torch.equal(other(x), layer(x))
 
 
 def test_layers_made_in_inference_mode_work() -> None:

@@ -8,8 +8,9 @@ from typing import Any
 from transformers import PreTrainedTokenizerFast
 
 from quota.errors import QuotaError
+from quota.files import sha256
 from quota_lab.testbeds import dinov2, gguf, smollm2
-from quota_lab.testbeds.packages import package_file, sha256
+from quota_lab.testbeds.packages import package_file
 from quota_lab.testbeds.vlm.architecture import LAYER, assemble, with_image_token
 
 DIGESTS = {

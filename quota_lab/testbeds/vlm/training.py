@@ -94,7 +94,12 @@ def optimizers(network: Network, plan: Plan) -> list[torch.optim.Optimizer]:
 
 
 def train(photographs: Path, state: Path, plan: Plan, device: str = "cpu") -> Network:
-    """Train on a folder of photographs; `state` is the checkpoint, and STATE.log.jsonl the log of the run."""
+    """Train on a folder of photographs; `state` is the checkpoint, and STATE.log.jsonl the log of the run.
+
+    QuotaError without the parts, photographs, or GPU that it takes.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise QuotaError("torch sees no GPU here; train with --device cpu")
     torch.manual_seed(plan.seed)
     model, tokenizer = load_parts()
     network = Network(model, tokenizer, plan.rank, device)

@@ -9,7 +9,7 @@ from pathlib import Path
 from string import ascii_lowercase
 
 import pytest
-from support.tiny_llama import VOCABULARY, make_llama
+from support.tiny_text import VOCABULARY, make_llama
 
 from quota.cli import main
 from quota.errors import QuotaError

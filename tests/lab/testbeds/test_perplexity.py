@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from support.tiny_llama import VOCABULARY, make_llama
+from support.tiny_text import VOCABULARY, make_llama
 
 from quota_lab.testbeds.perplexity import perplexity, ratio_interval, window_losses
 

@@ -41,7 +41,8 @@ const PrefillKernels* prefill_kernels(int isa) {
 extern "C" {
 
 // query [batch, groups * shared, width] in `type`, heads and samples with these strides; valid [batch, tokens] or null,
-// added [batch, groups * shared, tokens] to the scaled logits or null -> out contiguous [batch, groups * shared, width] in `type`. NO_MEMORY if it runs out.
+// added [batch, groups * shared, tokens] to the scaled logits or null -> out contiguous [batch, groups * shared, width]
+// in `type`. NO_MEMORY if it runs out.
 int quota_kv4_decode(int isa, int threads, const void* query, int type, int64_t batch, int64_t groups, int64_t shared,
                      int64_t width, int64_t tokens, int64_t sample_stride, int64_t head_stride,
                      const PackedTensor* keys, const PackedTensor* values, const uint8_t* valid, const float* added,

@@ -6,9 +6,12 @@ import contextlib
 import json
 from pathlib import Path
 
+import pytest
 import torch
 from support.tiny_testbed import make_network
 
+from quota.errors import QuotaError
+from quota_lab.testbeds.vlm import training
 from quota_lab.testbeds.vlm.lessons import Lessons
 from quota_lab.testbeds.vlm.photos import Photos
 from quota_lab.testbeds.vlm.questions import TASKS
@@ -46,6 +49,14 @@ def test_the_log(folder: Path, tmp_path: Path) -> None:
     assert first["step"] == 20 and first["pictures"] == 20
     assert {"thing", "answer", "noun_present"} <= set(first["loss"])
     assert set(TASKS) <= set(first["right"]) and set(TASKS) <= set(last["development"])
+
+
+def test_without_a_gpu_there_is_no_training_on_one(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(QuotaError, match="no GPU here"):
+        training.train(folder, tmp_path / "run", training.ON_GPU, "cuda")
 
 
 def test_learning_rates() -> None:
