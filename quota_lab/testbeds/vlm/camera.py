@@ -1,8 +1,7 @@
 """What a picture of the suite loses on its way to the model: resolution and grain.
 
-Pictures as they are drawn are too easy for the trained model: nearest W4A4KV4 without a rotation keeps 99% of its
-answers. Half of what is lost here (0.5 to 0.8 of the resolution, a grain of 10 to 30) cost full precision 4 points and
-nearest rounding 7 more, on photographs that training does not see; the present levels were chosen by that.
+Pictures as they are drawn are too easy for the trained model: hardly any rounding makes it err. The levels were chosen on
+photographs that training does not see, for nearest rounding to cost what it costs real models.
 """
 
 from __future__ import annotations
