@@ -1,7 +1,7 @@
 """What a picture of the suite loses on its way to the model: resolution and grain.
 
-Pictures as they are drawn are too easy for the trained model: hardly any rounding makes it err. The levels were chosen on
-photographs that training does not see, for nearest rounding to cost what it costs real models.
+Pictures as they are drawn are too easy for the trained model: hardly any rounding makes it err. The levels were chosen
+on photographs that training does not see, for nearest rounding to cost what it costs real models.
 """
 
 from __future__ import annotations
