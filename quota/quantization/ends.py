@@ -1,8 +1,8 @@
 """The two ends of a decoder in few bits: the embedding, and lm_head, all of which is read for every token of an answer.
 
 Weights are rounded to nearest, and the head's inputs have 8 bits, as logits feel every error directly
-(`quota ablate head` compares them). Where a model ties its head to the embedding and both have 8 bits, they are the same
-integers, stored once (quota/quantization/embedding.py); with other bits the tie is undone.
+(`quota ablate head` compares them). Where a model ties its head to the embedding and both have 8 bits, they are the
+same integers, stored once (quota/quantization/embedding.py); with other bits the tie is undone.
 """
 
 from __future__ import annotations
