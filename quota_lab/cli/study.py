@@ -30,8 +30,14 @@ def study(
     ] = None,
     half: Annotated[
         str,
-        typer.Option(help="Questions: `reported`, `development` (what may be tuned on, not reported), or `all`."),
+        typer.Option(
+            help="Questions: `reported`, `development` (may be tuned on, not reported), `sealed` (new, asked by one "
+            "version of the code), or `all`."
+        ),
     ] = "reported",
+    draw: Annotated[
+        int | None, typer.Option(metavar="SEED", help="Draw the sealed questions of `reference` by this seed.")
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N questions of each task.")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Calibration sets.")] = 5,
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where NAME.json, .md and .png go.")] = SCRATCH,
@@ -51,15 +57,20 @@ def study(
     quota study stage-wise
     quota study methods --timed
     quota study keep --half development --limit 50 --seeds 1
+    quota study stage-wise --half sealed --draw 1 --limit 200
     quota study stage-wise --out docs/study --publish
     quota study stage-wise --model llava-hf/llava-1.5-7b-hf --suite vqa/ --calibration train.jsonl --dry-run
     ```
     """
     from quota.report.plot import require_matplotlib
     from quota.report.progress import progress_steps
+    from quota.samples import fingerprint
+    from quota_lab.digest import code_digest
     from quota_lab.study.halves import as_half
+    from quota_lab.study.keys import OUTSIDE
     from quota_lab.study.report import markdown, write_report
     from quota_lab.study.run import Study, plan_lines, run_table
+    from quota_lab.study.sealed import claim
     from quota_lab.study.tables import TABLES, table
 
     if name == "list":
@@ -67,7 +78,7 @@ def study(
             typer.echo(f"{known}: {title}")
         return
     chosen = table(name)
-    what = Study(model, suite, calibration, as_half(half), limit, seeds)
+    what = Study(model, suite, calibration, as_half(half), limit, seeds, draw)
     if not publish and out != SCRATCH and (out / f"{name}.json").exists():
         raise QuotaError(f"{out / name}.json is a table already; give another folder, or --publish to replace it")
     if dry_run:
@@ -75,6 +86,9 @@ def study(
             typer.echo(line)
         return
     require_matplotlib()
+    if what.questions == "sealed":
+        drawn = f"seed {draw}" if suite is None else suite.name
+        claim(out, name, fingerprint(what.samples()), drawn, code_digest(OUTSIDE))
     with progress_steps() as progress:
         rows = run_table(chosen, what, cache, timed, progress)
     command = _command(name, what, timed)
@@ -90,6 +104,7 @@ def _command(name: str, what: Study, timed: bool) -> str:
         if value not in (None, "reference"):
             words += [option, Path(value).name if isinstance(value, Path) else value]
     words += ["--half", what.questions] if what.questions != "reported" else []
+    words += ["--draw", str(what.draw)] if what.draw is not None else []
     words += ["--limit", str(what.limit)] if what.limit is not None else []
     words += ["--seeds", str(what.seeds)] if what.seeds != 5 else []
     return shlex.join(words + (["--timed"] if timed else []))

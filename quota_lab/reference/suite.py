@@ -28,7 +28,12 @@ PER_PICTURE = 2
 
 def write_suite(folder: Path, questions: int = QUESTIONS, seed: int = 0) -> None:
     """Write `questions` questions of each of the six tasks."""
-    rng = Random(f"suite {seed}")
+    pictures = draw_questions(Random(f"suite {seed}"), questions)
+    _write(folder, pictures, "webp", lossless=True, quality=100, method=6)
+
+
+def draw_questions(rng: Random, questions: int) -> list[tuple[Image.Image, list[Question]]]:
+    """Pictures with what is asked about each, `questions` of each of the six tasks in all."""
     missing = dict.fromkeys(TASKS, questions)
     pictures: list[tuple[Image.Image, list[Question]]] = []
     while any(missing.values()):
@@ -39,7 +44,7 @@ def write_suite(folder: Path, questions: int = QUESTIONS, seed: int = 0) -> None
             missing[question.task] -= 1
         if kept:
             pictures.append((image, kept))
-    _write(folder, pictures, "webp", lossless=True, quality=100, method=6)
+    return pictures
 
 
 def write_easy_vqa(folder: Path, questions: int = QUESTIONS, seed: int = 0) -> None:

@@ -1,4 +1,4 @@
-"""Two halves of a suite: one to develop on, one to report.
+"""Two halves of a suite: one to develop on, one to report; claims are made on a third part (quota_lab/study/sealed.py).
 
 What was tuned on a question may not be reported on it. Pictures are numbered in the order in which the suite first
 asks about them; questions about even pictures are the development half, about odd ones the reported half. So no
@@ -13,13 +13,13 @@ from typing import Literal
 from quota.errors import QuotaError
 from quota.samples import Sample
 
-Half = Literal["development", "reported", "all"]
-HALVES: tuple[Half, ...] = ("development", "reported", "all")
+Half = Literal["development", "reported", "sealed", "all"]
+HALVES: tuple[Half, ...] = ("development", "reported", "sealed", "all")
 
 
 def half(samples: Sequence[Sample], name: Half) -> list[Sample]:
-    """The questions of one half, in their order; "all" is both, for suites that nothing was tuned on."""
-    if name == "all":
+    """The questions of one half, in their order; "all" is both, as is "sealed" of a suite that was just drawn."""
+    if name in ("sealed", "all"):
         return list(samples)
     numbers: dict[object, int] = {}
     for sample in samples:

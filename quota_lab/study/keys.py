@@ -19,7 +19,7 @@ from quota_lab.digest import code_digest
 from quota_lab.study.variants import Variant
 
 # What cannot change an outcome.
-_OUTSIDE = frozenset({"ablation", "bench", "cli", "report", "reference", "testbeds"})
+OUTSIDE = frozenset({"ablation", "bench", "cli", "report", "reference", "testbeds"})
 
 
 class Keys:
@@ -46,7 +46,7 @@ class Keys:
         facts = facts | {
             "variant": variant.model_dump(mode="json"),
             "model": self._weights,
-            "code": code_digest(_OUTSIDE),
+            "code": code_digest(OUTSIDE),
             "backend": ops.backend().name,
         }
         if variant.calibrated:

@@ -67,13 +67,13 @@ def markdown(name: str, command: str, table: Table, study: Study, rows: Sequence
         cells += ["-" if row.prefill is None else f"{1000 * row.prefill:.1f}"] if timed else []
         lines.append(_line(cells))
     questions = "all questions" if study.limit is None else f"{study.limit} questions of each task"
+    part = f"{study.questions} half" if study.questions in ("development", "reported") else f"{study.questions} part"
     cuts = [f"- {row.name}: {' '.join(map(str, row.figure.tokens_per_layer[0]))}" for row in rows]
     return "\n".join(
         [
             f"# {table.title}",
             "",
-            f"`{command}`: {study.model}, {questions} of the {study.questions} half, {study.seeds} calibration seeds. "
-            "In percent.",
+            f"`{command}`: {study.model}, {questions} of the {part}, {study.seeds} calibration seeds. In percent.",
             "",
             _line(head),
             *lines,

@@ -11,6 +11,7 @@ from quota.progress import Steps
 from quota.samples import Sample, first_of_each_task, read_samples
 from quota_lab import reference
 from quota_lab.reference import NAME as REFERENCE
+from quota_lab.study import sealed
 from quota_lab.study.figures import Figure, figure
 from quota_lab.study.halves import Half, half
 from quota_lab.study.tables import FULL, Table
@@ -33,9 +34,15 @@ class Study:
     limit: int | None = None
     """Questions of each task; None: all."""
     seeds: int = 5
+    draw: int | None = None
+    """Seed of the sealed questions of the reference suite."""
 
     def samples(self) -> list[Sample]:
-        """The questions that are asked."""
+        """The questions that are asked. QuotaError if it is not clear which."""
+        if (self.draw is not None) != (self.questions == "sealed" and self.suite is None):
+            raise QuotaError("--half sealed of the reference suite takes --draw SEED, and nothing else does")
+        if self.draw is not None:
+            return sealed.draw(self.draw, self.limit or sealed.QUESTIONS)
         found = half(read_samples(self.suite or reference.suite_path()), self.questions)
         return found if self.limit is None else first_of_each_task(found, self.limit)
 
