@@ -14,6 +14,7 @@ from quota.pruning.scorers.composite import WEIGHTS
 from quota.scheme import QuantizationScheme
 from quota_lab.study.methods import methods
 from quota_lab.study.variants import MEASURED, Pruning, Rule, Variant
+from quota_lab.testbeds.methods import method_scheme
 
 FULL = "full precision"
 QUANTIZED = "quantised only"
@@ -70,6 +71,11 @@ def _stage_wise() -> dict[str, Variant]:
         JOINT: Variant(pruning=joint()),
         **{f"joint, {rounds} rounds": Variant(pruning=joint(), graph="joint", rounds=rounds) for rounds in (2, 3)},
     }
+
+
+def _schemes() -> dict[str, Variant]:
+    rows = {"W4A4KV4, round to nearest": method_scheme("rtn"), "W4A8KV4": QuantizationScheme(activation_bits=8)}
+    return {name: Variant(scheme=scheme) for name, scheme in rows.items()}
 
 
 def _keep() -> dict[str, Variant]:
@@ -202,6 +208,7 @@ def _scaled(name: str, factor: float) -> dict[str, float]:
 Rows = Callable[[], dict[str, Variant]]
 TABLES: dict[str, tuple[str, str, Rows]] = {
     "stage-wise": ("Jointly or one after the other, final keep ratio 30%", JOINT, _stage_wise),
+    "schemes": ("Bits, every token kept", QUANTIZED, _schemes),
     "keep": ("Final keep ratio", QUANTIZED, _keep),
     "compute": ("Budget of prefill arithmetic", QUANTIZED, _compute),
     "parts": ("What each part brings, final keep ratio 10%", PAPER, _parts),
