@@ -8,6 +8,7 @@ without the library; `quota doctor` says so.
 from __future__ import annotations
 
 import platform
+import runpy
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -31,10 +32,14 @@ class BuildKernels(build_ext):
 
     def build_extension(self, ext: Extension) -> None:
         objects = []
+        sources = runpy.run_path(str(SOURCES.with_name("sources.py")))["digest"](SOURCES)
         for source in ext.sources:
             special = INSTRUCTION_SETS.get(source.removesuffix(".cpp").rpartition("_")[2], [])
             objects += self.compiler.compile(
-                [source], self.build_temp, extra_postargs=[*FLAGS, *special], depends=ext.depends
+                [source],
+                self.build_temp,
+                extra_postargs=[*FLAGS, *special, f'-DQUOTA_SOURCES="{sources}"'],
+                depends=ext.depends,
             )
         target = self.get_ext_fullpath(ext.name)
         self.compiler.link_shared_object(objects, target, extra_postargs=["-fopenmp"], target_lang="c++")

@@ -13,6 +13,7 @@ from support.instruction_sets import needs_library, using
 
 from quota.errors import QuotaError
 from quota.ops.cpu import CpuBackend, library
+from quota.ops.cpu.sources import digest
 
 ROOT = Path(__file__).parents[2]
 
@@ -54,6 +55,24 @@ def test_without_the_library_it_says_so(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert "not built: " in str(CpuBackend().why_not())
     with pytest.raises(QuotaError, match="not built: "):
         library.library()
+
+
+@needs_library
+@pytest.mark.usefixtures("fresh")
+def test_a_library_of_other_sources_is_not_called(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert library.why_not() is None
+    (tmp_path / "linear.cpp").write_text("// has moved on")
+    monkeypatch.setattr(library, "digest", lambda: digest(tmp_path))
+    library._load.cache_clear()
+    assert "comes from other sources" in str(CpuBackend().why_not())
+
+
+@needs_library
+@pytest.mark.usefixtures("fresh")
+def test_without_its_sources_beside_it_a_library_is_taken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert digest(tmp_path) is None
+    monkeypatch.setattr(library, "digest", lambda: None)
+    assert CpuBackend().why_not() is None
 
 
 @pytest.mark.usefixtures("fresh")

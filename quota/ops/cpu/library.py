@@ -12,7 +12,7 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Sequence
-from ctypes import c_float, c_int, c_int64, c_void_p
+from ctypes import c_char_p, c_float, c_int, c_int64, c_void_p
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from quota.errors import QuotaError
+from quota.ops.cpu.sources import digest
 from quota.ops.cpu.threads import threads
 
 ENVIRONMENT_VARIABLE = "QUOTA_CPU_ISA"
@@ -97,8 +98,11 @@ def _load() -> ctypes.CDLL | str:
         loaded = ctypes.CDLL(str(_FILE))
         for name, kinds in _FUNCTIONS.items():
             getattr(loaded, name).argtypes = [_KINDS[kind] for kind in kinds.replace(" ", "")]
+        loaded.quota_sources.restype = c_char_p
     except (OSError, AttributeError) as error:
         return f"not built: {_FILE.name} cannot be loaded ({error}); reinstall quota-vlm"
+    if digest() not in (None, loaded.quota_sources().decode()):
+        return f"not built: {_FILE.name} comes from other sources than those beside it; reinstall quota-vlm"
     return loaded
 
 
