@@ -97,6 +97,28 @@ def study(
     notes.print(f"written to {out / name}.md, .json and .png")
 
 
+@app.command()
+def curves(
+    tables: Annotated[
+        list[str], typer.Argument(metavar="[NAME=]FILE", help="JSON files of tables, under the names of their models.")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The picture, a PNG.")],
+) -> None:
+    """Draw tables of `quota study` beside each other: retention against arithmetic, and against prefill time if timed.
+
+    ```text
+    quota curves reference=docs/study/methods.json testbed=docs/study/testbed/methods.json -o curves.png
+    ```
+    """
+    from quota.files import write_atomically
+    from quota_lab.study.picture import picture
+    from quota_lab.study.report import read_table
+
+    named = [one.rpartition("=") for one in tables]
+    write_atomically(out, picture([(name, read_table(Path(file))) for name, _, file in named]))
+    notes.print(f"written to {out}")
+
+
 def _command(name: str, what: Study, timed: bool) -> str:
     """The command that measures this again: all that changes a figure, and no folders of this machine."""
     words = ["quota", "study", name]

@@ -1,17 +1,18 @@
-"""A table as JSON (all of it), Markdown (what a reader wants) and a plot (retention over compute)."""
+"""A table as JSON (all of it), Markdown (what a reader wants) and a picture (quota_lab/study/picture.py)."""
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from quota.files import write_atomically
+from quota.errors import QuotaError
+from quota.files import read_json, write_atomically
 from quota.report.plot import require_matplotlib
 from quota.report.tables import percent, percent_range
+from quota_lab.study.picture import picture
 from quota_lab.study.run import Row, Study
 from quota_lab.study.tables import Table
 
@@ -26,9 +27,10 @@ _FACTS = (
 def write_report(folder: Path, name: str, command: str, table: Table, study: Study, rows: Sequence[Row]) -> None:
     """Write NAME.json, NAME.md and NAME.png to `folder`. Raises QuotaError without matplotlib, before anything else."""
     require_matplotlib()
-    picture = plot(table, rows)
-    write_atomically(folder / f"{name}.json", json.dumps(figures(command, table, study, rows), indent=1) + "\n")
-    write_atomically(folder / f"{name}.png", picture)
+    measured = figures(command, table, study, rows)
+    drawn = picture([("", measured)])
+    write_atomically(folder / f"{name}.json", json.dumps(measured, indent=1) + "\n")
+    write_atomically(folder / f"{name}.png", drawn)
     write_atomically(folder / f"{name}.md", markdown(name, command, table, study, rows))
 
 
@@ -50,6 +52,16 @@ def figures(command: str, table: Table, study: Study, rows: Sequence[Row]) -> di
             for row in rows
         ],
     }
+
+
+def read_table(file: Path) -> dict[str, Any]:
+    """What `write_report` wrote to NAME.json. QuotaError if that is not what the file holds."""
+    table = read_json(file, "table")
+    rows, needed = table.get("rows"), {"name", "retention", "interval", "spread", "cost", "prefill_seconds"}
+    told = isinstance(rows, list) and all(isinstance(row, dict) and needed <= row.keys() for row in rows)
+    if not told or not isinstance(table.get("title"), str):
+        raise QuotaError(f"{file} is no table of the study; give the JSON file of one")
+    return table
 
 
 def markdown(name: str, command: str, table: Table, study: Study, rows: Sequence[Row]) -> str:
@@ -88,38 +100,6 @@ def markdown(name: str, command: str, table: Table, study: Study, rows: Sequence
             "",
         ]
     )
-
-
-def plot(table: Table, rows: Sequence[Row]) -> bytes:
-    """Retention with its interval, a bar a row, as PNG."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    drawn = Figure(figsize=(9, 1 + 0.3 * len(rows)), dpi=100, layout="constrained")
-    canvas = FigureCanvasAgg(drawn)
-    axes = drawn.subplots()
-    for place, row in enumerate(reversed(rows)):
-        found = row.figure
-        if found.retention is None or found.interval is None:
-            continue
-        low, high = found.interval
-        reach = [[100 * (found.retention - low)], [100 * (high - found.retention)]]
-        axes.errorbar(100 * found.retention, place, xerr=reach, fmt="o", color="#d64541", capsize=3)
-        if found.spread is not None:
-            axes.plot(
-                [100 * end for end in found.spread], [place, place], color="#9aa5b1", linewidth=5, alpha=0.6, zorder=0
-            )
-    names = [f"{row.name} ({percent(row.figure.cost)}% compute)" for row in reversed(rows)]
-    axes.set_yticks(range(len(rows)), names)
-    # Of the figure: names of rows leave the axes too little room.
-    drawn.supxlabel("retention in %: 95% interval over questions; grey: spread over calibration seeds", fontsize=10)
-    axes.set_title(table.title, fontsize=11)
-    axes.grid(axis="x", color="#e5e8eb")
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    file = io.BytesIO()
-    canvas.print_png(file)
-    return file.getvalue()
 
 
 def _difference(row: Row) -> str:
