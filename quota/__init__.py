@@ -27,7 +27,7 @@ from quota.version import __version__
 
 if TYPE_CHECKING:
     from quota.allocation import keep_count, keep_ratios
-    from quota.checkpoint import save_pretrained
+    from quota.checkpoint import rebudget, save_pretrained
     from quota.compress import compress
     from quota.pruning import PruningRecipe, record
     from quota.samples import Sample, read_samples
@@ -43,6 +43,7 @@ __all__ = [
     "keep_count",
     "keep_ratios",
     "read_samples",
+    "rebudget",
     "record",
     "save_pretrained",
 ]
@@ -55,6 +56,7 @@ _HOMES = {
     "keep_count": "quota.allocation",
     "keep_ratios": "quota.allocation",
     "read_samples": "quota.samples",
+    "rebudget": "quota.checkpoint",
     "record": "quota.pruning",
     "save_pretrained": "quota.checkpoint",
 }

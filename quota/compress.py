@@ -20,15 +20,17 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from transformers import PreTrainedModel
 
 from quota import ops
+from quota.allocation.budget import DEFAULT_KEEP, Budget
 from quota.allocation.drops import SCORER
+from quota.allocation.measurements import Measurements
 from quota.allocation.paper import candidate_layers, keep_ratios, paper_schedule
 from quota.allocation.search import Search
 from quota.attention.operators import attach_operators
 from quota.calibration.curves import Curves
 from quota.calibration.storage import Storage
 from quota.calibration.sweep import Calibration, Sweep, calibrate
-from quota.checkpoint.save import mark, settings
-from quota.errors import QuotaError, check_number, first_problem
+from quota.checkpoint.save import mark, remember, settings
+from quota.errors import QuotaError, first_problem
 from quota.models import family, fingerprint
 from quota.progress import Meter, Progress
 from quota.prompts import build_inputs
@@ -46,8 +48,9 @@ class Options(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    keep: float = 0.30
-    """Share of visual tokens left after the last layer that drops some, in (0, 1]."""
+    keep: float | None = None
+    """Share of visual tokens left after the last layer that drops some, in (0, 1]. None: what serves `compute`,
+    `milliseconds` or `kv_bytes` best, and 0.30 without them."""
     scheme: QuantizationScheme = DEFAULT_SCHEME
     """What is quantised and how."""
     method: Method = "quota"
@@ -58,6 +61,9 @@ class Options(BaseModel):
     milliseconds: float | None = None
     """Of "quota", instead of `compute`: the longest that the prefill of a typical sample may take on this machine
     (quota/allocation/clock.py), which should do nothing else meanwhile."""
+    kv_bytes: float | None = None
+    """Of "quota", instead of either: the most bytes that the KV cache may take after the prefill of a typical sample
+    (quota/allocation/cache_cost.py)."""
     layers: tuple[int, ...] | None = None
     """Of "paper", candidate decoder layers, to override the rule of `candidate_layers`."""
     temperature: float = 1.25
@@ -73,20 +79,19 @@ class Options(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> Options:
+        limit = self.budget.limit
         # The equations themselves say what they refuse, on any numbers.
-        keep_ratios([0.0], self.keep, self.temperature)
-        if self.compute is not None:
-            check_number("compute", self.compute, above=0, at_most=1)
-        if self.milliseconds is not None:
-            check_number("milliseconds", self.milliseconds, above=0)
-        if self.compute is not None and self.milliseconds is not None:
-            raise QuotaError("milliseconds must be left out where compute is given; they are two budgets")
+        keep_ratios([0.0], self.budget.final or DEFAULT_KEEP, self.temperature)
         if self.method == "quota" and self.layers is not None:
             raise QuotaError('layers are chosen by method="paper" only; leave them out, or ask for that method')
-        if self.method == "paper" and (self.compute is not None or self.milliseconds is not None):
-            name = "milliseconds" if self.compute is None else "compute"
-            raise QuotaError(f'{name} must be left out with method="paper"; it goes with method="quota"')
+        if self.method == "paper" and limit is not None:
+            raise QuotaError(f'{limit} must be left out with method="paper"; it goes with method="quota"')
         return self
+
+    @property
+    def budget(self) -> Budget:
+        """What may be spent. QuotaError for two budgets, and for numbers out of range."""
+        return Budget(self.keep, self.compute, self.milliseconds, self.kv_bytes)
 
     def check(self, model: PreTrainedModel) -> None:
         """Raise QuotaError for what this model cannot do: better before the sweep than after it."""
@@ -112,6 +117,8 @@ class CompressionResult:
     seconds: float
     operators: ops.Usage
     """The backends that ran in the sweep."""
+    measurements: Measurements | None = None
+    """Of method "quota", what other recipes can be made from (`quota.rebudget`)."""
 
     @property
     def sensitivities(self) -> list[float]:
@@ -123,7 +130,7 @@ def compress(
     model: PreTrainedModel,
     processor: Any,
     samples: Sequence[Sample],
-    keep: float = 0.30,
+    keep: float | None = None,
     *,
     progress: Progress | None = None,
     storage: Storage | None = None,
@@ -133,7 +140,7 @@ def compress(
 
     Args:
         samples: calibration questions (no answers needed), in any order; 128 of them are the published setting.
-        keep: share of visual tokens left in the end, in (0, 1].
+        keep: share of visual tokens left in the end, in (0, 1]; None is 0.30, or left open if a budget is given.
         progress: called with the work done and its total, in multiplications (quota/calibration/work.py).
         storage: where the model's blocks are, if not in memory; `compress_folder` gives it.
         options: all others of `Options`, by their names.
@@ -150,21 +157,23 @@ def compress(
     storage = storage or Storage()
     with ops.record() as operators:
         sweep = Sweep(model, inputs, scheme, storage, meter)
-        search = Search(model, keep, sweep.tokens, meter) if chosen.method == "quota" else None
+        search = Search(model, chosen.budget, sweep.tokens, meter) if chosen.method == "quota" else None
         calibration = sweep.run()
+        measurements = None
         if search is None:
             attach_operators(model, scheme)
-            schedule = paper_schedule(calibration.curves, keep, chosen.temperature, chosen.layers)
+            final = chosen.budget.final or DEFAULT_KEEP
+            schedule = paper_schedule(calibration.curves, final, chosen.temperature, chosen.layers)
         else:
             storage.assemble()
             attach_operators(model, scheme)
-            schedule = search.run(processor, samples, scheme, calibration, chosen.compute, chosen.milliseconds)
+            schedule, measurements = search.run(processor, samples, drawn, scheme, calibration)
     curves = calibration.curves
     recipe = PruningRecipe(
         method=chosen.method,
         layers=schedule.layers,
         keep_ratios=schedule.ratios,
-        keep=keep,
+        keep=schedule.ratios[-1],
         temperature=chosen.temperature,
         sensitivities=tuple(curves.sensitivity[layer] for layer in schedule.layers) if search is None else (),
         scorer="composite" if search is None else SCORER,
@@ -178,8 +187,10 @@ def compress(
     )
     Pruner(model, recipe, scheme).attach()
     mark(model, scheme, recipe=True)
+    if measurements is not None:
+        remember(model, measurements)
     seconds = time.perf_counter() - began
-    return CompressionResult(recipe, scheme, curves, calibration.quantized, seconds, operators)
+    return CompressionResult(recipe, scheme, curves, calibration.quantized, seconds, operators, measurements)
 
 
 def quantize_only(

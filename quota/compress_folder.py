@@ -35,7 +35,7 @@ from quota.checkpoint.lock import held
 from quota.checkpoint.manifest import seal
 from quota.checkpoint.named import in_one_line, load_processor
 from quota.checkpoint.on_disk import OnDisk, empty_model
-from quota.checkpoint.save import RECIPE_FILE
+from quota.checkpoint.save import write_recipe
 from quota.checkpoint.weights import Weights
 from quota.compress import CompressionResult, Options, compress
 from quota.errors import QuotaError
@@ -53,7 +53,7 @@ def compress_folder(
     source: Path,
     out: Path,
     samples: Sequence[Sample],
-    keep: float = 0.30,
+    keep: float | None = None,
     *,
     dtype: torch.dtype | None = None,
     progress: Progress | None = None,
@@ -95,7 +95,7 @@ def compress_folder(
         model.generation_config.save_pretrained(folder)
         # Not the one that was used: a tokenizer saves the padding of its last call, too.
         load_processor(source).save_pretrained(folder)
-        result.recipe.save(folder / RECIPE_FILE)
+        write_recipe(folder, result.recipe, result.measurements)
         write_atomically(folder / CARD_FILE, model_card(model, scheme, result.recipe))
         for file in folder.iterdir():
             if file.name.startswith("."):

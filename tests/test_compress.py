@@ -147,7 +147,7 @@ def test_pruning_only_leaves_the_weights_and_the_risk_out() -> None:
         pytest.param({"compute": 1.5}, "compute must be", id="compute above 1"),
         pytest.param({"compute": 0.5, "method": "paper"}, "compute must be left out", id="compute of the other method"),
         pytest.param({"milliseconds": 0.0}, "milliseconds must be", id="no milliseconds"),
-        pytest.param({"milliseconds": 9.0, "compute": 0.5}, "two budgets", id="two budgets"),
+        pytest.param({"milliseconds": 9.0, "compute": 0.5}, "2 budgets; give one", id="two budgets"),
         pytest.param({"milliseconds": 9.0, "method": "paper"}, "milliseconds must be left out", id="other method"),
         pytest.param({"compute": float("nan")}, "compute", id="compute not a number"),
         pytest.param({"milliseconds": float("inf")}, "milliseconds", id="time without end"),

@@ -26,12 +26,13 @@ ROOMS: dict[str, set[str]] = {
     "attention": {"errors", "scheme", "ops", "models", "quantization"},
     "pruning": {"errors", "scheme", "files", "ops", "models", "quantization", "attention"},
     "calibration": {"errors", "progress", "scheme", "ops", "models", "quantization", "attention"},
-    "checkpoint": {
-        *("errors", "version", "scheme", "files", "samples", "ops", "models", "quantization", "attention"),
-        *("pruning", "calibration"),
-    },
     "allocation": {
-        *("errors", "progress", "scheme", "samples", "prompts", "models", "pruning", "calibration"),
+        *("errors", "progress", "files", "scheme", "samples", "prompts", "ops", "models", "attention", "pruning"),
+        "calibration",
+    },
+    "checkpoint": {
+        *("errors", "version", "progress", "files", "scheme", "samples", "ops", "models", "quantization", "attention"),
+        *("pruning", "calibration", "allocation"),
     },
     "evaluation": {
         *("errors", "progress", "samples", "prompts", "ops", "models", "attention", "pruning", "checkpoint"),
@@ -44,8 +45,8 @@ ROOMS: dict[str, set[str]] = {
         *("errors", "version", "progress", "files", "scheme", "samples", "prompts", "ops", "checkpoint", "compress"),
     },
     "report": {
-        *("errors", "version", "files", "scheme", "samples", "prompts", "ops", "models", "pruning", "checkpoint"),
-        "evaluation",
+        *("errors", "version", "files", "scheme", "samples", "prompts", "ops", "models", "pruning", "allocation"),
+        *("checkpoint", "evaluation"),
     },
     "__init__": {"errors", "version", "scheme", "samples", "pruning", "checkpoint", "allocation", "compress"},
     "cli": {

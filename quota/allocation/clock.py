@@ -14,18 +14,20 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
+from quota import ops
 from quota.allocation.drops import candidates, schedule_recipe
 from quota.errors import QuotaError
 from quota.models import family
+from quota.ops import machine
 from quota.pruning.pruner import Pruner
-from quota.pruning.schedule import Schedule, keep_count, layer_work
+from quota.pruning.schedule import Schedule, Work, keep_count, layer_work
 from quota.scheme import QuantizationScheme
 
 TURNS = 25
@@ -44,6 +46,8 @@ class Clock:
     """Decoder layers."""
     full: float
     """A prefill that drops nothing."""
+    machine: str = ""
+    """Where it was measured, as `machines` names it."""
 
     @property
     def charge(self) -> float:
@@ -62,6 +66,31 @@ class Clock:
             )
         return min(1.0, (milliseconds - self.rest) / (self.layer * self.depth))
 
+    def milliseconds(self, schedule: Schedule, tokens: int, work: Work) -> float:
+        """A prefill under `schedule`, with V0 = `tokens`; `work` is of a layer, relative to all of them."""
+        if not schedule.layers:
+            return self.full
+        return self.rest + self.layer * schedule.cost(tokens, self.depth, work, self.charge)
+
+
+def machines() -> list[str]:
+    """What a prefill may run on here: the processor and each CUDA device, with what else its time depends on."""
+    devices = [torch.device("cpu"), *(torch.device("cuda", number) for number in range(torch.cuda.device_count()))]
+    found = []
+    for device in devices:
+        # A backend that is forced may run on some of them only.
+        with suppress(QuotaError):
+            found.append(machine_of(device))
+    return found
+
+
+def machine_of(device: torch.device) -> str:
+    """The name of what runs there. QuotaError if no backend does."""
+    backend = ops.backend(device=device).name
+    if device.type == "cuda":
+        return f"{torch.cuda.get_device_name(device)}, {backend}"
+    return f"{machine.processor()}, {torch.get_num_threads()} threads, {backend}"
+
 
 def prefill_clock(
     model: PreTrainedModel, inputs: Any, tokens: int, scheme: QuantizationScheme | None, turns: int = TURNS
@@ -78,7 +107,7 @@ def prefill_clock(
     milliseconds = prefill_milliseconds(model, inputs, [[], *([Pruner(model, one, scheme)] for one in recipes)], turns)
     work = layer_work(tokens, config)
     pruned = [(one.cost(tokens, depth, work), len(one.layers)) for one in schedules]
-    return Clock(*fit(pruned, milliseconds[1:]), depth, milliseconds[0])
+    return Clock(*fit(pruned, milliseconds[1:]), depth, milliseconds[0], machine_of(model.device))
 
 
 def fit(schedules: Sequence[tuple[float, int]], milliseconds: Sequence[float]) -> tuple[float, float, float]:

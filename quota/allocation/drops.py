@@ -24,6 +24,7 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
 from quota.allocation.replay import Replay
+from quota.allocation.table import SMALLEST
 from quota.models import fingerprint
 from quota.progress import Progress
 from quota.prompts import build_inputs, generate
@@ -42,7 +43,6 @@ _SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
 _BATCH = 8
 WORDS = 8
 """Of an answer, so many words count."""
-_SMALLEST = 1e-3
 
 
 def candidates(depth: int) -> list[int]:
@@ -136,7 +136,7 @@ def divergence(full: Tensor, pruned: Tensor, said: Tensor) -> Tensor:
 def typical(divergences: Tensor) -> float:
     """E of the divergences [samples]: their geometric mean, with e added to each and taken away again."""
     # exp and ln less 1 and plus 1: no error stays 0.
-    return _SMALLEST * float((divergences / _SMALLEST).log1p().mean().expm1())
+    return SMALLEST * float((divergences / SMALLEST).log1p().mean().expm1())
 
 
 def spoken(answers: Tensor, ends: Sequence[int]) -> Tensor:

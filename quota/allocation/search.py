@@ -1,8 +1,7 @@
-"""The schedule of the method "quota": the one of least measured error within a budget of prefill arithmetic or time.
+"""What the method "quota" measures on a quantised model, and the schedule that it comes to.
 
-Single cuts are measured (quota/allocation/drops.py); the few schedules that are best if errors of cuts add up
-(quota/allocation/solver.py) are measured whole, and the best of them is taken. It ends at the final keep ratio that is
-asked for, and unless told otherwise spends what the published method would.
+The table of single cuts, what the typical prompt takes, and the few schedules that promise most, measured whole
+(quota/allocation/choose.py). All of it is given back with the schedule, for other budgets later.
 """
 
 from __future__ import annotations
@@ -12,31 +11,30 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
+from quota.allocation.budget import DEFAULT_KEEP, Budget
+from quota.allocation.cache_cost import cache_cost
+from quota.allocation.choose import TRIED, choose
 from quota.allocation.clock import prefill_clock
-from quota.allocation.drops import RATIOS, Drops, candidates, layers_run
-from quota.allocation.paper import paper_schedule
-from quota.allocation.solver import Errors, best_schedules
+from quota.allocation.drops import RATIOS, SCORER, Drops, candidates, layers_run
+from quota.allocation.measurements import Measurements, Tried
+from quota.allocation.prompt import TypicalPrompt, typical_inputs
 from quota.calibration.sweep import Calibration
 from quota.calibration.work import forward_work
-from quota.models import family
+from quota.models import family, fingerprint
 from quota.progress import Meter
-from quota.prompts import build_inputs
-from quota.pruning.schedule import Schedule, keep_count, layer_work
+from quota.pruning.schedule import Schedule
 from quota.samples import Sample
 from quota.scheme import QuantizationScheme
-
-TRIED = 16
-"""Schedules that are measured whole."""
 
 
 class Search:
     """Finds the schedule of one model, once it is quantised and has its KV cache."""
 
-    def __init__(self, model: PreTrainedModel, keep: float, tokens: int, meter: Meter) -> None:
+    def __init__(self, model: PreTrainedModel, budget: Budget, tokens: int, meter: Meter) -> None:
         """Plans its work, which is in proportion to the `tokens` of all samples: before the model is quantised."""
-        self._model, self._keep, self._meter = model, keep, meter
+        self._model, self._budget, self._meter = model, budget, meter
         self._depth = len(family(model).decoder_layers)
-        self._ratios = sorted({*RATIOS, keep} - {1.0}, reverse=True)
+        self._ratios = sorted({*RATIOS, budget.final or DEFAULT_KEEP} - {1.0}, reverse=True)
         decoder = forward_work([linear for _, linear in family(model).linears(["decoder"])], tokens)
         runs = sum(layers_run(layer, self._depth, ratio) for layer in candidates(self._depth) for ratio in self._ratios)
         self._single = round(runs * decoder / self._depth)
@@ -49,37 +47,37 @@ class Search:
         self,
         processor: Any,
         samples: Sequence[Sample],
+        drawn: str,
         scheme: QuantizationScheme,
         calibration: Calibration,
-        compute: float | None = None,
-        milliseconds: float | None = None,
-    ) -> Schedule:
-        """Within `compute`, or a prefill of so many `milliseconds`, or else what the published schedule would spend.
+    ) -> tuple[Schedule, Measurements]:
+        """The schedule within the budget, and all that was measured; `drawn` is the fingerprint of the `samples`.
 
         Raises QuotaError if the budget is too small.
         """
-        model, tokens, config = self._model, calibration.reference_tokens, self._model.config.get_text_config()
-        charge = 0.0
-        if milliseconds is not None:
-            typical = build_inputs(processor, [samples[calibration.typical]]).to(model.device)
-            clock = prefill_clock(model, typical, tokens, scheme)
-            compute, charge = clock.compute(milliseconds), clock.charge
-        elif compute is None:
-            compute = paper_schedule(calibration.curves, self._keep).compute(tokens, self._depth, config)
+        model, tokens = self._model, calibration.reference_tokens
+        prompt = TypicalPrompt.of(samples[calibration.typical])
+        inputs = typical_inputs(model, processor, prompt, tokens)
+        timed = self._budget.milliseconds is not None
+        clock = prefill_clock(model, inputs, tokens, scheme) if timed else None
+        cache = cache_cost(model, inputs, tokens)
         drops = Drops(model, processor, samples, scheme, tokens)
-        errors = drops.table(self._depth, self._ratios, self._measured)
-        asked = 0
-
-        def whole(schedule: Schedule) -> float:
-            nonlocal asked
-            error = drops.error(schedule)
-            asked += 1
-            self._meter.add(self._whole)
-            return error
-
-        found = best_measured(errors, whole, tokens, self._depth, self._keep, compute, config, cut=charge)
-        self._meter.add((TRIED - asked) * self._whole)
-        return found
+        measured = Measurements.of(
+            model_fingerprint=fingerprint(model),
+            calibration_fingerprint=drawn,
+            scheme=scheme,
+            scorer=SCORER,
+            reference_tokens=tokens,
+            curves=calibration.curves,
+            errors=drops.table(self._depth, self._ratios, self._measured),
+            prompt=prompt,
+            cache=cache,
+            clock=clock,
+        )
+        whole = Whole(drops.error, measured, lambda: self._meter.add(self._whole))
+        found = choose(self._budget, measured, model.config.get_text_config(), whole)
+        self._meter.add((TRIED - whole.asked) * self._whole)
+        return found, whole.remembered()
 
     def _measured(self, done: int, total: int) -> None:
         """Progress of the table of single cuts."""
@@ -88,28 +86,30 @@ class Search:
         self._told = share
 
 
-def best_measured(
-    errors: Errors,
-    whole: Callable[[Schedule], float],
-    tokens: int,
-    depth: int,
-    keep: float | None,
-    compute: float,
-    text_config: Any,
-    tried: int = TRIED,
-    cut: float = 0.0,
-) -> Schedule:
-    """The schedule of least error that ends at `keep` and takes at most `compute` of the unpruned prefill arithmetic.
+class Whole:
+    """Errors of whole schedules: those that are in the measurements, and others that are measured when asked for."""
 
-    `errors` are those of single cuts, with an entry for `keep` of `tokens` at every layer; None leaves the end open.
-    `whole` measures a schedule, and is asked for `tried` of them at most. A cut itself is charged as so much of a layer
-    with all tokens (quota/allocation/clock.py). Raises QuotaError if the budget is too small.
-    """
-    final = None if keep is None else keep_count(keep, tokens)
-    work = layer_work(tokens, text_config)
-    best = best_schedules(errors, tokens, depth, work, compute * depth + 1e-9, final, tried, cut)
-    # Sorted, so that those that begin at one layer are measured one behind the other.
-    found = min(sorted(best, key=lambda one: list(zip(one.layers, one.counts(tokens), strict=True))), key=whole)
-    # A recipe that drops nothing still has a layer.
-    found = found if found.layers else Schedule((min(errors),), (1.0,))
-    return found if keep is None else Schedule(found.layers, (*found.ratios[:-1], keep))
+    def __init__(
+        self, measure: Callable[[Schedule], float], measured: Measurements, step: Callable[[], None] = lambda: None
+    ) -> None:
+        """`step` is called after each that is measured."""
+        self._measure, self._measured, self._step = measure, measured, step
+        self._known = measured.whole()
+        self.asked = 0
+        """How many were measured."""
+
+    def __call__(self, schedule: Schedule) -> float:
+        if schedule not in self._known:
+            self._known[schedule] = self._measure(schedule)
+            self.asked += 1
+            self._step()
+        return self._known[schedule]
+
+    def remembered(self) -> Measurements:
+        """The measurements, with these among them."""
+        tokens = self._measured.reference_tokens
+        tried = [
+            Tried(layers=one.layers, counts=tuple(one.counts(tokens)), error=error)
+            for one, error in sorted(self._known.items(), key=lambda item: (item[0].layers, item[0].ratios))
+        ]
+        return self._measured.model_copy(update={"tried": tuple(tried)})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ tags: [quota, compressed-tensors, {tag}]
 {architecture}{origin}, compressed by quota {version} (distribution `quota-vlm`).
 
 - **Quantisation: {scheme}.** {quantisation}
-- **Visual tokens: {tokens}.** {pruning}
+{visual}
 {unmeasured}
 - **Versions:** {versions}.
 
@@ -48,6 +49,7 @@ is slower then (weights are unpacked, and multiplied in floating point), keeps e
 close to the original, and not the same bits.{stock}
 """
 
+_VISUAL = "- **Visual tokens:"
 _RETENTION = "- **Retention:"
 _UNMEASURED = (
     f"{_RETENTION} not measured.** `quota eval this/folder --baseline ORIGINAL` measures it and writes it here."
@@ -85,14 +87,13 @@ def model_card(model: Any, scheme: QuantizationScheme, recipe: PruningRecipe | N
     origin = f" `{name}`" if name and not Path(name).exists() else ""
     return _CARD.format(
         tag=scheme.name.lower(),
-        title=f"{type(model).__name__}, {scheme.name}" + (f", {recipe.keep:.0%} of visual tokens" if recipe else ""),
+        title=f"{type(model).__name__}, {scheme.name}" + (_title(recipe) if recipe else ""),
         architecture=type(model).__name__,
         origin=origin,
         version=__version__,
         scheme=scheme.name,
         quantisation=_quantisation(scheme),
-        tokens=f"{recipe.keep:.0%} kept" if recipe else "all kept",
-        pruning=_pruning(recipe),
+        visual=_visual(recipe),
         unmeasured=_UNMEASURED,
         versions=_versions(recipe),
         stock=_alone(scheme.hadamard > 0, scheme.embedding_bits < 16, has_tied_head(model)),
@@ -107,20 +108,43 @@ def record_retention(
     Shares are fractions, and `interval` their 95% interval. An older figure is replaced. Raises QuotaError if the card
     is not there, or has no such line.
     """
-    file = folder / CARD_FILE
+    low, high = interval
+    line = (
+        f"{_RETENTION} {retention:.1%}** of the score of {baseline} (95% interval {low:.1%} to {high:.1%}), "
+        f"the mean over the tasks of {suite}, {questions} questions."
+    )
+    _replace(folder / CARD_FILE, {_RETENTION: line})
+
+
+def record_recipe(folder: Path, older: PruningRecipe, recipe: PruningRecipe) -> None:
+    """Let the card of the checkpoint in `folder` speak of `recipe` in place of an `older` one.
+
+    What was measured with that one, retention, is taken out. Errors as `record_retention`.
+    """
+    _replace(folder / CARD_FILE, {_VISUAL: _visual(recipe), _RETENTION: _UNMEASURED}, {_title(older): _title(recipe)})
+
+
+def _replace(file: Path, beginnings: Mapping[str, str], endings: Mapping[str, str] | None = None) -> None:
+    """Replace the first line that has each of `beginnings`, and the ending of the title if it is one of `endings`."""
     try:
         lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
     except OSError as error:
         raise QuotaError(f"cannot read {file}: {error.strerror}; save with quota.save_pretrained") from None
-    places = [number for number, line in enumerate(lines) if line.startswith(_RETENTION)]
-    if not places:
-        raise QuotaError(f"{file} has no line {_RETENTION!r} to write retention in; add one")
-    low, high = interval
-    lines[places[0]] = (
-        f"{_RETENTION} {retention:.1%}** of the score of {baseline} (95% interval {low:.1%} to {high:.1%}), "
-        f"the mean over the tasks of {suite}, {questions} questions.\n"
-    )
+    for beginning, new in beginnings.items():
+        places = [number for number, line in enumerate(lines) if line.startswith(beginning)]
+        if not places:
+            raise QuotaError(f"{file} has no line {beginning!r} to write in; add one")
+        lines[places[0]] = new + "\n"
+    for ending, new in (endings or {}).items():
+        title = next((number for number, line in enumerate(lines) if line.startswith("# ")), None)
+        if title is not None and lines[title].endswith(f"{ending}\n"):
+            lines[title] = lines[title].removesuffix(f"{ending}\n") + f"{new}\n"
     write_atomically(file, "".join(lines))
+
+
+def _title(recipe: PruningRecipe) -> str:
+    """How the title of a card ends."""
+    return f", {recipe.keep:.0%} of visual tokens"
 
 
 def _versions(recipe: PruningRecipe | None) -> str:
@@ -162,13 +186,13 @@ def _quantisation(scheme: QuantizationScheme) -> str:
     )
 
 
-def _pruning(recipe: PruningRecipe | None) -> str:
+def _visual(recipe: PruningRecipe | None) -> str:
     if recipe is None:
-        return "There is no recipe beside the weights."
+        return f"{_VISUAL} all kept.** There is no recipe beside the weights."
     kept = ", ".join(f"layer {layer}: {count}" for layer, count in _schedule(recipe))
     return (
-        f"Of {recipe.reference_tokens} visual tokens there remain, after decoder {kept}. "
-        f"`recipe.json` holds the ratios; it was calibrated on {recipe.samples} samples (seed {recipe.seed})."
+        f"{_VISUAL} {recipe.keep:.0%} kept.** Of {recipe.reference_tokens} visual tokens there remain, after decoder "
+        f"{kept}. `recipe.json` holds the ratios; it was calibrated on {recipe.samples} samples (seed {recipe.seed})."
     )
 
 

@@ -17,10 +17,11 @@ from transformers.quantizers.quantizer_compressed_tensors import CompressedTenso
 from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME
 from transformers.utils.hub import cached_file
 
+from quota.allocation.measurements import Measurements
 from quota.attention.keys import KeyTransform, add_key_transforms
 from quota.attention.operators import attach_operators
 from quota.checkpoint.manifest import MANIFEST_FILE, verify_loading
-from quota.checkpoint.save import RECIPE_FILE, Settings, mark, settings
+from quota.checkpoint.save import MEASUREMENTS_FILE, RECIPE_FILE, Settings, mark, remember, settings
 from quota.checkpoint.stored import check_headers, check_values
 from quota.errors import QuotaError
 from quota.models import family, fingerprint
@@ -35,6 +36,7 @@ class QuotaQuantizer(CompressedTensorsHfQuantizer):
 
     settings: Settings | None = None
     recipe: PruningRecipe | None = None
+    measurements: Measurements | None = None
 
     def _process_model_before_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
         self.settings = settings(model.config)
@@ -46,7 +48,8 @@ class QuotaQuantizer(CompressedTensorsHfQuantizer):
         scheme = self.settings.scheme
         files = [Path(file) for file in kwargs.get("checkpoint_files") or []]
         if files:
-            present = [CONFIG_NAME, GENERATION_CONFIG_NAME, RECIPE_FILE, *(file.name for file in files)]
+            present = [CONFIG_NAME, GENERATION_CONFIG_NAME, RECIPE_FILE, MEASUREMENTS_FILE]
+            present += [file.name for file in files]
             verify_loading(files[0].parent, _beside(model, files, MANIFEST_FILE), present)
         if self.settings.recipe:
             if (recipe := _beside(model, files, RECIPE_FILE)) is None:
@@ -56,6 +59,9 @@ class QuotaQuantizer(CompressedTensorsHfQuantizer):
                 )
             self.recipe = PruningRecipe.load(recipe)
             self.recipe.verify(model_fingerprint=fingerprint(model), scheme=scheme)
+            if (measurements := _beside(model, files, MEASUREMENTS_FILE)) is not None:
+                self.measurements = Measurements.load(measurements)
+                self.measurements.verify(model_fingerprint=fingerprint(model), scheme=scheme)
         for name, linear in family(model).linears(scheme.modules):
             model.set_submodule(name, W4A4Linear.empty_like(linear, scheme, linear.weight.device))
             _nothing_to_draw(model.get_submodule(name.rpartition(".")[0]))
@@ -75,6 +81,8 @@ class QuotaQuantizer(CompressedTensorsHfQuantizer):
         attach_operators(model, self.settings.scheme)
         if self.recipe is not None:
             Pruner(model, self.recipe, self.settings.scheme).attach()
+        if self.measurements is not None:
+            remember(model, self.measurements)
 
 
 def _nothing_to_draw(parent: Any) -> None:

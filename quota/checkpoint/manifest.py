@@ -19,7 +19,7 @@ import os
 import warnings
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -47,13 +47,26 @@ class Entry:
 
 def seal(folder: Path) -> None:
     """Write the manifest of the checkpoint in `folder`, over an older one."""
-    files = sorted(file for file in folder.iterdir() if file.suffix in _READ and file.name != MANIFEST_FILE)
-    entries = {
-        file.name: {"bytes": file.stat().st_size, "sha256": digest}
-        for file, digest in zip(files, _digests(files), strict=True)
-    }
-    text = json.dumps({"version": _VERSION, "files": entries}, indent=2)
-    write_atomically(folder / MANIFEST_FILE, text + "\n")
+    _write(folder, _entries(file for file in folder.iterdir() if file.suffix in _READ and file.name != MANIFEST_FILE))
+
+
+def reseal(folder: Path, changed: Iterable[str]) -> None:
+    """Let the manifest in `folder`, if there is one, say what the files `changed` hold now.
+
+    What it says of all others stays: damage to them is still damage.
+    """
+    if (folder / MANIFEST_FILE).exists():
+        _write(folder, read_manifest(folder / MANIFEST_FILE) | _entries(folder / name for name in changed))
+
+
+def _entries(files: Iterable[Path]) -> dict[str, Entry]:
+    found = sorted(files)
+    return {file.name: Entry(file.stat().st_size, digest) for file, digest in zip(found, _digests(found), strict=True)}
+
+
+def _write(folder: Path, entries: Mapping[str, Entry]) -> None:
+    files = {name: asdict(entry) for name, entry in sorted(entries.items())}
+    write_atomically(folder / MANIFEST_FILE, json.dumps({"version": _VERSION, "files": files}, indent=2) + "\n")
 
 
 def verify(folder: Path) -> int:

@@ -2,11 +2,12 @@
 
 The folder is an ordinary checkpoint: safetensors under the original key names, config.json, tokenizer and processor.
 Quantised layers are stored in the "pack-quantized" format of compressed-tensors, which transformers and vLLM know, and
-quota adds three things of its own:
+quota adds four things of its own:
 
-    config.json     the key "quota": settings version, scheme, and whether a recipe belongs to the checkpoint
-    recipe.json     which visual tokens are dropped where (quota/pruning/recipe.py)
-    manifest.json   what every file holds, to find damage (quota/checkpoint/manifest.py)
+    config.json         the key "quota": settings version, scheme, and whether a recipe belongs to the checkpoint
+    recipe.json         which visual tokens are dropped where (quota/pruning/recipe.py)
+    measurements.json   what the recipe was found by, for others later (quota/allocation/measurements.py)
+    manifest.json       what every file holds, to find damage (quota/checkpoint/manifest.py)
 
 With `import quota`, `from_pretrained` runs the model as it was saved (quota/checkpoint/load.py). Without it
 transformers loads the same quantised layers, keeps every token, and a 16-bit KV cache. Two things it cannot do by
@@ -29,6 +30,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
+from quota.allocation.measurements import Measurements
 from quota.checkpoint.card import CARD_FILE, model_card
 from quota.checkpoint.guard import guard
 from quota.checkpoint.manifest import seal
@@ -44,6 +46,7 @@ from quota.scheme import FromFile, QuantizationScheme
 
 CONFIG_FILE = "config.json"
 RECIPE_FILE = "recipe.json"
+MEASUREMENTS_FILE = "measurements.json"
 
 FORMAT = "pack-quantized"
 
@@ -103,6 +106,11 @@ def attached_recipe(model: PreTrainedModel) -> PruningRecipe | None:
     return pruner.recipe if isinstance(pruner, Pruner) else None
 
 
+def remember(model: PreTrainedModel, measurements: Measurements) -> None:
+    """Keep with `model` what its recipe was found by: it is saved beside the recipe."""
+    setattr(model, "quota_measurements", measurements)  # noqa: B010 (the class knows no such attribute)
+
+
 def save_pretrained(
     model: PreTrainedModel, processor: Any, folder: str | os.PathLike[str], max_shard_size: int | str = "5GB"
 ) -> None:
@@ -122,23 +130,30 @@ def save_pretrained(
 
 
 def _save_weights(model: PreTrainedModel, save_directory: str | os.PathLike[str], **options: Any) -> None:
-    """Weights, configurations, recipe and manifest: the `save_pretrained` of the model itself."""
+    """Weights, configurations, recipe, measurements and manifest: the `save_pretrained` of the model itself."""
     _write_weights(model, save_directory, **options)
     seal(Path(save_directory))
 
 
 def _write_weights(model: PreTrainedModel, save_directory: str | os.PathLike[str], **options: Any) -> None:
-    """Weights, configurations and recipe, by the `save_pretrained` of transformers, whose options these are."""
+    """Weights, configurations, recipe and measurements; the options are those of transformers' `save_pretrained`."""
     scheme = _savable_scheme(model)
     recipe = attached_recipe(model)
     mark(model, scheme, recipe=recipe is not None)
     type(model).save_pretrained(model, save_directory, **options)
     folder = Path(save_directory)
     if recipe is not None:
-        recipe.save(folder / RECIPE_FILE)
+        write_recipe(folder, recipe, getattr(model, "quota_measurements", None))
     for weights in folder.glob("*.safetensors"):
         # safetensors makes its files readable by the owner alone.
         shutil.copymode(folder / CONFIG_FILE, weights)
+
+
+def write_recipe(folder: Path, recipe: PruningRecipe, measurements: Any) -> None:
+    """Write `recipe` to the checkpoint in `folder`, and the `Measurements` behind it if there are any."""
+    recipe.save(folder / RECIPE_FILE)
+    if isinstance(measurements, Measurements):
+        measurements.save(folder / MEASUREMENTS_FILE)
 
 
 def _savable_scheme(model: PreTrainedModel) -> QuantizationScheme:

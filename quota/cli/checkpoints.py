@@ -1,14 +1,17 @@
-"""Commands that make a checkpoint, or say what one is: compress, inspect."""
+"""Commands that make a checkpoint, change its budget, or say what one is: compress, rebudget, inspect."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from quota.cli.app import Backend, JsonFile, Model, Seed, app, console, notes, write_json
 from quota.errors import QuotaError
+
+if TYPE_CHECKING:
+    from quota.samples import Sample
 
 
 @app.command()
@@ -41,7 +44,13 @@ def compress(
             "nearly the same speed."
         ),
     ] = "w4a4",
-    keep: Annotated[float, typer.Option(help="Visual tokens left after the last pruned layer, in (0, 1].")] = 0.30,
+    keep: Annotated[
+        float | None,
+        typer.Option(
+            help="Visual tokens left after the last pruned layer, in (0, 1]; default: 0.30, or what one of the budgets "
+            "below is best spent on."
+        ),
+    ] = None,
     method: Annotated[str, typer.Option(help="How tokens are chosen: `quota`, or `paper` as published.")] = "quota",
     compute: Annotated[
         float | None,
@@ -55,6 +64,12 @@ def compress(
         typer.Option(
             help="Instead of --compute: the longest that the prefill of a typical prompt may take on this machine, "
             "which should be idle."
+        ),
+    ] = None,
+    kv_bytes: Annotated[
+        float | None,
+        typer.Option(
+            help="Instead of either: the most bytes that the KV cache may take after the prefill of a typical prompt."
         ),
     ] = None,
     seed: Seed = 0,
@@ -99,6 +114,7 @@ def compress(
             method=method,
             compute=compute,
             milliseconds=milliseconds,
+            kv_bytes=kv_bytes,
             seed=seed,
         )
     inspection = inspect_path(out)
@@ -109,21 +125,102 @@ def compress(
 
 
 @app.command()
+def rebudget(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="A checkpoint that `quota compress` wrote.")],
+    keep: Annotated[
+        float | None,
+        typer.Option(help="Visual tokens left after the last pruned layer, in (0, 1]; open if only a budget is given."),
+    ] = None,
+    compute: Annotated[
+        float | None, typer.Option(help="Largest share of the visual tokens' prefill arithmetic to spend, in (0, 1].")
+    ] = None,
+    milliseconds: Annotated[
+        float | None,
+        typer.Option(help="The longest that the prefill of a typical prompt may take on this machine."),
+    ] = None,
+    kv_bytes: Annotated[
+        float | None,
+        typer.Option(help="The most bytes that the KV cache may take after the prefill of a typical prompt."),
+    ] = None,
+    calibration: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="What OUT was calibrated on (`reference` for the model of that name): measure what the best schedules "
+            "do, which takes minutes, instead of putting it together from what was measured before.",
+        ),
+    ] = None,
+    json_file: JsonFile = None,
+    backend: Backend = None,
+) -> None:
+    """Give OUT the pruning recipe for another budget, in seconds: by what calibration measured, without its data.
+
+    Recipe, manifest and model card change together; the weights stay. For --milliseconds a machine that OUT was not
+    timed on is timed first, and should do nothing else meanwhile. `quota inspect OUT` shows what budgets buy.
+
+    ```text
+    quota rebudget small/ --keep 0.2
+    quota rebudget small/ --compute 0.35
+    quota rebudget small/ --kv-bytes 300000 --calibration vqa/
+    ```
+    """
+    import time
+
+    from quota.checkpoint import rebudget as change
+    from quota.report.inspection import inspect_path
+    from quota.report.progress import progress_bar
+    from quota.report.tables import inspection_table
+
+    began = time.perf_counter()
+    limits = {"compute": compute, "milliseconds": milliseconds, "kv_bytes": kv_bytes}
+    if calibration is None:
+        change(out, keep, **limits)
+    else:
+        with progress_bar("measuring schedules") as progress:
+            change(out, keep, **limits, samples=_calibrated_on(out, calibration), progress=progress)
+    seconds = time.perf_counter() - began
+    inspection = inspect_path(out)
+    console.print(inspection_table(inspection, str(out)))
+    notes.print(f"a new recipe in {seconds:.1f} s; try: quota eval {out}")
+    write_json(json_file, inspection.figures() | {"seconds": seconds})
+
+
+def _calibrated_on(out: Path, source: str) -> list[Sample]:
+    """The samples of `source` that a checkpoint of its recipe's number and seed was calibrated on."""
+    from quota.checkpoint.described import described
+    from quota.checkpoint.named import calibration_samples, shipped
+
+    recipe = described(out).recipe
+    count, seed = (0, 0) if recipe is None else (recipe.samples, recipe.seed)
+    return calibration_samples(source, None if shipped(source) else Path(source), count, seed)
+
+
+@app.command()
 def inspect(
     path: Annotated[Path, typer.Argument(metavar="OUT", help="A compressed checkpoint, or a recipe.json.")],
     verify: Annotated[
         bool, typer.Option("--verify", help="Also compare every file of the checkpoint with its manifest.")
     ] = False,
+    plot: Annotated[
+        Path | None, typer.Option(metavar="PNG", help="Also draw what budgets buy: loss against what is spent.")
+    ] = None,
     json_file: JsonFile = None,
 ) -> None:
-    """Say what a compressed checkpoint or a recipe is: scheme, layers, keep ratios, counts, sizes, versions.
+    """Say what a compressed checkpoint or a recipe is, and what other budgets would buy (`quota rebudget`).
 
+    The JSON holds recipe, scheme, sizes, chosen (what the recipe costs a typical prompt, and its expected loss in nats)
+    and frontier (the same of the best schedules for smaller and smaller budgets).
+
+    ```text
     quota inspect small/ --verify
+    quota inspect small/ --plot frontier.png
     quota inspect small/recipe.json
+    ```
     """
     from quota.checkpoint.manifest import verify as verify_files
+    from quota.report.frontier import draw_frontier
     from quota.report.inspection import inspect_path
-    from quota.report.tables import inspection_table
+    from quota.report.tables import frontier_table, inspection_table
 
     if verify:
         if not path.is_dir():
@@ -131,4 +228,9 @@ def inspect(
         notes.print(f"verified: {verify_files(path)} files hold what was written")
     inspection = inspect_path(path)
     console.print(inspection_table(inspection, str(path)))
+    if inspection.frontier:
+        console.print(frontier_table(inspection.frontier, inspection.chosen))
+    if plot is not None:
+        draw_frontier(inspection, plot)
+        notes.print(f"drawn: {plot}")
     write_json(json_file, inspection.figures())

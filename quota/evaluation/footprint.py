@@ -1,8 +1,7 @@
 """What a prompt costs a model: visual tokens in each decoder layer, KV cache bytes, prefill arithmetic, disk.
 
-KV bytes are counted in the cache itself after the prefill of one question, scales and zero points included. A cache
-that is not quantised counts two bytes a number, whatever type it was computed in: it is compared as the 16-bit
-cache that one would deploy.
+KV bytes are counted in the cache itself after the prefill of one question, scales and zero points included
+(quota/attention/size.py).
 """
 
 from __future__ import annotations
@@ -14,15 +13,12 @@ from typing import Any
 
 import torch
 
-from quota.attention.cache import QuantizedLayer
-from quota.attention.slots import SlotLayer
+from quota.attention.size import cache_bytes
 from quota.checkpoint.save import RECIPE_FILE
 from quota.models import family
 from quota.prompts import build_inputs
 from quota.pruning.pruner import is_pruned, record
 from quota.samples import Sample
-
-_BYTES_OF_FLOAT = 2
 
 
 @dataclass(frozen=True)
@@ -46,18 +42,6 @@ def footprint(model: Any, processor: Any, sample: Sample) -> Footprint:
         visual = int(parts.visual_mask(inputs["input_ids"]).sum())
         tokens = [visual] * len(parts.decoder_layers)
     return Footprint(tokens, cache_bytes(cache))
-
-
-def cache_bytes(cache: Any) -> int:
-    """Bytes that a KV cache holds; keys and values that are not quantised count two bytes each."""
-    return sum(_layer_bytes(layer) for layer in cache.layers)
-
-
-def _layer_bytes(layer: Any) -> int:
-    if isinstance(layer, QuantizedLayer):
-        return layer.nbytes()
-    numbers = layer.keys.numel() + layer.values.numel()
-    return _BYTES_OF_FLOAT * numbers + (layer.positions.nbytes if isinstance(layer, SlotLayer) else 0)
 
 
 def disk_bytes(folder: Path) -> int:

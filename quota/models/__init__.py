@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable
 
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from quota.errors import QuotaError
 from quota.models.boxes import Box, Boxes
@@ -23,7 +23,7 @@ from quota.models.paligemma import paligemma
 from quota.models.qwen_vl import qwen2_vl, qwen3_vl
 from quota.models.support import Support, with_video
 
-__all__ = ["FAMILIES", "PARTS", "Box", "Boxes", "Family", "family", "fingerprint"]
+__all__ = ["FAMILIES", "PARTS", "Box", "Boxes", "Family", "config_fingerprint", "family", "fingerprint"]
 
 FAMILIES: dict[str, Support] = {
     "LlavaForConditionalGeneration": Support("LLaVA 1.5", llava),
@@ -87,12 +87,16 @@ def fingerprint(model: PreTrainedModel) -> str:
     It does not look at weights, so it stays the same when the model is quantised, saved and loaded again; two
     fine-tunes of one architecture share it.
     """
-    config = model.config
+    return config_fingerprint(model.config, type(model).__name__)
+
+
+def config_fingerprint(config: PreTrainedConfig, architecture: str) -> str:
+    """That of a model of the class `architecture`, without the model."""
     rooms = {"model": config, "text": config.get_text_config(), "vision": getattr(config, "vision_config", None)}
     facts = {
         room: {key: getattr(part, key) for key in _SHAPE if getattr(part, key, None) is not None}
         for room, part in rooms.items()
         if part is not None
     }
-    text = json.dumps({"architecture": type(model).__name__, **facts}, sort_keys=True)
+    text = json.dumps({"architecture": architecture, **facts}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()

@@ -19,7 +19,7 @@ from quota.errors import QuotaError, check_number
 _ROUND_OFF = 1e-12
 
 Work = Callable[[int], float]
-"""Cost of one decoder layer by the number of visual tokens that enter it: tokens, GFLOPs, KV bytes, milliseconds."""
+"""Cost of one decoder layer by the number of its visual tokens: tokens, GFLOPs, KV bytes, milliseconds."""
 
 
 @dataclass(frozen=True)
@@ -49,9 +49,17 @@ class Schedule:
             entering.append(left.get(layer, entering[-1]))
         return entering
 
-    def cost(self, tokens: int, depth: int, work: Work, cut: float = 0.0) -> float:
-        """What it costs over `depth` layers, of `tokens` at first; `cut` is what a cut itself does."""
-        return sum(map(work, self.entering(tokens, depth))) + cut * len(self.layers)
+    def kept(self, tokens: int, depth: int) -> list[int]:
+        """How many of `tokens` the KV cache of each of `depth` decoder layers keeps: a cut after it shortens it too."""
+        return self.entering(tokens, depth + 1)[1:]
+
+    def cost(self, tokens: int, depth: int, work: Work, cut: float = 0.0, kept: bool = False) -> float:
+        """What it costs over `depth` layers, of `tokens` at first; `cut` is what a cut itself does.
+
+        By the tokens that enter each layer, or else by those that its cache has `kept`.
+        """
+        counts = self.kept(tokens, depth) if kept else self.entering(tokens, depth)
+        return sum(map(work, counts)) + cut * len(self.layers)
 
     def compute(self, tokens: int, depth: int, text_config: Any) -> float:
         """Prefill arithmetic of the visual tokens, relative to keeping all."""

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
-from transformers import AutoConfig
 
+from quota.allocation.frontier import Point, frontier, point
+from quota.allocation.measurements import Measurements
+from quota.checkpoint.described import Described, described
 from quota.checkpoint.named import in_one_line
-from quota.checkpoint.save import RECIPE_FILE, settings
 from quota.errors import QuotaError
 from quota.evaluation.footprint import disk_bytes
-from quota.files import is_checkpoint
 from quota.pruning.recipe import PruningRecipe
 from quota.pruning.schedule import prefill_flops_ratio
 from quota.scheme import QuantizationScheme
@@ -46,6 +47,12 @@ class Inspection:
     visual_tokens_per_layer: list[int] | None = None
     """For an image of V0 tokens, the recipe's reference."""
     prefill_flops_ratio: float | None = None
+    measurements: Measurements | None = None
+    """What the recipe was found by."""
+    chosen: Point | None = None
+    """What the recipe costs, and does to the answer, by these measurements."""
+    frontier: list[Point] = field(default_factory=list)
+    """What other budgets would buy; empty without measurements."""
 
     @property
     def layer_average_keep(self) -> float | None:
@@ -66,6 +73,8 @@ class Inspection:
             "visual_tokens_per_layer": self.visual_tokens_per_layer,
             "layer_average_keep": self.layer_average_keep,
             "prefill_flops_ratio": self.prefill_flops_ratio,
+            "chosen": self.chosen and self.chosen.figures(),
+            "frontier": [point.figures() for point in self.frontier],
         }
 
 
@@ -77,25 +86,26 @@ def inspect_path(path: Path) -> Inspection:
     if not path.is_dir():
         recipe = PruningRecipe.load(path)
         return Inspection(recipe, recipe.scheme)
-    if not is_checkpoint(path):
-        raise QuotaError(f"{path} was not written by quota; make a checkpoint with `quota compress`")
+    found = described(path)
     with in_one_line(str(path)):
-        return _inspect_checkpoint(path)
+        return _inspect_checkpoint(path, found)
 
 
-def _inspect_checkpoint(path: Path) -> Inspection:
-    config = AutoConfig.from_pretrained(path)
-    found = settings(config)
-    if found is None:
-        raise QuotaError(f'{path}: config.json says nothing under "quota"; compress the model again')
-    packed = packed_weights(path)
-    if not found.recipe:
-        return Inspection(None, found.scheme, packed, disk_bytes(path))
-    recipe = PruningRecipe.load(path / RECIPE_FILE)
-    text = config.get_text_config()
+def _inspect_checkpoint(path: Path, found: Described) -> Inspection:
+    packed, recipe, scheme = packed_weights(path), found.recipe, found.settings.scheme
+    if recipe is None:
+        return Inspection(None, scheme, packed, disk_bytes(path))
+    text = found.config.get_text_config()
     tokens = recipe.tokens_per_layer(recipe.reference_tokens, text.num_hidden_layers)
     flops = prefill_flops_ratio(tokens, recipe.reference_tokens, text)
-    return Inspection(recipe, found.scheme, packed, disk_bytes(path), tokens, flops)
+    inspection = Inspection(recipe, scheme, packed, disk_bytes(path), tokens, flops)
+    if (measured := found.measurements) is None:
+        return inspection
+    chosen = None
+    # A recipe that somebody has put in by hand may cut where nothing was measured.
+    with suppress(QuotaError):
+        chosen = point(recipe.schedule, measured, text)
+    return replace(inspection, measurements=measured, chosen=chosen, frontier=frontier(measured, text))
 
 
 def packed_weights(folder: Path) -> PackedWeights | None:

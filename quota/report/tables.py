@@ -8,6 +8,7 @@ from typing import Any
 from rich import box
 from rich.table import Table
 
+from quota.allocation.frontier import Point
 from quota.evaluation.evaluate import Evaluation
 from quota.report.inspection import Inspection
 
@@ -70,11 +71,34 @@ def inspection_table(inspection: Inspection, title: str) -> Table:
     if average is not None:
         table.add_row("average over layers", f"{percent(average)}%")
         table.add_row("prefill FLOPs of visual tokens", f"{percent(inspection.prefill_flops_ratio)}% of unpruned")
+    if (chosen := inspection.chosen) is not None:
+        how = "measured" if chosen.measured else "put together from single cuts"
+        table.add_row("expected loss", f"{chosen.error:.4f} nats ({how})")
+        table.add_row("KV cache of a typical prompt", size(round(chosen.kv_bytes)))
+        if chosen.milliseconds is not None:
+            table.add_row("prefill of a typical prompt", f"{chosen.milliseconds:.1f} ms")
     table.add_row("method", recipe.method)
     table.add_row("score", " + ".join(f"{weight:g} {name}" for name, weight in recipe.weights.items()) or recipe.scorer)
     table.add_row("calibrated on", f"{recipe.samples} samples, seed {recipe.seed}")
     table.add_row("model fingerprint", recipe.model_fingerprint[:16])
     table.add_row("versions", ", ".join(f"{name} {version}" for name, version in recipe.versions.items()))
+    return table
+
+
+def frontier_table(points: Sequence[Point], chosen: Point | None) -> Table:
+    """What other budgets would buy, a row each; the recipe in place is marked if it is among them."""
+    table = Table(title="Budgets, by what calibration measured", box=box.SIMPLE_HEAD)
+    for name in ("arithmetic %", "KV cache", "prefill ms", "loss, nats", "kept after layers"):
+        table.add_column(name, justify="left" if name.startswith("kept") else "right")
+    for one in points:
+        time = "-" if one.milliseconds is None else f"{one.milliseconds:.1f}"
+        places = zip(one.layers, one.counts, strict=True)
+        kept = ", ".join(f"{'projector' if at < 0 else at}: {count}" for at, count in places) or "all tokens"
+        if chosen is not None and (one.layers, one.counts) == (chosen.layers, chosen.counts):
+            kept += " (this recipe)"
+        error = f"{one.error:.4f}" if one.measured else f"~{one.error:.4f}"
+        table.add_row(percent(one.compute), size(round(one.kv_bytes)), time, error, kept)
+    table.caption = "~: put together from single cuts. `quota rebudget` makes the recipe for any of them."
     return table
 
 

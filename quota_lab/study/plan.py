@@ -7,14 +7,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from quota.allocation.choose import TRIED, best_measured, compute_limit
 from quota.allocation.clock import Clock
 from quota.allocation.paper import candidate_layers, paper_schedule
-from quota.allocation.search import TRIED, best_measured
-from quota.allocation.solver import Errors
+from quota.allocation.table import Errors
 from quota.calibration.curves import Curves
 from quota.errors import QuotaError
 from quota.pruning.recipe import PruningRecipe, without_risk
-from quota.pruning.schedule import Schedule
+from quota.pruning.schedule import Schedule, layer_work
 from quota.pruning.scorers import scorer
 from quota.scheme import QuantizationScheme
 from quota_lab.study.schedules import keep_for_cost, ratios
@@ -140,10 +140,8 @@ def _measured(pruning: Pruning, target: float | None, measured: Measured, cut: f
         measured.tokens,
         measured.depth,
         pruning.keep,
-        target,
-        measured.text_config,
+        compute_limit(target, measured.depth, layer_work(measured.tokens, measured.text_config), cut),
         1 if pruning.schedule == "added up" else TRIED,
-        cut,
     )
 
 

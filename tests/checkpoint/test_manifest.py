@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from quota.checkpoint.manifest import MANIFEST_FILE, read_manifest, seal, verify
+from quota.checkpoint.manifest import MANIFEST_FILE, read_manifest, reseal, seal, verify
 from quota.errors import QuotaError
 
 FILES = {"config.json": b"{}", "model.safetensors": b"weights", "chat_template.jinja": b"{{ messages }}"}
@@ -54,6 +54,23 @@ def test_a_file_that_has_joined_is_named(folder: Path) -> None:
     (folder / "generation_config.json").write_text("{}")
     with pytest.raises(QuotaError, match=r"generation_config\.json is not in manifest\.json"):
         verify(folder)
+
+
+def test_files_that_were_changed_on_purpose_are_named_anew_and_no_others(folder: Path) -> None:
+    (folder / "config.json").write_text('{"a": 1}')
+    (folder / "recipe.json").write_text("{}")
+    reseal(folder, ["config.json", "recipe.json"])
+    assert verify(folder) == len(FILES) + 1
+    (folder / "model.safetensors").write_bytes(b"WEIGHTS")
+    reseal(folder, ["config.json"])
+    with pytest.raises(QuotaError, match=r"model\.safetensors is damaged"):
+        verify(folder)
+
+
+def test_a_manifest_that_was_deleted_stays_away(folder: Path) -> None:
+    (folder / MANIFEST_FILE).unlink()
+    reseal(folder, ["config.json"])
+    assert not (folder / MANIFEST_FILE).exists()
 
 
 def test_without_a_manifest_there_is_nothing_to_verify_by(folder: Path) -> None:

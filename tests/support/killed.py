@@ -33,7 +33,7 @@ from support.tiny_llava import make_samples
 VARIANTS = ("empty", "old", "old in two steps")
 SCHEME = QuantizationScheme(transforms="hadamard")
 _CHANGES: tuple[tuple[Any, str], ...] = (
-    *((os, name) for name in ("replace", "rename", "mkdir", "unlink", "rmdir", "fsync")),
+    *((os, name) for name in ("replace", "rename", "mkdir", "unlink", "rmdir", "fsync", "link")),
     *((owner, name) for owner, name in ((os, "open"), (builtins, "open"), (on_disk, "save_file"), (fcntl, "flock"))),
     (files, "_exchange"),
 )
