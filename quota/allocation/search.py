@@ -22,6 +22,7 @@ from quota.models import family
 from quota.progress import Meter
 from quota.prompts import build_inputs
 from quota.pruning.schedule import Schedule, keep_count, layer_work
+from quota.ranks import ALONE, Ranks
 from quota.samples import Sample
 from quota.scheme import QuantizationScheme
 
@@ -32,9 +33,9 @@ TRIED = 16
 class Search:
     """Finds the schedule of one model, once it is quantised and has its KV cache."""
 
-    def __init__(self, model: PreTrainedModel, keep: float, tokens: int, meter: Meter) -> None:
-        """Plans its work, which is in proportion to the `tokens` of all samples: before the model is quantised."""
-        self._model, self._keep, self._meter = model, keep, meter
+    def __init__(self, model: PreTrainedModel, keep: float, tokens: int, meter: Meter, ranks: Ranks = ALONE) -> None:
+        """Plans its work, which is in proportion to the `tokens` of this rank: before the model is quantised."""
+        self._model, self._keep, self._meter, self._ranks = model, keep, meter, ranks
         self._depth = len(family(model).decoder_layers)
         self._ratios = sorted({*RATIOS, keep} - {1.0}, reverse=True)
         decoder = forward_work([linear for _, linear in family(model).linears(["decoder"])], tokens)
@@ -61,12 +62,17 @@ class Search:
         model, tokens, config = self._model, calibration.reference_tokens, self._model.config.get_text_config()
         charge = 0.0
         if milliseconds is not None:
-            typical = build_inputs(processor, [samples[calibration.typical]]).to(model.device)
-            clock = prefill_clock(model, typical, tokens, scheme)
-            compute, charge = clock.compute(milliseconds), clock.charge
+            typical, allowed = samples[calibration.typical], milliseconds
+
+            def timed() -> tuple[float, float]:
+                clock = prefill_clock(model, build_inputs(processor, [typical]).to(model.device), tokens, scheme)
+                return clock.compute(allowed), clock.charge
+
+            # The other ranks do nothing meanwhile.
+            compute, charge = self._ranks.told(2, timed)
         elif compute is None:
             compute = paper_schedule(calibration.curves, self._keep).compute(tokens, self._depth, config)
-        drops = Drops(model, processor, samples, scheme, tokens)
+        drops = Drops(model, processor, samples, scheme, tokens, ranks=self._ranks)
         errors = drops.table(self._depth, self._ratios, self._measured)
         asked = 0
 
