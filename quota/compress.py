@@ -36,6 +36,7 @@ from quota.progress import Meter, Progress
 from quota.prompts import build_inputs
 from quota.pruning.pruner import Pruner
 from quota.pruning.recipe import Method, PruningRecipe, without_risk
+from quota.ranks import ALONE, Ranks
 from quota.samples import Sample, in_order
 from quota.scheme import QuantizationScheme
 from quota.version import versions
@@ -134,6 +135,7 @@ def compress(
     *,
     progress: Progress | None = None,
     storage: Storage | None = None,
+    ranks: Ranks = ALONE,
     **options: Any,
 ) -> CompressionResult:
     """Quantise `model` in place and make it drop visual tokens by a recipe calibrated for it.
@@ -143,6 +145,7 @@ def compress(
         keep: share of visual tokens left in the end, in (0, 1]; None is 0.30, or left open if a budget is given.
         progress: called with the work done and its total, in multiplications (quota/calibration/work.py).
         storage: where the model's blocks are, if not in memory; `compress_folder` gives it.
+        ranks: the processes that share the samples, all of which are given here (quota/ranks.py).
         options: all others of `Options`, by their names.
 
     Raises QuotaError, before anything is changed, for options out of range, no samples, an unsupported architecture
@@ -153,11 +156,11 @@ def compress(
     _check_sees(model)
     chosen.check(model)
     samples, drawn = in_order(samples)
-    inputs, scheme, meter = _inputs(model, processor, samples), chosen.scheme, Meter(progress)
+    inputs, scheme, meter = _inputs(model, processor, ranks.share(samples)), chosen.scheme, Meter(progress)
     storage = storage or Storage()
     with ops.record() as operators:
-        sweep = Sweep(model, inputs, scheme, storage, meter)
-        search = Search(model, chosen.budget, sweep.tokens, meter) if chosen.method == "quota" else None
+        sweep = Sweep(model, inputs, scheme, storage, meter, ranks)
+        search = Search(model, chosen.budget, sweep.tokens, meter, ranks) if chosen.method == "quota" else None
         calibration = sweep.run()
         measurements = None
         if search is None:

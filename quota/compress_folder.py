@@ -12,6 +12,8 @@ What is in memory at any time: embeddings and head, the tower, one decoder layer
 linear, and two hidden states a sample. None of it grows with the depth of the decoder. The method "quota" then measures
 drops on the finished model, and has that in memory, in its packed form: half a byte a weight. To this come two hidden
 states a sample once more (quota/allocation/replay.py).
+
+Several ranks (quota/ranks.py) see the source and OUT alike; the first of them alone writes.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +46,7 @@ from quota.files import read_bytes, read_json, refuse_foreign, replace_folder, t
 from quota.ops import machine
 from quota.progress import Progress
 from quota.prompts import failing
+from quota.ranks import ALONE, Ranks
 from quota.samples import Sample
 from quota.samples import fingerprint as samples_fingerprint
 from quota.scheme import QuantizationScheme
@@ -57,14 +61,16 @@ def compress_folder(
     *,
     dtype: torch.dtype | None = None,
     progress: Progress | None = None,
+    ranks: Ranks = ALONE,
     **options: Any,
 ) -> CompressionResult:
     """Compress the checkpoint in the folder `source` to the folder `out`, which appears complete or not at all.
 
-    `keep`, `progress` and `options` are those of `quota.compress`; `dtype` is the type to compute in, that of the
-    checkpoint if it is not given. Called again with the same arguments after an interruption, it goes on from the last
-    finished block and writes the same files. Raises QuotaError as `quota.compress` does, for a source without
-    safetensors files, for an interrupted run of other arguments in the way, and while another run is writing `out`.
+    `keep`, `progress`, `ranks` and `options` are those of `quota.compress`; `dtype` is the type to compute in, that of
+    the checkpoint if it is not given. Called again with the same arguments after an interruption, it goes on from the
+    last finished block and writes the same files. Raises QuotaError as `quota.compress` does, for a source without
+    safetensors files, for an interrupted run of other arguments in the way, while another run is writing `out`, and for
+    ranks that differ in anything that the bits of a block depend on.
     """
     scheme = Options(keep=keep, **options).scheme
     target = out.resolve()
@@ -73,22 +79,31 @@ def compress_folder(
         raise QuotaError(f"{scheme.name} has 16-bit weights, for which there is no packed format; use 4 or 8 bits")
     folder, job = working_folder(target)
     taken = f"another run is compressing to {target}; wait for it, or give another folder"
-    with held(folder.with_name(f"{folder.name}.lock"), taken):
-        tidy(target, folder)
+    with ExitStack() as at_work:
+        if ranks.first:
+            at_work.enter_context(held(folder.with_name(f"{folder.name}.lock"), taken))
+            tidy(target, folder)
         with in_one_line(str(source)):
             model, weights = _open(source, dtype)
             processor = load_processor(source)
-        _claim(folder, job, _identity(source, weights, samples, scheme, model.dtype))
+        identity = _identity(source, weights, samples, scheme, model.dtype)
+        if ranks.first:
+            _claim(folder, job, identity)
+        _agree(identity, ranks)
         try:
             with failing("model", "configuration, which must fit its processor and weights"):
-                blocks = OnDisk(model, weights, folder, scheme)
-                result = compress(model, processor, samples, keep, progress=progress, storage=blocks, **options)
+                blocks = OnDisk(model, weights, folder, scheme, ranks)
+                result = compress(
+                    model, processor, samples, keep, progress=progress, storage=blocks, ranks=ranks, **options
+                )
         except BaseException:
-            if not any(folder.glob("*.safetensors")):
+            if ranks.first and not any(folder.glob("*.safetensors")):
                 # Nothing to go on from.
                 shutil.rmtree(folder)
                 job.unlink()
             raise
+        if not ranks.first:
+            return result
         blocks.keep_rest()
         _write_index(folder)
         model.config.save_pretrained(folder)
@@ -177,6 +192,14 @@ def _claim(folder: Path, job: Path, identity: dict[str, Any]) -> None:
         return
     write_atomically(job, json.dumps(identity, indent=2) + "\n")
     folder.mkdir(parents=True, exist_ok=True)
+
+
+def _agree(identity: dict[str, Any], ranks: Ranks) -> None:
+    """Raise QuotaError on a rank that would make other bits than the first."""
+    own = [int(hashlib.sha256(json.dumps(value).encode()).hexdigest()[:12], 16) for value in identity.values()]
+    expected = ranks.told(len(own), lambda: own)
+    if differing := [name for name, here, there in zip(identity, own, expected, strict=True) if here != there]:
+        raise QuotaError(f"rank {ranks.rank} has other {', '.join(differing)} than rank 0; start all ranks alike")
 
 
 def _write_index(folder: Path) -> None:

@@ -27,6 +27,13 @@ class QuotaError(ValueError):
         super().__init__(one_line(message))
 
 
+class SaidElsewhere(SystemExit):
+    """This process has failed as one of several, and another says why."""
+
+    def __init__(self) -> None:
+        super().__init__(1)
+
+
 def one_line(message: str) -> str:
     """`message` on one line, without control characters, and at most `LONGEST` long.
 

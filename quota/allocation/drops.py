@@ -17,6 +17,7 @@ typical of a cut shows in all of them (docs/study/README.md has the figures).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any, cast
 
 import torch
@@ -31,6 +32,7 @@ from quota.prompts import build_inputs, generate
 from quota.pruning.pruner import Pruner
 from quota.pruning.recipe import PruningRecipe
 from quota.pruning.schedule import Schedule, keep_count
+from quota.ranks import ALONE, Ranks
 from quota.samples import Sample, batches
 from quota.scheme import QuantizationScheme
 
@@ -66,13 +68,19 @@ class Drops:
         scheme: QuantizationScheme | None,
         tokens: int,
         words: int = WORDS,
+        ranks: Ranks = ALONE,
     ) -> None:
         """`model` is deployed under `scheme`, KV cache included, and not pruned; V0 is `tokens`.
 
         Of each answer the first `words` count. Two hidden states of a sample are held, and the logits of those words.
+        `samples` are those of all `ranks`, which take turns at batches: what stands in one never depends on the others.
         """
-        self._model, self._scheme, self._tokens = model, scheme, tokens
-        asked = [build_inputs(processor, together) for together in batches(samples, _BATCH)]
+        self._model, self._scheme, self._tokens, self._ranks = model, scheme, tokens, ranks
+        together = batches(samples, _BATCH)
+        ends = accumulate(map(len, together))
+        places = [slice(end - len(batch), end) for end, batch in zip(ends, together, strict=True)]
+        self._count, self._places = len(samples), places[ranks.rank :: ranks.size]
+        asked = [build_inputs(processor, batch) for batch in together[ranks.rank :: ranks.size]]
         answers = [generate(model, processor, batch, words) for batch in asked]
         self._said = [spoken(answer, _ends(model)) for answer in answers]
         self._replay = Replay(model, asked, answers)
@@ -84,12 +92,12 @@ class Drops:
             return 0.0
         self._replay.begin_at(schedule.layers[0])
         recipe = schedule_recipe(self._model, schedule, self._tokens, self._scheme)
+        each = torch.zeros(self._count, dtype=torch.float64)
         with Pruner(self._model, recipe, self._scheme):
-            each = [
-                divergence(full, logits[said], said)
-                for full, logits, said in zip(self._full, self._replay.logits(), self._said, strict=True)
-            ]
-        return typical(torch.cat(each))
+            found = zip(self._places, self._full, self._replay.logits(), self._said, strict=True)
+            for place, full, logits, said in found:
+                each[place] = divergence(full, logits[said], said)
+        return typical(self._ranks.total(each))
 
     def table(self, depth: int, ratios: Sequence[float] = RATIOS, progress: Progress | None = None) -> Table:
         """E_l(k) for the candidate layers of a decoder of `depth` layers, k = `ratios` of V0."""

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from quota.allocation.budget import DEFAULT_KEEP, Budget
 from quota.allocation.cache_cost import cache_cost
 from quota.allocation.choose import TRIED, choose
-from quota.allocation.clock import prefill_clock
+from quota.allocation.clock import Clock, machine_of, prefill_clock
 from quota.allocation.drops import RATIOS, SCORER, Drops, candidates, layers_run
 from quota.allocation.measurements import Measurements, Tried
 from quota.allocation.prompt import TypicalPrompt, typical_inputs
@@ -23,6 +23,7 @@ from quota.calibration.work import forward_work
 from quota.models import family, fingerprint
 from quota.progress import Meter
 from quota.pruning.schedule import Schedule
+from quota.ranks import ALONE, Ranks
 from quota.samples import Sample
 from quota.scheme import QuantizationScheme
 
@@ -30,9 +31,9 @@ from quota.scheme import QuantizationScheme
 class Search:
     """Finds the schedule of one model, once it is quantised and has its KV cache."""
 
-    def __init__(self, model: PreTrainedModel, budget: Budget, tokens: int, meter: Meter) -> None:
-        """Plans its work, which is in proportion to the `tokens` of all samples: before the model is quantised."""
-        self._model, self._budget, self._meter = model, budget, meter
+    def __init__(self, model: PreTrainedModel, budget: Budget, tokens: int, meter: Meter, ranks: Ranks = ALONE) -> None:
+        """Plans its work, which is in proportion to the `tokens` of this rank: before the model is quantised."""
+        self._model, self._budget, self._meter, self._ranks = model, budget, meter, ranks
         self._depth = len(family(model).decoder_layers)
         self._ratios = sorted({*RATIOS, budget.final or DEFAULT_KEEP} - {1.0}, reverse=True)
         decoder = forward_work([linear for _, linear in family(model).linears(["decoder"])], tokens)
@@ -58,10 +59,9 @@ class Search:
         model, tokens = self._model, calibration.reference_tokens
         prompt = TypicalPrompt.of(samples[calibration.typical])
         inputs = typical_inputs(model, processor, prompt, tokens)
-        timed = self._budget.milliseconds is not None
-        clock = prefill_clock(model, inputs, tokens, scheme) if timed else None
+        clock = None if self._budget.milliseconds is None else self._clock(inputs, tokens, scheme)
         cache = cache_cost(model, inputs, tokens)
-        drops = Drops(model, processor, samples, scheme, tokens)
+        drops = Drops(model, processor, samples, scheme, tokens, ranks=self._ranks)
         measured = Measurements.of(
             model_fingerprint=fingerprint(model),
             calibration_fingerprint=drawn,
@@ -78,6 +78,16 @@ class Search:
         found = choose(self._budget, measured, model.config.get_text_config(), whole)
         self._meter.add((TRIED - whole.asked) * self._whole)
         return found, whole.remembered()
+
+    def _clock(self, inputs: Any, tokens: int, scheme: QuantizationScheme) -> Clock:
+        """That of the first rank; the others do nothing meanwhile."""
+
+        def timed() -> tuple[float, ...]:
+            found = prefill_clock(self._model, inputs, tokens, scheme)
+            return found.rest, found.layer, found.cut, found.full
+
+        rest, layer, cut, full = self._ranks.told(4, timed)
+        return Clock(rest, layer, cut, self._depth, full, machine_of(self._model.device))
 
     def _measured(self, done: int, total: int) -> None:
         """Progress of the table of single cuts."""

@@ -21,6 +21,7 @@ from transformers import PreTrainedConfig
 from quota.attention.keys import KeyTransform
 from quota.attention.state import attending
 from quota.attention.turns import turn_table, turned
+from quota.ranks import ALONE, Ranks
 
 
 class KeyMoments:
@@ -57,15 +58,15 @@ class KeyMoments:
             self._sum, self._keys, self._queries = self._sum + sums[0], self._keys + sums[1], self._queries + sums[2]
         self.tokens += k.shape[1]
 
-    def transform(self) -> KeyTransform | None:
-        """The transform that these moments ask for; None if nothing was watched."""
+    def transform(self, ranks: Ranks = ALONE) -> KeyTransform | None:
+        """The transform that these moments, of all ranks, ask for; None if nothing was watched."""
         if self._sum is None or self._keys is None or self._queries is None:
             return None
-        mean = self._sum / self.tokens
-        centred = self._keys / self.tokens - mean.unsqueeze(2) * mean.unsqueeze(1)
-        return KeyTransform.from_moments(
-            mean.float(), centred.float(), (self._queries / self.tokens).float(), self.turning
-        )
+        tokens = float(ranks.total(torch.tensor(float(self.tokens), dtype=torch.float64)))
+        total, keys, queries = (ranks.total(own) for own in (self._sum, self._keys, self._queries))
+        mean = total / tokens
+        centred = keys / tokens - mean.unsqueeze(2) * mean.unsqueeze(1)
+        return KeyTransform.from_moments(mean.float(), centred.float(), (queries / tokens).float(), self.turning)
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from quota.errors import QuotaError
 from quota.ops.hadamard import block_hadamard
 from quota.quantization.linear import W4A4Linear
+from quota.ranks import ALONE, Ranks
 from quota.scheme import QuantizationScheme
 
 
@@ -103,12 +104,13 @@ def quantize_linears(
     scheme: QuantizationScheme,
     run_sample: Callable[[int], object],
     samples: int,
+    ranks: Ranks = ALONE,
 ) -> None:
     """Replace `linears` (all in one block, by their names in the model) by quantised ones, in calling order.
 
     `run_sample(i)` runs the block on sample i as it is by then. Layers that read the same tensor (queries, keys and
-    values; gate and up) share one Hessian. Raises QuotaError for a
-    linear that no sample reaches.
+    values; gate and up) share one Hessian, which is that of the samples of all `ranks`. Raises QuotaError for a linear
+    that no sample reaches.
     """
     stages = shared_inputs(linears, lambda: run_sample(0))
     if unreached := set(linears) - {name for stage in stages for name in stage}:
@@ -117,7 +119,7 @@ def quantize_linears(
         first = linears[stage[0]]
         hessian = None
         if scheme.weight_rounding == "gptq":
-            hessian = input_hessian(first, scheme.hadamard_for(first.in_features), run_sample, samples)
+            hessian = input_hessian(first, scheme.hadamard_for(first.in_features), run_sample, samples, ranks)
         for name in stage:
             model.set_submodule(name, W4A4Linear.from_linear(linears[name], scheme, hessian))
 
@@ -145,7 +147,9 @@ def shared_inputs(linears: Mapping[str, nn.Linear], run_once: Callable[[], objec
     return stages
 
 
-def input_hessian(linear: nn.Linear, hadamard: int, run_sample: Callable[[int], object], samples: int) -> Tensor:
+def input_hessian(
+    linear: nn.Linear, hadamard: int, run_sample: Callable[[int], object], samples: int, ranks: Ranks = ALONE
+) -> Tensor:
     """GPTQ's Hessian X^T X [K, K]: X are the inputs of `linear` at all tokens of all samples, rotated in blocks."""
     # In float64: the order of samples then changes no bit of the float32 that is left of the sum.
     hessian = torch.zeros(linear.in_features, linear.in_features, dtype=torch.float64, device=linear.weight.device)
@@ -162,7 +166,7 @@ def input_hessian(linear: nn.Linear, hadamard: int, run_sample: Callable[[int], 
                 run_sample(sample)
     finally:
         hook.remove()
-    return hessian.float()
+    return ranks.total(hessian).float()
 
 
 @contextmanager

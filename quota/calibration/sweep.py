@@ -15,7 +15,8 @@ curves that the recipe is made from, per decoder layer l:
     redundancy          median cosine of two visual tokens of xq_l: median over samples
 
 All of it comes from the deployed operators. Samples run one at a time: nothing is padded, so no padding is counted,
-and only two tensors a sample are held, whatever the depth of the model. Nothing is drawn at random.
+and only two tensors a sample are held, whatever the depth of the model. Nothing is drawn at random. Samples may be
+spread over several processes (quota/ranks.py): each runs its own, and what is measured is of all.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ from quota.models import family
 from quota.progress import Meter, Progress
 from quota.quantization.ends import quantize_ends
 from quota.quantization.folding import fold
+from quota.ranks import ALONE, Ranks
 from quota.scheme import QuantizationScheme
 
 
@@ -82,11 +84,13 @@ class Sweep:
         scheme: QuantizationScheme,
         storage: Storage,
         meter: Meter,
+        ranks: Ranks = ALONE,
     ) -> None:
         """Runs `model` up to its decoder, changes nothing, and plans the work of `run`, in multiplications.
 
         `inputs` are the model's arguments for one sample each (`input_ids` [1, L] and the rest, as `build_inputs` makes
-        them). Raises QuotaError for no inputs, an unsupported architecture, or a sample without a picture or text.
+        them), those of this rank. Raises QuotaError for no inputs, an unsupported architecture, or a sample without a
+        picture or text.
         """
         if not inputs:
             raise QuotaError("calibration needs at least one sample")
@@ -95,6 +99,7 @@ class Sweep:
         self.inputs = inputs
         self.scheme = scheme
         self.storage = storage
+        self.ranks = ranks
         self.layers = list(self.family.decoder_layers)
         self.linears: dict[str, nn.Linear] = {}
         # 16 bits are the layer as it is.
@@ -112,7 +117,7 @@ class Sweep:
         self.beside: list[list[Beside]] = []
         for sample in inputs:
             self._take(sample)
-        counts = [int(visual.sum()) for visual in self.visual]
+        counts = [int(count) for count in ranks.gather([int(visual.sum()) for visual in self.visual])]
         self.reference_tokens = statistics.median_low(counts)
         self.typical = counts.index(self.reference_tokens)
         self._meter = meter
@@ -122,7 +127,7 @@ class Sweep:
 
     @property
     def tokens(self) -> int:
-        """Of all samples."""
+        """Of all samples of this rank."""
         return sum(visual.numel() for visual in self.visual)
 
     @torch.no_grad()
@@ -145,7 +150,8 @@ class Sweep:
         """What enters the decoder for one sample, in full precision."""
         visual = self.family.visual_mask(sample["input_ids"])
         if self.family.sees and (not visual.any() or visual.all()):
-            raise QuotaError(f"calibration sample {len(self.visual)} needs both a picture and text")
+            number = self.ranks.rank + self.ranks.size * len(self.visual)
+            raise QuotaError(f"calibration sample {number} needs both a picture and text")
         hidden, beside = capture(self.model, self.layers, sample)
         self.visual.append(visual)
         self.exact.append(hidden)
@@ -208,7 +214,7 @@ class Sweep:
                     return run_exact()
 
             self._fold(layer, run_watched if cached else run_exact, run_first, cached)
-            if (transform := moments.transform()) is not None:
+            if (transform := moments.transform(self.ranks)) is not None:
                 attention.add_module(KEY_TRANSFORM, transform)
         else:
             run_exact()
@@ -221,7 +227,9 @@ class Sweep:
                 leaving = advance(sample)
             self._leave(index, sample, leaving, observation)
             concentration.append(attention_concentration(observation, visual))
-        low, middle, high = torch.tensor(concentration).quantile(torch.tensor([0.25, 0.5, 0.75])).tolist()
+        low, middle, high = (
+            torch.tensor(self.ranks.gather(concentration)).quantile(torch.tensor([0.25, 0.5, 0.75])).tolist()
+        )
         self.curves.concentration.append(middle)
         self.curves.concentration_iqr.append(high - low)
         self.storage.release(layer)
@@ -236,10 +244,10 @@ class Sweep:
 
     def _measure_tokens(self) -> None:
         """Sensitivity and redundancy of the layer that the streams now stand before."""
-        pairs = zip(self.deployed, self.exact, strict=True)
-        self.curves.sensitivity.append(sensitivity([relative_error(xq, x) for xq, x in pairs]))
-        tokens = (xq[visual] for xq, visual in zip(self.deployed, self.visual, strict=True))
-        self.curves.redundancy.append(statistics.median(median_cosine(hidden) for hidden in tokens))
+        errors = [relative_error(xq, x) for xq, x in zip(self.deployed, self.exact, strict=True)]
+        self.curves.sensitivity.append(sensitivity(self.ranks.gather(errors)))
+        cosines = [median_cosine(xq[visual]) for xq, visual in zip(self.deployed, self.visual, strict=True)]
+        self.curves.redundancy.append(statistics.median(self.ranks.gather(cosines)))
 
     def _linears_of(self, block: nn.Module) -> dict[str, nn.Linear]:
         inside = set(block.modules())
@@ -249,12 +257,12 @@ class Sweep:
         self, block: nn.Module, run_each: Callable[[], Tensor], run_first: Callable[[], Tensor], cached: bool = False
     ) -> None:
         """Fold transforms into `block`, in front of its linears."""
-        fold(block, set(self._linears_of(block).values()), run_each, run_first, cached)
+        fold(block, set(self._linears_of(block).values()), run_each, run_first, cached, self.ranks)
 
     def _quantize(self, block: nn.Module, advance: Callable[[int], Tensor]) -> None:
         linears = self._linears_of(block)
         if linears and not self.storage.restore(block, linears):
-            quantize_linears(self.model, linears, self.scheme, advance, len(self.inputs))
+            quantize_linears(self.model, linears, self.scheme, advance, len(self.inputs), self.ranks)
         for name in linears:
             # The original would stay in memory as long as it is listed.
             del self.linears[name]

@@ -3,7 +3,7 @@
 `OnDisk` is a storage (quota/calibration/storage.py): it reads a block from the source checkpoint, writes it to a file
 of its own when it is finished, and frees it. The files are the whole state of a run: one that was interrupted goes
 through the model again, takes finished blocks from their files, which costs forward passes only, and comes to the same
-streams, bit for bit, at the block where it was interrupted.
+streams, bit for bit, at the block where it was interrupted. Of several ranks all read, and the first writes.
 """
 
 from __future__ import annotations
@@ -26,20 +26,32 @@ from quota.checkpoint.weights import Weights
 from quota.files import cannot_write
 from quota.models import family
 from quota.quantization.linear import W4A4Linear
+from quota.ranks import ALONE, Ranks
 from quota.scheme import QuantizationScheme
 
 
 class OnDisk(Storage):
     """A model on "meta", of which `weights` are read block by block, and finished blocks written to `folder`."""
 
-    def __init__(self, model: PreTrainedModel, weights: Weights, folder: Path, scheme: QuantizationScheme) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        weights: Weights,
+        folder: Path,
+        scheme: QuantizationScheme,
+        ranks: Ranks = ALONE,
+    ) -> None:
         """Puts in memory what is in no block: embeddings, norms, head."""
         rooms = family(model)
         self.model: Any = model
         self.weights = weights
         self.folder = folder
         self.scheme = scheme
+        self.ranks = ranks
         self.blocks: list[nn.Module] = [*rooms.tower_blocks, *rooms.projectors, *rooms.decoder_layers]
+        # As one of the ranks saw them, before it writes more.
+        there = ranks.told(len(self.blocks), lambda: [self.file(index).exists() for index in range(len(self.blocks))])
+        self._finished = {block for block, found in zip(self.blocks, there, strict=True) if found}
         names = {module: name for name, module in model.named_modules()}
         # Not of the modules inside: to list a linear would keep it in memory when it has been replaced.
         self.names = {block: names[block] for block in self.blocks}
@@ -57,7 +69,7 @@ class OnDisk(Storage):
 
     def finished(self, block: nn.Module) -> bool:
         """Whether an interrupted run has finished `block`."""
-        return self.file(self.blocks.index(block)).exists()
+        return block in self._finished
 
     def restore(self, block: nn.Module, linears: Mapping[str, nn.Linear]) -> bool:
         """Replace `linears`, those of `block`, by the quantised ones in its file, if there is one."""
@@ -74,7 +86,7 @@ class OnDisk(Storage):
 
     def keep(self, block: nn.Module) -> None:
         """Write `block` as it is now, unless it came from its file."""
-        if not self.finished(block):
+        if self.ranks.first and not self.finished(block):
             file, prefix = self.file(self.blocks.index(block)), self.names[block]
             self._write(file, {f"{prefix}.{name}": tensor for name, tensor in block.state_dict().items()})
         _return_freed_memory()
@@ -100,6 +112,7 @@ class OnDisk(Storage):
 
     def assemble(self) -> None:
         """Put all finished blocks in memory, as their files have them."""
+        self.ranks.wait()
         for number, block in enumerate(self.blocks):
             self.fetch(block)
             stored, prefix = load_file(self.file(number)), self.names[block]

@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from importlib.metadata import entry_points
 from types import FrameType
 
-from quota.errors import QuotaError, one_line
+from quota.errors import QuotaError, SaidElsewhere, one_line
 
 __all__ = ["main"]
 
@@ -53,6 +53,7 @@ def _run(arguments: list[str]) -> int:
     # Read when torch loads libgomp, which is after this.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", _SPIN)
+    _refuse_ranks(arguments)
     # Imported for the commands that they define.
     from quota.cli import checkpoints, doctor, questions  # noqa: F401
     from quota.cli.app import app
@@ -64,6 +65,15 @@ def _run(arguments: list[str]) -> int:
         others.load()
     code = app(args=arguments, prog_name="quota", standalone_mode=False)
     return code if isinstance(code, int) else 0
+
+
+def _refuse_ranks(arguments: list[str]) -> None:
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return
+    from quota.ranks import launched
+
+    if launched() > 1 and arguments[:1] != ["compress"]:
+        raise QuotaError("of all commands only `compress` shares its work among ranks; start others without torchrun")
 
 
 @contextmanager
@@ -90,6 +100,8 @@ def _explain(error: BaseException, came: list[int], command: list[str], debug: b
     """Say on the error stream what ended a command, and return the exit code."""
     if debug:
         traceback.print_exc()
+    if isinstance(error, SaidElsewhere):
+        return 128 + came[0] if came else 1
     if came or isinstance(error, KeyboardInterrupt):
         # Whatever was raised on the way out, this is why.
         then = "goes on" if command and command[0] in _GO_ON else "starts anew"

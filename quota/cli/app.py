@@ -9,6 +9,8 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from quota.version import __version__
+
 app = typer.Typer(
     name="quota",
     help=(
@@ -28,6 +30,23 @@ app = typer.Typer(
 # Without markup: answers and paths may hold brackets.
 console = Console(markup=False)
 notes = Console(stderr=True, markup=False, highlight=False)
+
+
+def _say_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"quota {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Say which version this is.")
+    ] = False,
+) -> None:
+    # What stands before a command; the callback of each option does what it asks for.
+    return
+
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="A hub id, a folder, or `reference`.")]
 JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write all figures here.")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -85,31 +86,37 @@ def compress(
     ```text
     quota compress reference small/
     quota compress llava-hf/llava-1.5-7b-hf small/ --calibration vqa/ --keep 0.3
+    torchrun --nproc-per-node 4 -m quota compress reference small/        (four processes share the samples)
     ```
     """
     from quota.checkpoint.named import calibration_samples, model_dtype, model_folder
     from quota.compress_folder import compress_folder, finished_blocks
     from quota.files import refuse_foreign
+    from quota.ranks import joined
     from quota.report.inspection import inspect_path
     from quota.report.progress import progress_bar
     from quota.report.tables import inspection_table
     from quota.scheme import QuantizationScheme, bits_named
 
-    quantization = QuantizationScheme(**bits_named(scheme), transforms=transforms)
-    # Before the minutes of calibration, not after them.
-    refuse_foreign(out)
-    chosen = calibration_samples(model, calibration, samples, seed)
-    source = model_folder(model)
-    if finished := finished_blocks(out):
-        notes.print(f"{finished} blocks are finished already")
-    with progress_bar("calibrating") as progress:
+    with ExitStack() as running:
+        ranks = running.enter_context(joined())
+        # The others work in silence.
+        console.quiet = notes.quiet = not ranks.first
+        quantization = QuantizationScheme(**bits_named(scheme), transforms=transforms)
+        # Before the minutes of calibration, not after them.
+        refuse_foreign(out)
+        chosen = calibration_samples(model, calibration, samples, seed)
+        source = model_folder(model)
+        if finished := finished_blocks(out):
+            notes.print(f"{finished} blocks are finished already")
         result = compress_folder(
             source,
             out,
             chosen,
             keep=keep,
             dtype=model_dtype(model),
-            progress=progress,
+            progress=running.enter_context(progress_bar("calibrating")) if ranks.first else None,
+            ranks=ranks,
             scheme=quantization,
             method=method,
             compute=compute,
@@ -117,9 +124,13 @@ def compress(
             kv_bytes=kv_bytes,
             seed=seed,
         )
+    if not ranks.first:
+        return
     inspection = inspect_path(out)
     console.print(inspection_table(inspection, str(out)))
     notes.print(f"compressed in {result.seconds:.0f} s; operators: {result.operators}; try: quota eval {out}")
+    if ranks.size > 1:
+        notes.print(f"{ranks.size} ranks; each gave {ranks.sent / 1e6:.1f} MB into sums")
     made = {"seconds": result.seconds, "backends": result.operators.backends()}
     write_json(json_file, inspection.figures() | made)
 

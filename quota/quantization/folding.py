@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from quota.errors import QuotaError
 from quota.ops.hadamard import block_hadamard
 from quota.quantization.balance import balance, balance_diagonal
+from quota.ranks import ALONE, Ranks
 
 TOLERANCE = 0.02
 """Relative change of a block's output that rounding to bfloat16 may make; a fold that is wrong makes far more."""
@@ -68,12 +69,13 @@ def fold(
     run_each: Callable[[], Tensor],
     run_first: Callable[[], Tensor],
     cached: bool = False,
+    ranks: Ranks = ALONE,
 ) -> None:
     """Fold balancing transforms into the weights of `block`, of which the linears in `quantized` are to be quantised.
 
     `run_each` runs it on every sample and gives the output for the first, `run_first` on the first alone; `cached` says
-    that its values go to a quantised cache. Raises QuotaError if the output changes: the block then is not what its
-    names say.
+    that its values go to a quantised cache. What is learned is of all `ranks`. Raises QuotaError if the output changes:
+    the block then is not what its names say.
     """
     places = readers(block, quantized)
     heads = _Heads.of(block, quantized, cached)
@@ -87,8 +89,9 @@ def fold(
         before = run_each()
     for place, energy in zip(places, energies, strict=True):
         if energy.total is not None:
-            _fold_diagonal(block, place, energy.total.float())
+            _fold_diagonal(block, place, ranks.total(energy.total).float())
     if heads is not None:
+        heads.moment = ranks.total(heads.moment)
         heads.fold()
     change = float((run_first() - before).norm() / before.norm())
     if not change < TOLERANCE:
