@@ -1,4 +1,4 @@
-"""What changes checkpoints, killed before every change of the disk and run again, writes what a run left alone writes."""
+"""What changes checkpoints, killed before every change of the disk and run again, writes what one left alone writes."""
 
 from __future__ import annotations
 
