@@ -66,6 +66,7 @@ MEMORY = 6 << 30
 WEIGHTS = "model.safetensors"
 FILES: dict[str, tuple[str, ...]] = {
     "recipe": ("recipe.json",),
+    "measurements": ("measurements.json",),
     "config": ("config.json", "generation_config.json"),
     "manifest": ("manifest.json",),
     "header": (WEIGHTS,),
@@ -90,7 +91,7 @@ class Bench:
         model, tools, samples = make_model(), processor(), make_samples(3)
         model.save_pretrained(folder / "full")
         tools.save_pretrained(folder / "full")
-        quota.compress(model, tools, samples, keep=0.5, method="paper")
+        quota.compress(model, tools, samples, keep=0.5)
         quota.save_pretrained(model, tools, folder / "small")
         self.picture = folder / "picture.png"
         assert not isinstance(samples[0].image, Path)
@@ -137,6 +138,9 @@ class Bench:
         if not sealed:
             (scratch / "manifest.json").unlink()
             seal(scratch)
+        if kind == "measurements" and chance.random() < 0.5:
+            self._told(["rebudget", str(scratch), "--compute", "0.5"], scratch)
+            return "silent" if sealed and spoilt != data else "ok"
         if chance.random() < 0.2:
             verify = chance.random() < 0.5
             self._told(["inspect", str(scratch), *(["--verify"] if verify else [])], scratch)

@@ -6,6 +6,7 @@ final ratio is given, a schedule may spend what the published one with the same 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from quota.errors import QuotaError, check_number
@@ -35,7 +36,7 @@ class Budget:
             check_keep(self.keep)
         given = [name for name in _LIMITS if getattr(self, name) is not None]
         for name in given:
-            check_number(name, getattr(self, name), above=0, **({"at_most": 1} if name == "compute" else {}))
+            check_number(name, getattr(self, name), above=0, at_most=1 if name == "compute" else math.inf)
         if len(given) > 1:
             raise QuotaError(f"{' and '.join(given)} are {len(given)} budgets; give one of them")
 

@@ -25,7 +25,10 @@ from quota.pruning.schedule import Schedule
 from quota.scheme import FromFile, QuantizationScheme
 
 VERSION = 1
-_Error = Annotated[float, Field(ge=0)]
+_LARGEST = 1e9
+"""No measurement is larger; sums of larger numbers would be none."""
+_LEAST = 1e-9
+_Error = Annotated[float, Field(ge=0, le=_LARGEST)]
 _Row = Annotated[dict[int, _Error], Field(min_length=1, max_length=64)]
 
 
@@ -75,6 +78,8 @@ class Measurements(BaseModel):
         lengths = {len(curve) for curve in vars(self.curves).values()}
         if len(lengths) != 1 or not self.depth:
             raise QuotaError("the curves must have one point each for every decoder layer")
+        if any(abs(number) > _LARGEST for curve in vars(self.curves).values() for number in curve):
+            raise QuotaError(f"the curves must hold numbers of at most {_LARGEST:g}")
         rows = list(self.errors.values())
         if any(row.keys() != rows[0].keys() for row in rows):
             raise QuotaError("every row of the table must have the same counts")
@@ -83,11 +88,13 @@ class Measurements(BaseModel):
             if len(one.layers) != len(one.counts):
                 raise QuotaError(f"a schedule has {len(one.layers)} layers and {len(one.counts)} counts; give one each")
             self._check(one.layers, one.counts)
-        if self.cache.token <= 0 or self.cache.rest < 0:
-            raise QuotaError("a token takes more than no bytes in the cache, and the rest no less")
+        if not (_LEAST <= self.cache.token <= _LARGEST and 0 <= self.cache.rest <= _LARGEST):
+            raise QuotaError(f"the cache must hold a number of bytes above 0 a token, and at most {_LARGEST:g}")
         clock = self.clock
-        if clock and (min(clock.rest, clock.layer, clock.full) <= 0 or clock.cut < 0 or clock.depth != self.depth):
-            raise QuotaError(f"the clock must hold positive times of {self.depth} decoder layers")
+        if clock and not all(_LEAST <= one <= _LARGEST for one in (clock.rest, clock.layer, clock.full)):
+            raise QuotaError(f"the clock must hold times above 0 and at most {_LARGEST:g}")
+        if clock and not (0 <= clock.cut <= _LARGEST and clock.depth == self.depth):
+            raise QuotaError(f"the clock must be one of {self.depth} decoder layers")
         return self
 
     def _check(self, layers: tuple[int, ...] | list[int], counts: tuple[int, ...] | list[int]) -> None:
@@ -107,12 +114,16 @@ class Measurements(BaseModel):
         tokens = self.reference_tokens
         return {Schedule.of_counts(zip(one.layers, one.counts, strict=True), tokens): one.error for one in self.tried}
 
-    def verify(self, *, model_fingerprint: str, scheme: QuantizationScheme | None) -> None:
-        """Raise QuotaError unless they are of this model under this scheme."""
+    def verify(self, *, model_fingerprint: str, scheme: QuantizationScheme | None, depth: int) -> None:
+        """Raise QuotaError unless they are of this model, with `depth` decoder layers, under this scheme."""
         if self.model_fingerprint != model_fingerprint:
             raise QuotaError(
                 f"the measurements are of another model (fingerprint {self.model_fingerprint[:12]}, this one has "
                 f"{model_fingerprint[:12]}); compress this one again to have its own"
+            )
+        if self.depth != depth:
+            raise QuotaError(
+                f"the measurements are of {self.depth} decoder layers, the model has {depth}; compress again"
             )
         if self.scheme != scheme:
             raise QuotaError("the measurements were made under another scheme; compress again to have them for this")

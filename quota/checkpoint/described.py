@@ -43,7 +43,11 @@ def described(folder: Path) -> Described:
     if not file.exists():
         return Described(config, found, recipe, None)
     measurements = Measurements.load(file)
-    measurements.verify(model_fingerprint=config_fingerprint(config, _architecture(config)), scheme=found.scheme)
+    measurements.verify(
+        model_fingerprint=config_fingerprint(config, _architecture(config)),
+        scheme=found.scheme,
+        depth=config.get_text_config().num_hidden_layers,
+    )
     return Described(config, found, recipe, measurements)
 
 

@@ -61,7 +61,8 @@ class QuotaQuantizer(CompressedTensorsHfQuantizer):
             self.recipe.verify(model_fingerprint=fingerprint(model), scheme=scheme)
             if (measurements := _beside(model, files, MEASUREMENTS_FILE)) is not None:
                 self.measurements = Measurements.load(measurements)
-                self.measurements.verify(model_fingerprint=fingerprint(model), scheme=scheme)
+                depth = len(family(model).decoder_layers)
+                self.measurements.verify(model_fingerprint=fingerprint(model), scheme=scheme, depth=depth)
         for name, linear in family(model).linears(scheme.modules):
             model.set_submodule(name, W4A4Linear.empty_like(linear, scheme, linear.weight.device))
             _nothing_to_draw(model.get_submodule(name.rpartition(".")[0]))

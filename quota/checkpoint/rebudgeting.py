@@ -61,6 +61,8 @@ def rebudget(
     target, budget = Path(folder).resolve(), Budget(keep, compute, milliseconds, kv_bytes)
     if budget == Budget():
         raise QuotaError("there is no new budget; give keep, compute, milliseconds or kv_bytes")
+    if (target / MANIFEST_FILE).exists():
+        verify_loading(target, target / MANIFEST_FILE, [CONFIG_FILE, RECIPE_FILE, MEASUREMENTS_FILE])
     found = described(target)
     recipe, measured = _measured(target, found)
     text_config = found.config.get_text_config()
@@ -78,7 +80,7 @@ def rebudget(
 
 
 def _measured(folder: Path, found: Described) -> tuple[PruningRecipe, Measurements]:
-    """Recipe and measurements. QuotaError if there are none, if they do not go together, or if files are damaged."""
+    """Recipe and measurements. QuotaError if there are none, or if they do not go together."""
     recipe, measured = found.recipe, found.measurements
     if recipe is None:
         raise QuotaError(f"{folder} keeps every visual token; `quota compress` makes one with a recipe")
@@ -92,8 +94,6 @@ def _measured(folder: Path, found: Described) -> tuple[PruningRecipe, Measuremen
             f"the recipe of {folder} scores tokens by {recipe.scorer!r}, but drops were measured by "
             f"{measured.scorer!r}; compress the original model again"
         )
-    manifest = folder / MANIFEST_FILE
-    verify_loading(folder, manifest if manifest.exists() else None, [CONFIG_FILE, RECIPE_FILE, MEASUREMENTS_FILE])
     return recipe, measured
 
 

@@ -176,6 +176,7 @@ def rebudget(
     ```
     """
     import time
+    from contextlib import nullcontext
 
     from quota.checkpoint import rebudget as change
     from quota.report.inspection import inspect_path
@@ -183,12 +184,17 @@ def rebudget(
     from quota.report.tables import inspection_table
 
     began = time.perf_counter()
-    limits = {"compute": compute, "milliseconds": milliseconds, "kv_bytes": kv_bytes}
-    if calibration is None:
-        change(out, keep, **limits)
-    else:
-        with progress_bar("measuring schedules") as progress:
-            change(out, keep, **limits, samples=_calibrated_on(out, calibration), progress=progress)
+    samples = None if calibration is None else _calibrated_on(out, calibration)
+    with nullcontext() if samples is None else progress_bar("measuring schedules") as progress:
+        change(
+            out,
+            keep,
+            compute=compute,
+            milliseconds=milliseconds,
+            kv_bytes=kv_bytes,
+            samples=samples,
+            progress=progress,
+        )
     seconds = time.perf_counter() - began
     inspection = inspect_path(out)
     console.print(inspection_table(inspection, str(out)))
@@ -244,4 +250,4 @@ def inspect(
     if plot is not None:
         draw_frontier(inspection, plot)
         notes.print(f"drawn: {plot}")
-    write_json(json_file, inspection.figures())
+    write_json(json_file, inspection.figures() | {"frontier": [one.figures() for one in inspection.frontier]})

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +52,13 @@ class Inspection:
     """What the recipe was found by."""
     chosen: Point | None = None
     """What the recipe costs, and does to the answer, by these measurements."""
-    frontier: list[Point] = field(default_factory=list)
-    """What other budgets would buy; empty without measurements."""
+    text_config: Any = None
+    """Of the decoder."""
+
+    @cached_property
+    def frontier(self) -> list[Point]:
+        """What other budgets would buy; empty without measurements."""
+        return [] if self.measurements is None else frontier(self.measurements, self.text_config)
 
     @property
     def layer_average_keep(self) -> float | None:
@@ -63,7 +69,7 @@ class Inspection:
         return sum(tokens) / (len(tokens) * self.recipe.reference_tokens)
 
     def figures(self) -> dict[str, Any]:
-        """What `quota inspect --json` writes."""
+        """What `quota compress --json` writes; `quota inspect` adds the frontier."""
         return {
             "recipe": self.recipe and self.recipe.model_dump(mode="json"),
             "scheme": self.scheme and self.scheme.model_dump(mode="json"),
@@ -74,7 +80,6 @@ class Inspection:
             "layer_average_keep": self.layer_average_keep,
             "prefill_flops_ratio": self.prefill_flops_ratio,
             "chosen": self.chosen and self.chosen.figures(),
-            "frontier": [point.figures() for point in self.frontier],
         }
 
 
@@ -105,7 +110,7 @@ def _inspect_checkpoint(path: Path, found: Described) -> Inspection:
     # A recipe that somebody has put in by hand may cut where nothing was measured.
     with suppress(QuotaError):
         chosen = point(recipe.schedule, measured, text)
-    return replace(inspection, measurements=measured, chosen=chosen, frontier=frontier(measured, text))
+    return replace(inspection, measurements=measured, chosen=chosen, text_config=text)
 
 
 def packed_weights(folder: Path) -> PackedWeights | None:

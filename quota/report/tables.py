@@ -73,7 +73,7 @@ def inspection_table(inspection: Inspection, title: str) -> Table:
         table.add_row("prefill FLOPs of visual tokens", f"{percent(inspection.prefill_flops_ratio)}% of unpruned")
     if (chosen := inspection.chosen) is not None:
         how = "measured" if chosen.measured else "put together from single cuts"
-        table.add_row("expected loss", f"{chosen.error:.4f} nats ({how})")
+        table.add_row("expected loss", f"{chosen.error:.3g} nats ({how})")
         table.add_row("KV cache of a typical prompt", size(round(chosen.kv_bytes)))
         if chosen.milliseconds is not None:
             table.add_row("prefill of a typical prompt", f"{chosen.milliseconds:.1f} ms")
@@ -96,7 +96,7 @@ def frontier_table(points: Sequence[Point], chosen: Point | None) -> Table:
         kept = ", ".join(f"{'projector' if at < 0 else at}: {count}" for at, count in places) or "all tokens"
         if chosen is not None and (one.layers, one.counts) == (chosen.layers, chosen.counts):
             kept += " (this recipe)"
-        error = f"{one.error:.4f}" if one.measured else f"~{one.error:.4f}"
+        error = f"{one.error:.3g}" if one.measured else f"~{one.error:.3g}"
         table.add_row(percent(one.compute), size(round(one.kv_bytes)), time, error, kept)
     table.caption = "~: put together from single cuts. `quota rebudget` makes the recipe for any of them."
     return table

@@ -69,8 +69,8 @@ def put(*path: str, value: Any) -> Callable[[dict[str, Any]], None]:
         pytest.param(put("tried", value=[{"layers": [1], "counts": [8, 5], "error": 1}]), "one each", id="no pairs"),
         pytest.param(put("prompt", "pictures", value=[[100_000, 100_000]]), "89,478,485 pixels", id="giant picture"),
         pytest.param(put("prompt", "characters", value=10**9), "at most 100,000", id="giant question"),
-        pytest.param(put("cache", "token", value=0.0), "more than no bytes", id="tokens for nothing"),
-        pytest.param(put("clock", "layer", value=0.0), "positive times", id="layers in no time"),
+        pytest.param(put("cache", "token", value=0.0), "bytes above 0 a token", id="tokens for nothing"),
+        pytest.param(put("clock", "layer", value=0.0), "times above 0", id="layers in no time"),
         pytest.param(put("clock", "depth", value=7), "of 6 decoder layers", id="another depth"),
         pytest.param(put("reference_tokens", value=0), "reference_tokens", id="no tokens"),
     ],
@@ -92,8 +92,10 @@ def test_numbers_that_are_none_are_refused_before_they_are_stored() -> None:
 
 
 def test_those_of_another_model_or_scheme_are_refused() -> None:
-    WHOLE.verify(model_fingerprint="model", scheme=QuantizationScheme())
+    WHOLE.verify(model_fingerprint="model", scheme=QuantizationScheme(), depth=6)
     with pytest.raises(QuotaError, match=r"of another model \(fingerprint model, this one has other\)"):
-        WHOLE.verify(model_fingerprint="other", scheme=QuantizationScheme())
+        WHOLE.verify(model_fingerprint="other", scheme=QuantizationScheme(), depth=6)
     with pytest.raises(QuotaError, match="another scheme"):
-        WHOLE.verify(model_fingerprint="model", scheme=QuantizationScheme(kv_bits=8))
+        WHOLE.verify(model_fingerprint="model", scheme=QuantizationScheme(kv_bits=8), depth=6)
+    with pytest.raises(QuotaError, match="of 6 decoder layers, the model has 7"):
+        WHOLE.verify(model_fingerprint="model", scheme=QuantizationScheme(), depth=7)

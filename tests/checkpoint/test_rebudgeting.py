@@ -51,7 +51,7 @@ def change(folder: Path, **changes: Any) -> Measurements:
 
 @pytest.mark.parametrize(
     "budget",
-    [{"keep": 0.3, "compute": 0.5}, {"compute": 0.35}, {"kv_bytes": 5000}, {"keep": 0.2}, {"keep": 1.0}],
+    [{"keep": 0.3, "compute": 0.5}, {"kv_bytes": 5000}, {"keep": 0.2}],
     ids=str,
 )
 def test_the_recipe_is_the_one_that_compress_finds_from_these_measurements(budget: dict[str, Any], out: Path) -> None:
@@ -184,6 +184,7 @@ def unpruned(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     config["quota"]["recipe"] = False
     (folder / "config.json").write_text(json.dumps(config))
+    (folder / MANIFEST_FILE).unlink()
 
 
 @pytest.mark.parametrize(
@@ -196,7 +197,7 @@ def unpruned(folder: Path) -> None:
         pytest.param(of_another_model, r"of another model \(fingerprint ffffffffffff", id="another model's"),
         pytest.param(of_another_scorer, "scores tokens by 'peaks', but drops were measured by 'fastv'", id="scorer"),
         pytest.param(unpruned, "keeps every visual token", id="without a recipe"),
-        pytest.param(lambda folder: (folder / "config.json").unlink(), "was not written by quota", id="not ours"),
+        pytest.param(without("config.json"), "was not written by quota", id="not ours"),
         pytest.param(without("README.md"), "cannot read .*README.md", id="no card"),
     ],
 )

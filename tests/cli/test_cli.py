@@ -84,6 +84,38 @@ def test_the_seed_draws_the_calibration_samples(full_folder: Path, suite_folder:
     assert drawn["a"] != fingerprint(read_samples(suite_folder)[:3])
 
 
+def test_rebudget_and_what_budgets_buy(quota_folder: Path, tmp_path: Path, capsys) -> None:
+    out, figures, plot = tmp_path / "small", tmp_path / "figures.json", tmp_path / "frontier.png"
+    shutil.copytree(quota_folder, out)
+    assert call("rebudget", out, "--kv-bytes", 5000, "--json", figures) == 0
+    written = json.loads(figures.read_text())
+    assert written["chosen"]["kv_bytes"] <= 5000
+    assert PruningRecipe.load(out / "recipe.json").model_dump(mode="json") == written["recipe"]
+    told = capsys.readouterr()
+    assert "a new recipe in" in told.err and "KV cache of a typical prompt" in told.out
+
+    assert call("inspect", out, "--verify", "--plot", plot, "--json", figures) == 0
+    points = json.loads(figures.read_text())["frontier"]
+    assert points[0]["compute"] == 1.0 and points[0]["error"] == 0.0 and points[-1]["error"] > 0
+    assert plot.read_bytes().startswith(b"\x89PNG") and "Budgets, by what" in capsys.readouterr().out
+
+
+def test_rebudget_measures_on_what_the_checkpoint_was_calibrated_on(
+    quota_folder: Path, suite_folder: Path, tmp_path: Path, capsys
+) -> None:
+    out, lines = tmp_path / "small", []
+    shutil.copytree(quota_folder, out)
+    for number, sample in enumerate(make_samples(6)):
+        assert not isinstance(sample.image, Path | tuple)
+        sample.image.save(tmp_path / f"{number}.png")
+        lines.append(json.dumps({"image": f"{number}.png", "question": sample.question}))
+    (tmp_path / "questions.jsonl").write_text("\n".join(lines))
+    assert call("rebudget", out, "--compute", 0.4, "--calibration", tmp_path / "questions.jsonl") == 0
+    assert "expected loss" in (told := capsys.readouterr().out) and "nats (measured)" in told
+    assert call("rebudget", out, "--compute", 0.4, "--calibration", suite_folder) == 1
+    assert "these 6 samples are not the 6 that the checkpoint was calibrated on" in one_error(capsys)
+
+
 def test_explain_draws_and_writes(quota_folder: Path, picture: Path, tmp_path: Path, capsys) -> None:
     png, figures = tmp_path / "kept.png", tmp_path / "kept.json"
     options = ("--image", picture, "--question", "what is this", "--output", png, "--json", figures)
@@ -97,7 +129,7 @@ def test_explain_draws_and_writes(quota_folder: Path, picture: Path, tmp_path: P
 
 
 @pytest.mark.parametrize(
-    "command", ["compress", "run", "eval", "inspect", "explain", "demo", "doctor", "bench ops", "bench e2e"]
+    "command", ["compress", "rebudget", "run", "eval", "inspect", "explain", "demo", "doctor", "bench ops", "bench e2e"]
 )
 def test_help_teaches_with_an_example(command: str, capsys) -> None:
     assert call(*command.split(), "--help") == 0
@@ -124,6 +156,8 @@ def test_help_teaches_with_an_example(command: str, capsys) -> None:
         ),
         pytest.param(["compress", "{full}", "{full}", "--calibration", "{suite}"], 1, "not empty", id="foreign folder"),
         pytest.param(["inspect", "{full}"], 1, "not written by quota", id="not compressed"),
+        pytest.param(["rebudget", "{full}", "--keep", "0.2"], 1, "not written by quota", id="no budget to change"),
+        pytest.param(["rebudget", "{full}"], 1, "there is no new budget", id="no new budget"),
         pytest.param(["run", "{full}", "--image", "no.png", "hi"], 1, "no.png", id="no such picture"),
         pytest.param(
             ["explain", "{full}", "--image", "{suite}/0.png", "--question", "hi", "--output", "x.png"],

@@ -23,7 +23,7 @@ def test_spoilt_inputs_give_one_line(tmp_path: Path) -> None:
     assert result["faults"] == [], done.stderr
     assert done.returncode == 0
     # All kinds, and some of every kind that should be refused was.
-    assert len(result["counts"]) == 13
+    assert len(result["counts"]) == 14
     assert all(found["refused"] for found in result["counts"].values())
     assert out.with_suffix(".md").read_text().startswith("| kind | cases | ok |")
     assert result["cases"] > 100

@@ -46,8 +46,7 @@ def test_a_row_says_what_it_costs_and_whether_it_was_measured(quota_folder: Path
     console.print(frontier_table(found.frontier, found.chosen))
     lines = console.export_text().splitlines()
     for point in found.frontier:
-        error = f"{point.error:.4f}" if point.measured else f"~{point.error:.4f}"
+        error = f"{point.error:.3g}" if point.measured else f"~{point.error:.3g}"
         assert [line for line in lines if error in line.split() and f"{100 * point.compute:.1f}" in line.split()]
-    assert found.figures()["frontier"][0]["compute"] == 1.0
     assert found.chosen is not None and found.chosen.measured
     assert found.figures()["chosen"]["kv_bytes"] == found.chosen.kv_bytes
