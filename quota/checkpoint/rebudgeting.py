@@ -29,7 +29,7 @@ from quota.checkpoint.manifest import MANIFEST_FILE, reseal, verify_loading
 from quota.checkpoint.named import load_model
 from quota.checkpoint.save import CONFIG_FILE, MEASUREMENTS_FILE, RECIPE_FILE, write_recipe
 from quota.errors import QuotaError
-from quota.files import staged_folder
+from quota.files import staged_folder, tidy
 from quota.progress import Meter, Progress
 from quota.pruning.recipe import PruningRecipe
 from quota.pruning.schedule import Schedule, keep_count
@@ -61,6 +61,8 @@ def rebudget(
     target, budget = Path(folder).resolve(), Budget(keep, compute, milliseconds, kv_bytes)
     if budget == Budget():
         raise QuotaError("there is no new budget; give keep, compute, milliseconds or kv_bytes")
+    # Also where nothing will have to be written.
+    tidy(target)
     if (target / MANIFEST_FILE).exists():
         verify_loading(target, target / MANIFEST_FILE, [CONFIG_FILE, RECIPE_FILE, MEASUREMENTS_FILE])
     found = described(target)
