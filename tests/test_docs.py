@@ -39,6 +39,10 @@ def labels(lines: list[tuple[str, list[str]]]) -> list[str]:
 def parse(words: list[str]) -> None:
     """Let the parser of the application read a command line; raises what it raises."""
     command: Any = typer.main.get_command(app)
+    if words[0].startswith("-"):
+        # Options of `quota` itself act as soon as they are read.
+        assert [option for option in command.params if words[0] in option.opts]
+        return
     context, rest = None, words
     while True:
         with command.make_context(command.name, list(rest), parent=context) as context:

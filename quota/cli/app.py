@@ -9,6 +9,8 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from quota.version import __version__
+
 app = typer.Typer(
     name="quota",
     help=(
@@ -21,10 +23,26 @@ app = typer.Typer(
         "Every command explains itself: `quota compress --help`. With `--debug`, errors show their traceback."
     ),
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"quota {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def quota(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version, and end.")
+    ] = False,
+) -> None:
+    """Options of `quota` itself; what it is for stands above."""
+
+
 # Without markup: answers and paths may hold brackets.
 console = Console(markup=False)
 notes = Console(stderr=True, markup=False, highlight=False)
