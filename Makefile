@@ -2,18 +2,20 @@
 # make quick  what a developer runs all the time: formatting, lint, types and the tests that are not slow, in three minutes
 # make test   formatting, lint, types, all tests
 # make test-processors   every family with its own processor, in a second .venv-processors that has torchvision
+# make docs   the documentation as a site, build/site/index.html, in a .venv-docs of its own; broken links are errors
 # make fuzz   the C++ kernels under sanitizers, called at random (SEED and CALLS choose which and how many), then spoilt
 #             files, pictures, questions and command lines (CASES of them; docs/reliability.md has the last result)
-# All make their own .venv first; `make install` does only that.
+# All but docs make their own .venv first; `make install` does only that.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PROCESSORS := .venv-processors
+DOCS := .venv-docs
 PACKAGES := import sysconfig; print(sysconfig.get_path("purelib"))
 
-.PHONY: install demo quick test test-processors lint fuzz clean
+.PHONY: install demo quick test test-processors docs lint fuzz clean
 
 install: $(READY)
 
@@ -52,6 +54,18 @@ $(PROCESSORS)/.ready: $(READY) constraints.txt
 test-processors: $(PROCESSORS)/.ready
 	PYTHONPATH=tests $(PROCESSORS)/bin/python -m pytest -q -p support.operators --durations=5 tests/processors
 
+# Without torch and without the package: the site is made of files alone. The extra "docs" says which packages.
+DOCS_EXTRA := import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"])
+
+$(DOCS)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/python -m pip install --quiet -c constraints.txt $$($(DOCS)/bin/python -c '$(DOCS_EXTRA)')
+	touch $@
+
+# Not with --quiet, which drops warnings before they are counted. The variable silences an advertisement of the theme.
+docs: $(DOCS)/.ready
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build
+
 SEED ?= $(shell date +%s)
 CALLS ?= 50000
 CASES ?= 20000
@@ -63,4 +77,4 @@ fuzz: $(READY)
 	$(BIN)/python fuzz/inputs.py --seed $(SEED) --cases $(CASES)
 
 clean:
-	rm -rf $(VENV) $(PROCESSORS) demo build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(PROCESSORS) $(DOCS) demo build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -1,8 +1,8 @@
 """Builds the CPU kernels, `quota/ops/cpu/src`, into one plain shared library; everything else is in pyproject.toml.
 
 Files that end in the name of an instruction set are compiled for it, all others for any processor of the kind; the
-library chooses when it runs. On a machine without a compiler, or of another kind than x86-64, the install goes on
-without the library; `quota doctor` says so.
+library chooses when it runs. It knows nothing of Python, so one wheel serves every Python 3 of a platform. On a machine
+without a compiler, or of another kind than x86-64, the install goes on without the library; `quota doctor` says so.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import runpy
 from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 SOURCES = Path("quota/ops/cpu/src")
@@ -48,6 +49,13 @@ class BuildKernels(build_ext):
         return fullname.replace(".", "/") + ".so"
 
 
+class PlatformWheel(bdist_wheel):
+    """`bdist_wheel` for any Python 3 of this platform: py3-none-PLATFORM."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        return ("py3", "none", super().get_tag()[2])
+
+
 KERNELS = Extension(
     "quota.ops.cpu.libquota_cpu",
     sources=sorted(map(str, SOURCES.glob("*.cpp"))),
@@ -59,6 +67,6 @@ KERNELS = Extension(
 # fuzz/build.py takes the flags from here.
 if __name__ == "__main__":
     setup(
-        cmdclass={"build_ext": BuildKernels},
+        cmdclass={"build_ext": BuildKernels, "bdist_wheel": PlatformWheel},
         ext_modules=[KERNELS] if platform.machine() in ("x86_64", "AMD64") else [],
     )

@@ -23,29 +23,29 @@ app = typer.Typer(
         "Every command explains itself: `quota compress --help`. With `--debug`, errors show their traceback."
     ),
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
-# Without markup: answers and paths may hold brackets.
-console = Console(markup=False)
-notes = Console(stderr=True, markup=False, highlight=False)
 
 
-def _say_version(asked: bool) -> None:
+def _print_version(asked: bool) -> None:
     if asked:
         typer.echo(f"quota {__version__}")
         raise typer.Exit
 
 
 @app.callback()
-def options(
+def quota(
     version: Annotated[
-        bool, typer.Option("--version", callback=_say_version, is_eager=True, help="Say which version this is.")
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version, and end.")
     ] = False,
 ) -> None:
-    # What stands before a command; the callback of each option does what it asks for.
-    return
+    """Options of `quota` itself; what it is for stands above."""
+
+
+# Without markup: answers and paths may hold brackets.
+console = Console(markup=False)
+notes = Console(stderr=True, markup=False, highlight=False)
 
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="A hub id, a folder, or `reference`.")]

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from rich import box
 from rich.table import Table
 
 from quota import ops
@@ -23,6 +22,7 @@ from quota.ops.interface import InputSpec, LinearSpec, LinearWeight
 from quota.ops.packing import pack_int32
 from quota.ops.reference import ReferenceBackend
 from quota.ops.weights import quantize_weight
+from quota.report.tables import WholeTable
 from quota.version import versions
 
 _PACKAGES = ("torch", "transformers", "compressed-tensors", "triton")
@@ -141,7 +141,7 @@ def doctor_tables(examination: Examination) -> list[Table]:
 
 
 def _machine_table(examination: Examination) -> Table:
-    table = Table(title="This machine", show_header=False, box=box.SIMPLE_HEAD)
+    table = WholeTable("This machine", show_header=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column()
     table.add_row("processor", f"{examination.processor}, {examination.threads} threads")
@@ -156,7 +156,7 @@ def _machine_table(examination: Examination) -> Table:
 
 
 def _backends_table(examination: Examination) -> Table:
-    table = Table(title="Operator backends", box=box.SIMPLE_HEAD)
+    table = WholeTable("Operator backends")
     for name in ("backend", "runs here", "integer sums"):
         table.add_column(name)
     for backend in examination.backends:
@@ -166,9 +166,9 @@ def _backends_table(examination: Examination) -> Table:
 
 def _families_table(examination: Examination) -> Table:
     caption = f"Each tested with {', '.join((*PROMPTS, *RUNS))}; sdpa and eager attention."
-    table = Table(title="Supported models", caption=caption, box=box.SIMPLE_HEAD)
-    for name in ("family", "class in transformers", VIDEO, "norms, activations"):
-        table.add_column(name, no_wrap=True)
+    table = WholeTable("Supported models", narrow=True, caption=caption)
+    for name in ("family", "class in transformers", VIDEO, "norms,\nactivations"):
+        table.add_column(name)
     for architecture, family in examination.families.items():
         left = f"torch's: {', '.join(family.left_to_torch)}" if family.left_to_torch else "operators"
         table.add_row(family.title, architecture, "yes" if VIDEO in family.prompts else "-", left)

@@ -1,4 +1,7 @@
-"""Tables for the terminal. Accuracies are shown in percent, intervals as low-high, sizes in KB and MB of 1000."""
+"""Tables for the terminal. Accuracies are shown in percent, intervals as low-high, sizes in KB and MB of 1000.
+
+A figure that is cut is a wrong one, so nothing ever is: what is wider than its column goes on in the next line.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,26 @@ from collections.abc import Sequence
 from typing import Any
 
 from rich import box
+from rich.console import RenderableType
 from rich.table import Table
 
 from quota.allocation.frontier import Point
 from quota.evaluation.evaluate import Evaluation
 from quota.report.inspection import Inspection
+
+
+class WholeTable(Table):
+    """A table in the style of this package, in a terminal of any width without a character missing."""
+
+    def __init__(self, title: str, narrow: bool = False, **options: Any) -> None:
+        """`narrow` leaves out margins, for tables that would be wider than 80 columns with them."""
+        if narrow:
+            options |= {"padding": (0, 1, 0, 0), "show_edge": False}
+        super().__init__(title=title, box=box.SIMPLE_HEAD, **options)
+
+    def add_column(self, header: RenderableType = "", **options: Any) -> None:
+        # Rich would put an ellipsis for the rest of a long word.
+        super().add_column(header, overflow="fold", **options)
 
 
 def percent(fraction: float | None) -> str:
@@ -30,7 +48,7 @@ def size(count: int) -> str:
 
 def evaluation_table(evaluation: Evaluation, title: str) -> Table:
     """Accuracy per task beside the majority answer's, then the average with its interval."""
-    table = Table(title=title, box=box.SIMPLE_HEAD)
+    table = WholeTable(title)
     for name in ("task", "questions", "accuracy %", "majority answer %"):
         table.add_column(name, justify="left" if name == "task" else "right")
     for task, accuracy in evaluation.accuracy.items():
@@ -45,7 +63,7 @@ def evaluation_table(evaluation: Evaluation, title: str) -> Table:
 
 def inspection_table(inspection: Inspection, title: str) -> Table:
     """A checkpoint or recipe as name-value rows."""
-    table = Table(title=title, show_header=False, box=box.SIMPLE_HEAD)
+    table = WholeTable(title, show_header=False)
     table.add_column(style="bold")
     table.add_column()
     scheme, recipe, packed = inspection.scheme, inspection.recipe, inspection.packed

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from rich import box
 from rich.table import Table
 
+from quota.report.tables import WholeTable
 from quota_lab.bench.report import UNITS, Report, Row
 
 
@@ -16,7 +16,7 @@ def bench_tables(report: Report) -> list[Table]:
 
 def _bench_table(report: Report, job: str, baseline: str) -> Table:
     title = f"{job} against {baseline} ({report.device}, {report.threads} threads)"
-    table = Table(title=title, box=box.SIMPLE_HEAD)
+    table = WholeTable(title)
     for name in ("shape", "backend", "value", "baseline", "ratio"):
         table.add_column(name, justify="left" if name in ("shape", "backend") else "right")
     for row in report.rows:

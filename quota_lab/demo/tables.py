@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from rich import box
 from rich.table import Table
 
-from quota.report.tables import percent, percent_range, size
+from quota.report.tables import WholeTable, percent, percent_range, size
 from quota_lab.demo.run import Demo
 
 VARIANTS = {
@@ -24,7 +23,7 @@ def demo_tables(demo: Demo) -> list[Table]:
 
 
 def _answers_table(demo: Demo) -> Table:
-    table = Table(title="Questions about pictures", box=box.SIMPLE_HEAD)
+    table = WholeTable("Questions about pictures")
     for name in ("question", "expected", "full precision", "QUOTA"):
         table.add_column(name)
     for shown in demo.shown:
@@ -36,13 +35,11 @@ def _variants_table(demo: Demo) -> Table:
     """A column a variant: there are more figures than variants."""
     variants = list(demo.variants.values())
     first = variants[0].evaluation
-    table = Table(
-        title=f"The reference model, {first.questions} questions, operators: {demo.backend}", box=box.SIMPLE_HEAD
-    )
+    title = f"The reference model, {first.questions} questions, operators: {demo.backend}"
+    table = WholeTable(title, narrow=True)
     table.add_column("accuracy in %", no_wrap=True)
     for name in ("majority answer", *(VARIANTS[name] for name in demo.variants)):
-        # In two lines, so that the table fits a terminal of 80 columns.
-        table.add_column(name.replace(" ", "\n"), justify="right", min_width=9)
+        table.add_column(name.replace(" ", "\n"), justify="right")
     for task, majority in first.majority.items():
         table.add_row(task, percent(majority), *(percent(variant.evaluation.accuracy[task]) for variant in variants))
     table.add_section()

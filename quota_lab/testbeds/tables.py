@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from rich import box
 from rich.table import Table
 
+from quota.report.tables import WholeTable
 from quota_lab.ablation.table import mean_interval
 from quota_lab.testbeds import dinov2, llm
 from quota_lab.testbeds.perplexity import ratio_interval
@@ -12,7 +12,7 @@ from quota_lab.testbeds.perplexity import ratio_interval
 
 def perplexity_table(outcome: llm.Outcome, title: str) -> Table:
     """Full precision, then the quantised model with its ratio."""
-    table = Table(title=title, box=box.SIMPLE_HEAD)
+    table = WholeTable(title)
     table.add_column("")
     for name in ("perplexity", "ratio", "95% interval"):
         table.add_column(name, justify="right")
