@@ -2,6 +2,7 @@
 # make quick  what a developer runs all the time: formatting, lint, types and the tests that are not slow, in three minutes
 # make test   formatting, lint, types, all tests
 # make test-processors   every family with its own processor, in a second .venv-processors that has torchvision
+# make test-serve        the server and its clients, in a third .venv-serve that has the extra `serve`
 # make fuzz   the C++ kernels under sanitizers, called at random (SEED and CALLS choose which and how many), then spoilt
 #             files, pictures, questions and command lines (CASES of them; docs/reliability.md has the last result)
 # All make their own .venv first; `make install` does only that.
@@ -11,9 +12,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PROCESSORS := .venv-processors
+SERVE := .venv-serve
 PACKAGES := import sysconfig; print(sysconfig.get_path("purelib"))
 
-.PHONY: install demo quick test test-processors lint fuzz clean
+.PHONY: install demo quick test test-processors test-serve lint fuzz clean
 
 install: $(READY)
 
@@ -52,6 +54,15 @@ $(PROCESSORS)/.ready: $(READY) constraints.txt
 test-processors: $(PROCESSORS)/.ready
 	PYTHONPATH=tests $(PROCESSORS)/bin/python -m pytest -q -p support.operators --durations=5 tests/processors
 
+$(SERVE)/.ready: $(READY) constraints.txt
+	$(PYTHON) -m venv $(SERVE)
+	$(BIN)/python -c '$(PACKAGES)' > $$($(SERVE)/bin/python -c '$(PACKAGES)')/venv.pth
+	$(SERVE)/bin/python -m pip install --quiet -c constraints.txt 'transformers[serving]'
+	touch $@
+
+test-serve: $(SERVE)/.ready
+	OMP_WAIT_POLICY=passive $(SERVE)/bin/python -m pytest -q --durations=5 tests/serving
+
 SEED ?= $(shell date +%s)
 CALLS ?= 50000
 CASES ?= 20000
@@ -63,4 +74,4 @@ fuzz: $(READY)
 	$(BIN)/python fuzz/inputs.py --seed $(SEED) --cases $(CASES)
 
 clean:
-	rm -rf $(VENV) $(PROCESSORS) demo build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(PROCESSORS) $(SERVE) demo build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
