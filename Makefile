@@ -3,6 +3,7 @@
 # make test   formatting, lint, types, all tests
 # make test-processors   every family with its own processor, in a second .venv-processors that has torchvision
 # make docs   the documentation as a site, build/site/index.html, in a .venv-docs of its own; broken links are errors
+# make test-serve        the server and its clients, in a third .venv-serve that has the extra `serve`
 # make fuzz   the C++ kernels under sanitizers, called at random (SEED and CALLS choose which and how many), then spoilt
 #             files, pictures, questions and command lines (CASES of them; docs/reliability.md has the last result)
 # All but docs make their own .venv first; `make install` does only that.
@@ -13,9 +14,10 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PROCESSORS := .venv-processors
 DOCS := .venv-docs
+SERVE := .venv-serve
 PACKAGES := import sysconfig; print(sysconfig.get_path("purelib"))
 
-.PHONY: install demo quick test test-processors docs lint fuzz clean
+.PHONY: install demo quick test test-processors test-serve docs lint fuzz clean
 
 install: $(READY)
 
@@ -66,6 +68,15 @@ $(DOCS)/.ready: pyproject.toml constraints.txt
 docs: $(DOCS)/.ready
 	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build
 
+$(SERVE)/.ready: $(READY) constraints.txt
+	$(PYTHON) -m venv $(SERVE)
+	$(BIN)/python -c '$(PACKAGES)' > $$($(SERVE)/bin/python -c '$(PACKAGES)')/venv.pth
+	$(SERVE)/bin/python -m pip install --quiet -c constraints.txt 'transformers[serving]'
+	touch $@
+
+test-serve: $(SERVE)/.ready
+	OMP_WAIT_POLICY=passive $(SERVE)/bin/python -m pytest -q --durations=5 tests/serving
+
 SEED ?= $(shell date +%s)
 CALLS ?= 50000
 CASES ?= 20000
@@ -77,4 +88,4 @@ fuzz: $(READY)
 	$(BIN)/python fuzz/inputs.py --seed $(SEED) --cases $(CASES)
 
 clean:
-	rm -rf $(VENV) $(PROCESSORS) $(DOCS) demo build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(PROCESSORS) $(SERVE) $(DOCS) demo build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -94,7 +94,7 @@ def build_inputs(processor: Any, samples: Sequence[Sample]) -> Any:
 def _prompt(processor: Any, sample: Sample) -> str:
     if not is_text(sample.question):
         raise QuotaError(f"the question {sample.question!r} holds half a character; write it as UTF-8")
-    _check_marks(processor, sample.question)
+    check_marks(processor, sample.question)
     if sample.video and getattr(processor, "video_processor", None) is None:
         raise QuotaError("this model takes no videos; give frames of it as several pictures")
     count = 1 if sample.video or not isinstance(sample.image, tuple) else len(sample.image)
@@ -114,8 +114,8 @@ def _times(frames: Sequence[Any]) -> dict[str, Any]:
     return {"total_num_frames": len(frames), "fps": FRAMES_PER_SECOND, "frames_indices": list(range(len(frames)))}
 
 
-def _check_marks(processor: Any, question: str) -> None:
-    """The marks of pictures in a prompt are the template's to set, one for each picture that there is."""
+def check_marks(processor: Any, question: str) -> None:
+    """QuotaError for marks of pictures: those are the template's to set, one for each picture that there is."""
     for kind in ("image_token", "video_token"):
         mark = getattr(processor, kind, None)
         if isinstance(mark, str) and mark and mark in question:

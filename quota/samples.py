@@ -14,6 +14,7 @@ picture (GIF, WebP, PNG), a folder of frames in the order of their names, or a l
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -95,16 +96,25 @@ def _read(image: Image.Image | Path, video: bool) -> list[Image.Image]:
             raise QuotaError(f"the video {image} is an empty folder; put its frames there")
         return [frame for file in files for frame in _read(file, video=False)]
     check_file(image)
+    return _decode(image, str(image), video, LARGEST_PICTURE)
+
+
+def picture_in(data: bytes, name: str, largest: int = LARGEST_PICTURE) -> Image.Image:
+    """The picture, in RGB, that `data` is the file of. QuotaError, by its `name`, if it is none or has more pixels."""
+    return _decode(io.BytesIO(data), name, False, largest)[0]
+
+
+def _decode(source: Path | io.BytesIO, name: str, video: bool, largest: int) -> list[Image.Image]:
     try:
-        with Image.open(image, formats=FORMATS) as file:
+        with Image.open(source, formats=FORMATS) as file:
             pixels = file.width * file.height * (getattr(file, "n_frames", 1) if video else 1)
-            if pixels <= LARGEST_PICTURE:
+            if pixels <= largest:
                 return _read(file, video)
     except Exception as error:
         # Decoders raise whatever a broken file leads to.
         kind, form = ("video", "GIF, or as a folder of frames") if video else ("image", "PNG or JPEG")
-        raise QuotaError(f"cannot read the {kind} {image}: {error}; save it again as {form}") from error
-    raise QuotaError(f"{image} has {pixels:,} pixels, at most {LARGEST_PICTURE:,} are read; make it smaller")
+        raise QuotaError(f"cannot read the {kind} {name}: {error}; save it again as {form}") from error
+    raise QuotaError(f"{name} has {pixels:,} pixels, at most {largest:,} are read; make it smaller")
 
 
 def _parse(line: str, folder: Path, place: str) -> Sample:

@@ -85,16 +85,29 @@ def load_model(name: str) -> tuple[PreTrainedModel, Any, str]:
     """
     source = find_folder(name)
     where = name if source is None else str(source)
-    if source is not None and is_checkpoint(source) and (source / MANIFEST_FILE).exists():
-        # Before transformers reads what may be damaged; the weights follow when they are loaded.
-        files = [file.name for file in source.iterdir() if file.suffix != ".safetensors"]
-        verify_loading(source, source / MANIFEST_FILE, files)
     with in_one_line(name):
         if source is not None:
-            refuse_endless(source)
+            check_folder(source)
         model = AutoModelForImageTextToText.from_pretrained(where, dtype=model_dtype(name) or "auto")
         processor = load_processor(where)
-    return model.eval(), processor, name if source is None or shipped(name) else source.name
+    return model.eval(), processor, label(name)
+
+
+def label(name: str) -> str:
+    """What reports call the model `name`."""
+    source = find_folder(name)
+    return name if source is None or shipped(name) else source.name
+
+
+def check_folder(source: Path) -> None:
+    """QuotaError for a folder that is damaged, or would take transformers for ever to load.
+
+    Of a checkpoint of ours all is compared with its manifest but the weights, which follow when they are loaded.
+    """
+    if is_checkpoint(source) and (source / MANIFEST_FILE).exists():
+        files = [file.name for file in source.iterdir() if file.suffix != ".safetensors"]
+        verify_loading(source, source / MANIFEST_FILE, files)
+    refuse_endless(source)
 
 
 def load_processor(where: str | Path) -> Any:

@@ -3,6 +3,7 @@
     ops         one operator at a time, with weights that come from memory and not from a cache
     e2e         whole models: time to first token, decode tokens a second, peak memory, what pruning itself costs
     threads     decode tokens a second beside busy processes
+    serve       servers under load (quota_lab/bench/serving)
     compress    what `quota compress` takes of memory, for models of one width and several depths
 
 What is compared is run in turns, never one after the other, and medians are compared: a machine that slows down slows

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from quota.cli.app import Backend, JsonFile, app, console, notes, write_json
+from quota.cli.app import Backend, JsonFile, Seed, app, console, notes, write_json
 from quota.errors import QuotaError
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ bench = typer.Typer(
     name="bench",
     help=(
         "Measure this machine against what one would run otherwise: `quota bench ops`, `quota bench e2e`, "
-        "`quota bench threads`, `quota bench compress`.\n\n"
+        "`quota bench threads`, `quota bench compress`, and servers by `quota bench serve`.\n\n"
         "A ratio above 1 is better than the baseline. The JSON holds device, threads, others (the share of the machine "
         "that other processes took) and rows; every row has job, shape, backend, value, baseline, baseline_value and "
         "ratio. Values are seconds (linear, decode_attention, ttft, overhead, and the parts of a prefill and of a "
@@ -128,3 +128,56 @@ def compress(
         report = bench_compress(layers or [1, 3], samples, MODELS[model], progress)
     show(report)
     write_json(json_file, report.figures())
+
+
+@bench.command()
+def serve(
+    addresses: Annotated[list[str], typer.Argument(metavar="URL...", help="Servers, like http://localhost:8000.")],
+    requests: Annotated[int, typer.Option(min=1, help="How many, to each server.")] = 64,
+    rate: Annotated[float, typer.Option(min=0.001, help="Requests a second, on average.")] = 1.0,
+    pictures: Annotated[float, typer.Option(min=0, max=1, help="Share of them that show a picture.")] = 0.75,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer.")] = 32,
+    soak: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Instead: N requests of clients that behave badly.")
+    ] = None,
+    suite: Annotated[str, typer.Option(metavar="FOLDER", help="Questions to ask; as in `quota eval`.")] = "reference",
+    seed: Seed = 0,
+    json_file: JsonFile = None,
+) -> None:
+    """Put the same load on OpenAI-compatible servers in turn: requests at random times, streamed.
+
+    What is measured counts from when a request was due. With --soak, clients read slowly, leave, and send broken or
+    oversized pictures and unknown fields; it fails if an answer is lost or memory grows.
+
+    ```text
+    quota bench serve http://localhost:8000 http://localhost:8001 --rate 2 --json serve.json
+    quota bench serve http://localhost:8000 --soak 1000
+    ```
+
+    The JSON holds load, others and servers: for each requests_per_second, tokens_per_second, first_token,
+    first_token_95, between_tokens, between_tokens_95 (seconds) and failures. That of a soak holds soaks: for each
+    model, kinds, failures, memory_before and memory_after (bytes).
+    """
+    from quota.checkpoint.named import suite_folder
+    from quota.report.progress import progress_steps
+    from quota.samples import first_of_each_task, read_samples
+    from quota_lab.bench.serving import Load, bench_serve
+    from quota_lab.bench.serving import soak as soak_server
+    from quota_lab.bench.serving.load import load_table
+    from quota_lab.bench.serving.soak import soak_table
+
+    questions = first_of_each_task(read_samples(suite_folder(suite)), 2)
+    with progress_steps() as progress:
+        if soak is None:
+            load = Load(requests, rate, pictures, max_tokens, seed)
+            served, figures = bench_serve(addresses, load, questions, progress)
+            tables = [load_table(served, load)]
+        else:
+            soaks = [soak_server(address, soak, questions, progress) for address in addresses]
+            figures = {"soaks": [found.figures() for found in soaks]}
+            tables = [soak_table(found) for found in soaks]
+    for table in tables:
+        console.print(table)
+    write_json(json_file, figures)
+    if soak is not None and (failures := [failure for found in soaks for failure in found.failures]):
+        raise QuotaError(f"{len(failures)} things went wrong, the first of them: {failures[0]}")

@@ -19,6 +19,7 @@ from quota.cli.questions import LONGEST_ANSWER
 from quota.prompts import answer
 from quota.pruning.recipe import PruningRecipe
 from quota.samples import Sample, fingerprint, read_samples
+from quota.version import __version__
 
 pytestmark = pytest.mark.slow
 
@@ -72,6 +73,11 @@ def test_compress_inspect_eval_and_run(
     assert call("run", out, "--image", picture, "what is this") == 0
     model, processor, _ = load_model(str(out))
     assert capsys.readouterr().out.strip() == answer(model, processor, Sample(picture, "what is this"), LONGEST_ANSWER)
+
+
+def test_it_says_its_version(capsys) -> None:
+    assert call("--version") == 0
+    assert capsys.readouterr().out == f"quota {__version__}\n"
 
 
 def test_the_seed_draws_the_calibration_samples(full_folder: Path, suite_folder: Path, tmp_path: Path) -> None:

@@ -1,0 +1,114 @@
+"""Requests: what is wrong with one is said, and what is right means what it means in `quota run`."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from typing import Any
+
+import pytest
+from PIL import Image
+from support.tiny_llava import VISUAL_TOKENS, processor
+from transformers.image_utils import load_image
+
+from quota.errors import QuotaError
+from quota.samples import Sample
+from quota.serving import requests
+from quota.serving.requests import DEFAULT_TOKENS, Served, inner_request, read_chat
+
+SERVED = Served("small", "/models/small", processor(), {"eos_token_id": 2}, 300, VISUAL_TOKENS)
+
+
+def url(picture: Image.Image, form: str = "PNG", **options: Any) -> str:
+    file = io.BytesIO()
+    picture.save(file, form, **options)
+    return f"data:image/{form.lower()};base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def turned() -> Image.Image:
+    """A picture that says how it is to be turned."""
+    picture = Image.linear_gradient("L").resize((40, 30)).convert("RGB")
+    picture.getexif()[0x0112] = 6
+    return picture
+
+
+def ask(content: Any = "w20 w21", **others: Any) -> bytes:
+    return json.dumps({"messages": [{"role": "user", "content": content}], **others}).encode()
+
+
+def picture(address: str) -> list[dict[str, Any]]:
+    return [{"type": "image_url", "image_url": {"url": address}}, {"type": "text", "text": "w20"}]
+
+
+WRONG = {
+    "no JSON": (b"{", "not valid JSON"),
+    "no object": (b"[]", "no JSON object"),
+    "deep": (b"[" * 100_000, "nested too deeply"),
+    "no UTF-8": (b'{"messages": "\xff"}', "not text in UTF-8"),
+    "no messages": (b"{}", "'messages' is missing"),
+    "empty": (b'{"messages": []}', "messages"),
+    "role": (json.dumps({"messages": [{"role": "tool", "content": ""}]}).encode(), "role"),
+    "unknown field": (ask(tools=[]), "unknown key 'tools'"),
+    "field of a message": (json.dumps({"messages": [{"role": "user", "content": "", "name": "x"}]}).encode(), "name"),
+    "kind of part": (ask([{"type": "video_url"}]), "video_url"),
+    "other model": (ask(model="large"), "the model here is 'small', not 'large'"),
+    "hot": (ask(temperature=3), "temperature"),
+    "NaN": (ask(temperature=float("nan")), "temperature"),
+    "text for a number": (ask(max_tokens="5"), "max_tokens"),
+    "two answers": (ask(n=2), "'n'"),
+    "penalty": (ask(frequency_penalty=0.5), "frequency_penalty"),
+    "top_p alone": (ask(top_p=0.5), "top_p goes with a temperature above 0"),
+    "empty stop": (ask(stop=""), "stop must be"),
+    "five stops": (ask(stop=list("abcde")), "stop must be"),
+    "too long": (ask(max_tokens=299), "the model knows 300"),
+    "a mark": (ask("w20 <image>"), "<image>, which stands for a picture"),
+    "half a character": (ask("\ud800"), "half a character"),
+    "a file": (ask(picture("/etc/passwd")), "no address is fetched"),
+    "an address": (ask(picture("http://localhost/a.png")), "no address is fetched"),
+    "not base64": (ask(picture("data:image/png;base64,???")), "not in base64"),
+    "broken": (ask(picture("data:image/png;base64,aaaa")), "cannot read the image of the request"),
+    "half a picture": (ask(picture(url(turned())[:-40])), "cannot read the image of the request"),
+    "of another kind": (ask(picture(url(turned(), "PDF"))), "cannot read the image of the request"),
+}
+
+
+@pytest.mark.parametrize(("body", "message"), WRONG.values(), ids=WRONG.keys())
+def test_what_is_wrong_is_said_in_one_line(body: bytes, message: str) -> None:
+    with pytest.raises(QuotaError) as raised:
+        inner_request(read_chat(body, SERVED), SERVED)
+    assert message in str(raised.value)
+
+
+def test_a_picture_too_large_is_refused_before_it_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(requests, "LARGEST_PICTURE", 1199)
+    with pytest.raises(QuotaError, match="of the request has 1,200 pixels, at most 1,199 are read"):
+        inner_request(read_chat(ask(picture(url(turned()))), SERVED), SERVED)
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP", "GIF"])
+def test_the_model_sees_the_pixels_that_quota_run_would_show_it(form: str, tmp_path: Any) -> None:
+    given = turned()
+    file = tmp_path / "picture"
+    given.save(file, form)
+    body = ask(picture(url(given, form, exif=given.getexif()) if form == "JPEG" else url(given, form)))
+    inner = json.loads(inner_request(read_chat(body, SERVED), SERVED))
+    shown = load_image(inner["messages"][0]["content"][0]["image_url"]["url"])
+    [expected] = Sample(file, "").pictures()
+    assert shown.mode == "RGB"
+    assert shown.tobytes() == expected.tobytes()
+
+
+def test_what_is_asked_for_is_what_the_server_inside_is_told() -> None:
+    greedy = json.loads(inner_request(read_chat(ask(stream=False, temperature=0, user="me"), SERVED), SERVED))
+    assert greedy["messages"] == [{"role": "user", "content": [{"type": "text", "text": "w20 w21"}]}]
+    assert (greedy["model"], greedy["stream"], greedy["max_tokens"]) == ("/models/small", True, DEFAULT_TOKENS)
+    assert json.loads(greedy["generation_config"]) == {"eos_token_id": 2, "do_sample": False}
+    sampled = json.loads(inner_request(read_chat(ask(temperature=0.5, seed=3, max_tokens=7), SERVED), SERVED))
+    assert (sampled["temperature"], sampled["top_p"], sampled["seed"], sampled["max_tokens"]) == (0.5, 1.0, 3, 7)
+    assert json.loads(sampled["generation_config"])["do_sample"] is True
+
+
+def test_an_answer_of_no_given_length_has_the_room_that_is_left() -> None:
+    inner = json.loads(inner_request(read_chat(ask(" ".join(["w20"] * 200)), SERVED), SERVED))
+    assert inner["max_tokens"] == 100
