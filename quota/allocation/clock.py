@@ -57,14 +57,14 @@ class Clock:
     def compute(self, milliseconds: float) -> float:
         """What a prefill of so long may spend on visual tokens and cuts, relative to all tokens in all layers.
 
-        Raises QuotaError if there is nothing to spend.
+        More than 1 where there is time for all tokens and for cuts besides. QuotaError if there is nothing to spend.
         """
         if milliseconds <= self.rest:
             raise QuotaError(
                 f"a prefill in {milliseconds:.1f} ms is out of reach: here it takes {self.rest:.1f} ms without any "
                 f"visual token in the decoder, and {self.full:.1f} ms with all of them"
             )
-        return min(1.0, (milliseconds - self.rest) / (self.layer * self.depth))
+        return (milliseconds - self.rest) / (self.layer * self.depth)
 
     def milliseconds(self, schedule: Schedule, tokens: int, work: Work) -> float:
         """A prefill under `schedule`, with V0 = `tokens`; `work` is of a layer, relative to all of them."""

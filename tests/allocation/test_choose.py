@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from dataclasses import replace
 
 import pytest
 from support.measured import measurements, table
@@ -58,6 +59,9 @@ def test_every_budget_is_kept_to() -> None:
     assert by_compute.compute(VISUAL_TOKENS, LAYERS, CONFIG) <= 0.4
     in_time = choose(Budget(milliseconds=13.0), measured, CONFIG)
     assert clock.milliseconds(in_time, VISUAL_TOKENS, WORK) <= 13.0
+    # However much a cut takes, there is time for all tokens and for some.
+    slow = measurements(clock=replace(clock, cut=50.0))
+    assert choose(Budget(keep=0.3, milliseconds=900.0), slow, CONFIG).ratios[-1] == 0.3
     in_bytes = choose(Budget(kv_bytes=5000), measured, CONFIG)
     assert measured.cache.bytes(in_bytes, VISUAL_TOKENS, LAYERS) <= 5000
     both = choose(Budget(keep=0.3, kv_bytes=5500), measured, CONFIG)

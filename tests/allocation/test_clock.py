@@ -36,7 +36,7 @@ def test_prefills_that_do_not_grow_with_their_tokens_say_nothing() -> None:
 
 def test_what_a_budget_leaves_for_the_decoder() -> None:
     assert CLOCK.compute(21.0) == 0.5
-    assert CLOCK.compute(40.0) == 1.0
+    assert CLOCK.compute(40.0) == 2.4
     assert CLOCK.charge == 0.5
     with pytest.raises(QuotaError, match=r"in 15\.0 ms is out of reach: here it takes 16\.0 ms"):
         CLOCK.compute(15.0)
