@@ -105,7 +105,7 @@ def inspection_table(inspection: Inspection, title: str) -> Table:
 
 def frontier_table(points: Sequence[Point], chosen: Point | None) -> Table:
     """What other budgets would buy, a row each; the recipe in place is marked if it is among them."""
-    table = Table(title="Budgets, by what calibration measured", box=box.SIMPLE_HEAD)
+    table = WholeTable("Budgets, by what calibration measured", narrow=True)
     for name in ("arithmetic %", "KV cache", "prefill ms", "loss, nats", "kept after layers"):
         table.add_column(name, justify="left" if name.startswith("kept") else "right")
     for one in points:

@@ -14,11 +14,12 @@ from rich.table import Table
 from support.documents import ROOT
 
 from quota import ops
+from quota.allocation.frontier import Point
 from quota.evaluation import Evaluation, Footprint
 from quota.pruning.recipe import PruningRecipe
 from quota.report.doctor import doctor_tables, examine
 from quota.report.inspection import Inspection, PackedWeights
-from quota.report.tables import WholeTable, evaluation_table, inspection_table
+from quota.report.tables import WholeTable, evaluation_table, frontier_table, inspection_table
 from quota.scheme import QuantizationScheme
 from quota_lab.bench.report import UNITS, Report, Row
 from quota_lab.bench.tables import bench_tables
@@ -66,6 +67,10 @@ def tables() -> Iterator[tuple[str, Table]]:
         RECIPE, SCHEME, PackedWeights(224, 6_476_005_376, 3_440_000_000), 10**10, [576] * 32, prefill_flops_ratio=0.4
     )
     yield "inspect", inspection_table(inspection, "a/folder/whose/name/is/longer/than/one/would/like/it/to/be/small")
+    layers = (-1, 3, 6, 9, 12, 16)
+    counts = (520, 440, 360, 300, 240, 180)
+    points = [Point(layers, counts, 1.0, 1234.5, 123_456_789.0, 12.3456, whole) for whole in (True, False)]
+    yield "frontier", frontier_table(points, points[0])
     for number, table in enumerate(doctor_tables(examine())):
         yield f"doctor {number}", table
     for file in sorted((ROOT / "docs" / "benchmarks").glob("*.json")):

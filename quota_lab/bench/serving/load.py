@@ -19,10 +19,10 @@ from dataclasses import asdict, dataclass
 from random import Random
 from typing import Any
 
-from rich import box
 from rich.table import Table
 
 from quota.progress import Steps, silent
+from quota.report.tables import WholeTable
 from quota.samples import Sample
 from quota_lab.bench.busy import Others
 from quota_lab.bench.serving.client import Answer, ask, model_of, request
@@ -129,7 +129,7 @@ def _percentile(values: Sequence[float], percent: int) -> float | None:
 def load_table(served: Sequence[Served], load: Load) -> Table:
     """One line a server."""
     title = f"{load.requests} requests, {load.rate:g} a second, {load.pictures:.0%} with a picture"
-    table = Table(title=title, box=box.SIMPLE_HEAD)
+    table = WholeTable(title)
     for name in ("model", "requests/s", "tokens/s", "first token", "95%", "between tokens", "95%", "failures"):
         table.add_column(name, justify="left" if name == "model" else "right")
     for one in served:

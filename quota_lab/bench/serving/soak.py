@@ -18,10 +18,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from PIL import Image
-from rich import box
 from rich.table import Table
 
 from quota.progress import Steps, silent
+from quota.report.tables import WholeTable
 from quota.samples import Sample
 from quota_lab.bench.serving.client import Answer, ask, get, model_of, picture_url, request, resident_bytes
 
@@ -155,7 +155,7 @@ def _settled(address: str) -> float | None:
 
 def soak_table(found: Soaked) -> Table:
     """One line for each kind of request."""
-    table = Table(title=f"{found.model}: {sum(map(Counter.total, found.kinds.values()))} requests", box=box.SIMPLE_HEAD)
+    table = WholeTable(f"{found.model}: {sum(map(Counter.total, found.kinds.values()))} requests")
     table.add_column("kind")
     table.add_column("ended")
     for kind, ends in found.kinds.items():
