@@ -2,7 +2,7 @@
 # make quick  what a developer runs all the time: formatting, lint, types and the tests that are not slow, in three minutes
 # make test   formatting, lint, types, all tests
 # make test-processors   every family with its own processor, in a second .venv-processors that has torchvision
-# make test-serve        the server and its clients, in a third .venv-serve that has the extra `serve`
+# make test-serve        the server, its clients and Ray's workers, in a third .venv-serve that has the extras `serve`, `ray`
 # make fuzz   the C++ kernels under sanitizers, called at random (SEED and CALLS choose which and how many), then spoilt
 #             files, pictures, questions and command lines (CASES of them; docs/reliability.md has the last result)
 # All make their own .venv first; `make install` does only that.
@@ -57,11 +57,11 @@ test-processors: $(PROCESSORS)/.ready
 $(SERVE)/.ready: $(READY) constraints.txt
 	$(PYTHON) -m venv $(SERVE)
 	$(BIN)/python -c '$(PACKAGES)' > $$($(SERVE)/bin/python -c '$(PACKAGES)')/venv.pth
-	$(SERVE)/bin/python -m pip install --quiet -c constraints.txt 'transformers[serving]'
+	$(SERVE)/bin/python -m pip install --quiet -c constraints.txt 'transformers[serving]' ray
 	touch $@
 
 test-serve: $(SERVE)/.ready
-	OMP_WAIT_POLICY=passive $(SERVE)/bin/python -m pytest -q --durations=5 tests/serving
+	OMP_WAIT_POLICY=passive $(SERVE)/bin/python -m pytest -q --durations=5 tests/serving tests/evaluation/test_workers.py
 
 SEED ?= $(shell date +%s)
 CALLS ?= 50000
