@@ -3,7 +3,7 @@
 # make test   formatting, lint, types, all tests
 # make test-processors   every family with its own processor, in a second .venv-processors that has torchvision
 # make docs   the documentation as a site, build/site/index.html, in a .venv-docs of its own; broken links are errors
-# make test-serve        the server and its clients, in a third .venv-serve that has the extra `serve`
+# make test-serve        the server, its clients and Ray's workers, in a third .venv-serve that has the extras `serve`, `ray`
 # make fuzz   the C++ kernels under sanitizers, called at random (SEED and CALLS choose which and how many), then spoilt
 #             files, pictures, questions and command lines (CASES of them; docs/reliability.md has the last result)
 # All but docs make their own .venv first; `make install` does only that.
@@ -71,11 +71,11 @@ docs: $(DOCS)/.ready
 $(SERVE)/.ready: $(READY) constraints.txt
 	$(PYTHON) -m venv $(SERVE)
 	$(BIN)/python -c '$(PACKAGES)' > $$($(SERVE)/bin/python -c '$(PACKAGES)')/venv.pth
-	$(SERVE)/bin/python -m pip install --quiet -c constraints.txt 'transformers[serving]'
+	$(SERVE)/bin/python -m pip install --quiet -c constraints.txt 'transformers[serving]' ray
 	touch $@
 
 test-serve: $(SERVE)/.ready
-	OMP_WAIT_POLICY=passive $(SERVE)/bin/python -m pytest -q --durations=5 tests/serving
+	OMP_WAIT_POLICY=passive $(SERVE)/bin/python -m pytest -q --durations=5 tests/serving tests/evaluation/test_workers.py
 
 SEED ?= $(shell date +%s)
 CALLS ?= 50000

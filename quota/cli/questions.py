@@ -64,6 +64,10 @@ def evaluate_suite(
     ] = "reference",
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N questions of each task.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Questions answered at once.")] = 32,
+    workers: Annotated[
+        int,
+        typer.Option(min=1, help="Processes that share the batches, by Ray (extra `ray`); the answers stay the same."),
+    ] = 1,
     baseline: Annotated[
         str | None,
         typer.Option(metavar="MODEL", help="The original: also measure retention, and write it into MODEL's card."),
@@ -77,6 +81,7 @@ def evaluate_suite(
     quota eval reference --limit 100
     quota eval small/ --suite my-questions/ --json figures.json
     quota eval small/ --baseline reference
+    quota eval small/ --workers 4
     ```
 
     The JSON holds accuracy (per task), average, interval (low, high), questions, tokens_per_second and backends (those
@@ -84,24 +89,20 @@ def evaluate_suite(
     within tasks. With --baseline there are also retention and retention_interval, the mean over tasks of accuracy
     relative to the baseline's (null if that answers nothing right in some task).
     """
-    from quota.checkpoint.named import load_model, suite_folder
-    from quota.evaluation import evaluate
-    from quota.report.progress import progress_bar
+    from quota.checkpoint.named import label, suite_folder
     from quota.report.tables import evaluation_table
     from quota.samples import first_of_each_task, read_samples
 
     questions = read_samples(suite_folder(suite))
     if limit is not None:
         questions = first_of_each_task(questions, limit)
-    network, processor, label = load_model(model)
-    with progress_bar("answering") as progress:
-        evaluation = evaluate(network, processor, questions, batch_size, progress=progress)
-    console.print(evaluation_table(evaluation, f"{label} on {suite}"))
+    evaluation = _evaluate(model, questions, batch_size, workers, "answering")
+    console.print(evaluation_table(evaluation, f"{label(model)} on {suite}"))
     speed = f"{evaluation.tokens_per_second:.1f} tokens/s (answer tokens over the time of generate)"
     notes.print(f"{speed}; operators: {evaluation.operators}")
     figures = evaluation.figures()
     if baseline is not None:
-        figures |= _compare(evaluation, model, baseline, suite, questions, batch_size)
+        figures |= _compare(evaluation, model, baseline, suite, questions, batch_size, workers)
     write_json(json_file, figures)
 
 
@@ -150,26 +151,43 @@ def _sample(images: list[Path] | None, video: Path | None, question: str) -> Sam
     return sample
 
 
+def _evaluate(model: str, questions: list[Sample], batch_size: int, workers: int, step: str) -> Evaluation:
+    from quota.checkpoint.named import load_model
+    from quota.evaluation import evaluate
+    from quota.evaluation.workers import evaluate_over
+    from quota.report.progress import progress_bar
+
+    if workers > 1:
+        with progress_bar(step) as progress:
+            return evaluate_over(model, questions, workers, batch_size, progress=progress)
+    network, processor, _ = load_model(model)
+    with progress_bar(step) as progress:
+        return evaluate(network, processor, questions, batch_size, progress=progress)
+
+
 def _compare(
-    evaluation: Evaluation, model: str, baseline: str, suite: str, questions: list[Sample], batch_size: int
+    evaluation: Evaluation,
+    model: str,
+    baseline: str,
+    suite: str,
+    questions: list[Sample],
+    batch_size: int,
+    workers: int,
 ) -> dict[str, Any]:
     """Answer the same questions with the baseline, say what share of its score is left, and note it in the card."""
     from quota.checkpoint.card import record_retention
-    from quota.checkpoint.named import load_model
-    from quota.evaluation import evaluate
+    from quota.checkpoint.named import label
     from quota.evaluation.statistics import retention, retention_interval
     from quota.files import is_checkpoint
-    from quota.report.progress import progress_bar
 
-    network, processor, label = load_model(baseline)
-    with progress_bar(f"answering as {label}") as progress:
-        original = evaluate(network, processor, questions, batch_size, progress=progress)
+    name = label(baseline)
+    original = _evaluate(baseline, questions, batch_size, workers, f"answering as {name}")
     share = retention(evaluation.outcomes, original.outcomes)
     interval = retention_interval(evaluation.outcomes, original.outcomes)
     if share is None or interval is None:
-        notes.print(f"retention is undefined: {label} answers nothing right in some task")
+        notes.print(f"retention is undefined: {name} answers nothing right in some task")
         return {"retention": None, "retention_interval": None}
-    console.print(f"retention: {share:.1%} of {label}, 95% interval {interval[0]:.1%} to {interval[1]:.1%}")
+    console.print(f"retention: {share:.1%} of {name}, 95% interval {interval[0]:.1%} to {interval[1]:.1%}")
     if is_checkpoint(Path(model)):
-        record_retention(Path(model), share, interval, label, suite, len(questions))
+        record_retention(Path(model), share, interval, name, suite, len(questions))
     return {"retention": share, "retention_interval": list(interval)}

@@ -76,6 +76,17 @@ class Evaluation:
         }
 
 
+@dataclass(frozen=True)
+class Answered:
+    """One batch of questions."""
+
+    answers: list[str]
+    new_tokens: int
+    seconds: float
+    """Of `generate`."""
+    operators: ops.Usage
+
+
 def evaluate(
     model: Any,
     processor: Any,
@@ -91,30 +102,51 @@ def evaluate(
     """
     if batch_size < 1:
         raise QuotaError(f"a batch of {batch_size} questions cannot be asked; give at least 1")
-    if not samples:
-        raise QuotaError("there are no questions to evaluate on")
-    expected = [_known_answer(sample) for sample in samples]
-    answers: list[str] = []
-    new_tokens, seconds = 0, 0.0
-    operators = ops.Usage()
+    check_answers(samples)
+    answered: list[Answered] = []
+    done = 0
     for together in batches(samples, batch_size):
-        batch = build_inputs(processor, together)
-        began = time.perf_counter()
-        with ops.record(operators):
-            generated = generate(model, processor, batch)
-        seconds += time.perf_counter() - began
-        new_tokens += count_tokens(processor, generated)
-        answers += decode(processor, generated)
+        answered.append(answer_batch(model, processor, together))
+        done += len(together)
         if progress is not None:
-            progress(len(answers), len(samples))
+            progress(done, len(samples))
+    return judge(samples, answered, sum(batch.seconds for batch in answered), seed)
+
+
+def answer_batch(model: Any, processor: Any, together: Sequence[Sample]) -> Answered:
+    """The model's answers to questions that are asked at once."""
+    batch = build_inputs(processor, together)
+    began = time.perf_counter()
+    with ops.record() as operators:
+        generated = generate(model, processor, batch)
+    seconds = time.perf_counter() - began
+    return Answered(decode(processor, generated), count_tokens(processor, generated), seconds, operators)
+
+
+def judge(samples: Sequence[Sample], answered: Sequence[Answered], seconds: float, seed: int = 0) -> Evaluation:
+    """What `answered`, the batches of `samples` in their order, are worth; answering them took so many `seconds`."""
+    answers = [answer for batch in answered for answer in batch.answers]
     outcomes: dict[str, list[bool]] = {}
     known: dict[str, list[str]] = {}
-    for sample, answer, right_answer in zip(samples, answers, expected, strict=True):
-        task = sample.task or UNNAMED_TASK
+    for sample, answer in zip(samples, answers, strict=True):
+        task, right_answer = sample.task or UNNAMED_TASK, _known_answer(sample)
         outcomes.setdefault(task, []).append(matches(answer, right_answer))
         known.setdefault(task, []).append(normalize_answer(right_answer))
     majority = {task: Counter(right).most_common(1)[0][1] / len(right) for task, right in known.items()}
+    operators = ops.Usage()
+    for batch in answered:
+        operators.calls.update(batch.operators.calls)
+        operators.lacking |= batch.operators.lacking
+    new_tokens = sum(batch.new_tokens for batch in answered)
     return Evaluation(outcomes, majority, answers, new_tokens, seconds, seed, operators)
+
+
+def check_answers(samples: Sequence[Sample]) -> None:
+    """QuotaError if there is nothing to compare answers with: better before the questions are asked."""
+    if not samples:
+        raise QuotaError("there are no questions to evaluate on")
+    for sample in samples:
+        _known_answer(sample)
 
 
 def _known_answer(sample: Sample) -> str:
