@@ -113,7 +113,8 @@ def test_what_is_expected_of_schedules() -> None:
 @pytest.mark.slow
 def test_a_large_table_is_solved_in_seconds() -> None:
     measured = measurements(32, 576, errors=table(list(range(-1, 31)), 576))
-    began = time.perf_counter()
+    # Of a processor: others may be using this machine.
+    began = time.process_time()
     found = choose(Budget(keep=0.3, compute=0.5), measured, CONFIG)
-    assert time.perf_counter() - began < 20
+    assert time.process_time() - began < 20
     assert found.compute(576, 32, CONFIG) <= 0.5 and found.ratios[-1] == 0.3
