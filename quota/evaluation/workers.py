@@ -84,7 +84,7 @@ def evaluate_over(
 def _ray(processors: int) -> Iterator[Any]:
     """Ray, on a cluster that is there or on this machine alone, until the block ends."""
     try:
-        import ray
+        import ray  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise QuotaError("several workers need Ray; pip install 'quota-vlm[ray]'") from None
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}

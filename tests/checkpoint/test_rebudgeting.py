@@ -253,6 +253,6 @@ def test_the_published_method_measures_no_drops(tmp_path: Path) -> None:
 def test_the_bundled_model_takes_less_than_five_seconds(reference_folder: Path, tmp_path: Path) -> None:
     out = Path(shutil.copytree(reference_folder, tmp_path / "out"))
     for budget in ({"keep": 0.2}, {"compute": 0.35}, {"kv_bytes": 200_000}):
-        began = time.perf_counter()
+        began = time.process_time()
         quota.rebudget(out, **budget)
-        assert time.perf_counter() - began < 5
+        assert time.process_time() - began < 5
