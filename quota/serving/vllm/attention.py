@@ -22,6 +22,7 @@ from transformers import AttentionInterface
 from quota import ops
 from quota.attention.function import attend
 from quota.attention.observation import Observation
+from quota.attention.turns import turned, turned_logits
 from quota.pruning.ranking import rank
 from quota.pruning.recipe import PruningRecipe
 from quota.pruning.scorers import scorer
@@ -30,6 +31,7 @@ from quota.serving.vllm.batch import Part
 from quota.serving.vllm.layer import PackedLayer
 from quota.serving.vllm.pages import gather, slots
 from quota.serving.vllm.stages import dropped
+from quota.serving.vllm.turns import StoredTurns
 
 NAME = "quota_vllm"
 """Of this attention, in a configuration."""
@@ -44,6 +46,8 @@ class Now:
     """[N, D], what enters the layer."""
     blocks: Tensor
     """[requests, most blocks] of its group."""
+    table: Tensor | None
+    """[1, N, D], how far RoPE turns the rows; None if no layer wants to know."""
 
 
 class PackedAttention:
@@ -51,9 +55,13 @@ class PackedAttention:
 
     now: Now
 
-    def __init__(self, layer: PackedLayer, scheme: QuantizationScheme, recipe: PruningRecipe | None) -> None:
+    def __init__(
+        self, layer: PackedLayer, scheme: QuantizationScheme, recipe: PruningRecipe | None, turns: StoredTurns
+    ) -> None:
+        """`turns` is shared by all layers."""
         self.layer = layer
         self.scheme = scheme
+        self.turns = turns
         cuts = recipe is not None and layer.index in recipe.layers
         self.recipe = recipe if cuts else None
         """Of a layer that cuts."""
@@ -72,8 +80,8 @@ class PackedAttention:
             start += part.rows
         if decoding:
             requests, places = (torch.tensor(each, device=query.device) for each in zip(*decoding, strict=True))
-            tokens = [x[0].index_select(1, places).transpose(0, 1).unsqueeze(2) for x in (query, key, value)]
-            output[0, places] = self._decode(requests, *tokens, scaling).squeeze(2)
+            q, k, v = (x[0].index_select(1, places).transpose(0, 1).unsqueeze(2) for x in (query, key, value))
+            output[0, places] = self._decode(requests, places, q, k, v, scaling).squeeze(2)
         return output
 
     def _prefill(
@@ -83,9 +91,11 @@ class PackedAttention:
         layer, pages = self.layer, self.layer.pages
         rows = pages.rows(1, part.rows, query.device)
         stored = pages.packed(rows, layer.transform)
-        fresh = ops.for_cache(pages.spec, query.device).store_kv(key, value, stored, 0, True)
+        turns = None if self.now.table is None else self.now.table[:, start : start + part.rows]
+        center = self._center(turns)
+        fresh = ops.for_cache(pages.spec, query.device).store_kv(_less(key, center), value, stored, 0, True)
         assert fresh is not None
-        key, value = fresh
+        key, value = fresh[0] if center is None else (fresh[0] + center).to(key.dtype), fresh[1]
         end = part.prompt
         observation = self._observation(part)
         visible = torch.ones(1, part.rows, dtype=torch.bool, device=query.device)
@@ -94,15 +104,22 @@ class PackedAttention:
             entering = self.now.entering[None, start : start + end]
             kept = self._choose(part, entering, observation)
             kept = torch.cat([kept, torch.arange(end, part.rows, device=kept.device)])
-            rows, visible = rows[:, kept], visible[:, kept]
+            rows, visible, turns = rows[:, kept], visible[:, kept], None if turns is None else turns[:, kept]
             if part.tail:
                 key, value = key[:, :, kept], value[:, :, kept]
         if part.tail:
             tail = attend(query[:, :, end:], key, value, visible, scaling)
             output = torch.cat([output, tail], dim=2)
-        places = slots(self.now.blocks[index], layer.block, 0, rows.shape[1])
-        layer.memory.index_copy_(0, places, rows[0])
+        places = torch.arange(rows.shape[1], device=rows.device)
+        layer.memory.index_copy_(0, slots(self.now.blocks[index], layer.block, places), rows[0])
+        if turns is not None:
+            self.turns.store(part.request, layer.stage, 0, turns[0])
         return output
+
+    def _center(self, table: Tensor | None) -> Tensor | None:
+        """What stands in keys before RoPE, turned as the rows of a table [B, T, D]: [B, G, T, D]."""
+        center = self.layer.turning
+        return None if center is None or table is None else turned(center, table)
 
     def _observation(self, part: Part) -> Observation | None:
         """To be filled, if this layer cuts and there is something to cut."""
@@ -118,24 +135,40 @@ class PackedAttention:
         part.choice = rank(part.presence, entering, observation, None, self.recipe, self.layer.index, self.scheme)
         return part.choice.cut.slots[0]
 
-    def _decode(self, requests: Tensor, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
-        """[B, H, 1, D] of one token of each of B requests: query [B, H, 1, D], key and value [B, G, 1, D]."""
+    def _decode(
+        self, requests: Tensor, starts: Tensor, query: Tensor, key: Tensor, value: Tensor, scaling: float
+    ) -> Tensor:
+        """[B, H, 1, D] of one token of each of B requests, at rows `starts` of the pass.
+
+        query [B, H, 1, D], key and value [B, G, 1, D].
+        """
         layer, pages = self.layer, self.layer.pages
         backend = ops.for_cache(pages.spec, query.device)
         rows = pages.rows(len(query), 1, query.device)
-        backend.store_kv(key, value, pages.packed(rows, layer.transform), 0, False)
-        held = [self._held(self.now.parts[index]) for index in requests.tolist()]
+        parts = [self.now.parts[index] for index in requests.tolist()]
+        held = [self._held(part) for part in parts]
+        table = None if self.now.table is None else self.now.table[0, starts][:, None]
+        backend.store_kv(_less(key, self._center(table)), value, pages.packed(rows, layer.transform), 0, False)
         tables = self.now.blocks.index_select(0, requests)
-        places = [slots(table, layer.block, count - 1, 1) for table, count in zip(tables, held, strict=True)]
-        layer.memory.index_copy_(0, torch.cat(places), rows[:, 0])
-        most = max(held)
+        counts, most = torch.tensor(held, device=query.device), max(held)
+        layer.memory.index_copy_(0, slots(tables, layer.block, counts[:, None] - 1)[:, 0], rows[:, 0])
         stored = pages.packed(gather(layer.memory, tables, layer.block, most), layer.transform)
-        valid = torch.arange(most, device=query.device) < torch.tensor(held, device=query.device)[:, None]
-        return backend.decode_attention(query, *stored, valid, scaling, most)
+        valid = torch.arange(most, device=query.device) < counts[:, None]
+        added = None
+        if table is not None and layer.turning is not None:
+            for part, count, row in zip(parts, held, table, strict=True):
+                self.turns.store(part.request, layer.stage, count - 1, row)
+            stored_turns = self.turns.of([part.request for part in parts], layer.stage, most)
+            added = scaling * turned_logits(query, layer.turning, stored_turns)
+        return backend.decode_attention(query, *stored, valid, scaling, most, added)
 
     def _held(self, part: Part) -> int:
         """Slots that a part fills once its rows are stored."""
         return part.seen + part.rows - dropped(self.layer.keep, part.sizes)
+
+
+def _less(key: Tensor, center: Tensor | None) -> Tensor:
+    return key if center is None else (key - center).to(key.dtype)
 
 
 def attach(module: Any, attention: PackedAttention) -> None:

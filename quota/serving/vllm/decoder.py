@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from quota.attention.turns import turn_table
 from quota.models import Family
 from quota.pruning.ranking import Choice, rank
 from quota.pruning.recipe import PruningRecipe
@@ -20,6 +21,7 @@ from quota.scheme import QuantizationScheme
 from quota.serving.vllm.attention import Now, PackedAttention, attach
 from quota.serving.vllm.batch import Part
 from quota.serving.vllm.layer import PackedLayer
+from quota.serving.vllm.turns import StoredTurns
 
 Watcher = Callable[[Part, int, Choice], None]
 """(a request's part, the layer that cuts, what it has chosen)"""
@@ -36,7 +38,9 @@ class Decoder:
         self.recipe = recipe
         self.watchers: list[Watcher] = []
         """Told of every cut."""
-        self._attention = [PackedAttention(layer, scheme, recipe) for layer in layers]
+        self.turns = StoredTurns()
+        self._turning = any(layer.turning is not None for layer in layers)
+        self._attention = [PackedAttention(layer, scheme, recipe, self.turns) for layer in layers]
         for layer, attention in zip(family.decoder_layers, self._attention, strict=True):
             attach(layer.self_attn, attention)
 
@@ -52,7 +56,8 @@ class Decoder:
             hidden, tables, order = self._cut(-1, hidden, tables, order, parts)
         for attention, layer in zip(self._attention, self.text.layers, strict=True):
             index = attention.layer.index
-            attention.now = Now(parts, hidden, blocks(attention.layer.name))
+            table = turn_table(*tables) if self._turning else None
+            attention.now = Now(parts, hidden, blocks(attention.layer.name), table)
             hidden = layer(hidden[None], attention_mask=None, position_embeddings=tables, past_key_values=None)[0]
             hidden, tables, order = self._cut(index, hidden, tables, order, parts)
         hidden = self.text.norm(hidden)

@@ -68,11 +68,14 @@ class PackedBackend(AttentionBackend):
 class PackedLayer(AttentionLayerBase):
     """The cache of decoder layer `index`, of which vLLM knows by its `name`."""
 
-    def __init__(self, index: int, pages: Pages, transform: KeyTransform | None, keep: float, part: int) -> None:
+    def __init__(
+        self, index: int, pages: Pages, transform: KeyTransform | None, stage: int, keep: float, part: int
+    ) -> None:
         """`keep` and `part` are those of the layer's `PackedSpec`."""
         self.index = index
         self.name = f"quota.layers.{index}.attention"
         self.pages = pages
+        self.stage = stage
         self.keep = keep
         self._transform = transform
         self._part = part

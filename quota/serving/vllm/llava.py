@@ -31,4 +31,4 @@ class QuotaLlava(ServedModel):
         pixels = kwargs.get("pixel_values")
         if pixels is None:
             raise QuotaError("this model takes pictures, not their features")
-        return self.family.base.get_image_features(pixel_values=pixels, return_dict=True).pooler_output
+        return self.features(pixel_values=pixels)

@@ -21,9 +21,11 @@ from vllm.utils.torch_utils import set_default_torch_dtype
 from quota.attention.keys import key_transforms
 from quota.checkpoint.named import in_one_line, model_folder
 from quota.checkpoint.save import attached_recipe, settings
+from quota.errors import QuotaError
 from quota.models import family
 from quota.ops.interface import CacheSpec
 from quota.pruning.ranking import Choice
+from quota.pruning.scorers import scorer
 from quota.pruning.trace import Trace
 from quota.scheme import QuantizationScheme
 from quota.serving.vllm.batch import Part
@@ -52,6 +54,10 @@ class ServedModel(nn.Module, SupportsMultiModal):
             if hook is not None:
                 hook.detach()
         self.family = family(self.hf)
+        if not self.family.causal:
+            raise QuotaError("quota in vLLM: attention of this decoder has windows or blocks, which is not supported")
+        if recipe is not None and "tower" in scorer(recipe.scorer).SIGNALS:
+            raise QuotaError(f"quota in vLLM: scorer {recipe.scorer!r} reads the tower's attention, which is not kept")
         layers = self._layers(kept.scheme, Stages.of(recipe))
         vllm_config.compilation_config.static_forward_context.update({layer.name: layer for layer in layers})
         self._decoder = (Decoder(self.family, layers, kept.scheme, recipe),)
@@ -69,7 +75,8 @@ class ServedModel(nn.Module, SupportsMultiModal):
         for index, (layer, part) in enumerate(zip(decoder, stages.parts(len(decoder)), strict=True)):
             width = layer.self_attn.head_dim
             pages = Pages(CacheSpec(scheme.kv_bits, width, scheme.hadamard_for(width)), config.num_key_value_heads)
-            layers.append(PackedLayer(index, pages, transforms[index], stages.keep(index), part))
+            stage, keep = stages.stage(index), stages.keep(index)
+            layers.append(PackedLayer(index, pages, transforms[index], stage, keep, part))
         return layers
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str] | None:
@@ -79,6 +86,10 @@ class ServedModel(nn.Module, SupportsMultiModal):
     def embed_multimodal(self, **kwargs: Any) -> Sequence[Tensor]:
         """Features [tokens, D] of each picture."""
         raise NotImplementedError
+
+    def features(self, **pictures: Tensor) -> Sequence[Tensor]:
+        """Visual tokens [tokens, D] of each picture, from the arguments of the model's own `get_image_features`."""
+        return self.family.base.get_image_features(**pictures, return_dict=True).pooler_output
 
     def get_language_model(self) -> nn.Module:
         """What embeds words."""

@@ -57,16 +57,15 @@ class Pages:
         )
 
 
-def slots(table: Tensor, block: int, first: int, count: int) -> Tensor:
-    """Rows of the memory [count] that hold tokens `first` and on of a request with blocks `table` [blocks]."""
-    places = torch.arange(first, first + count, device=table.device)
-    return table[places // block].long() * block + places % block
+def slots(tables: Tensor, block: int, places: Tensor) -> Tensor:
+    """Rows of the memory that hold the tokens at `places` [..., T] of requests with blocks `tables` [..., blocks]."""
+    return tables.gather(-1, places // block).long() * block + places % block
 
 
 def gather(memory: Tensor, tables: Tensor, block: int, tokens: int) -> Tensor:
     """The first `tokens` of B requests with blocks `tables` [B, blocks]: memory [slots, G * C] -> [B, T, G * C].
 
-    T is a whole number of blocks; behind a request's last token stands anything.
+    T is a whole number of blocks; behind a request's last token stands what ended requests have left there: numbers.
     """
     blocks = memory.view(-1, block * memory.shape[1])
     wanted = tables[:, : -(-tokens // block)]

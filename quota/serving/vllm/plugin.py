@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-SERVED = {"LlavaForConditionalGeneration": ("QuotaLlava", "quota.serving.vllm.llava")}
+SERVED = {
+    "LlavaForConditionalGeneration": ("QuotaLlava", "quota.serving.vllm.llava"),
+    "LlavaOnevisionForConditionalGeneration": ("QuotaLlavaOnevision", "quota.serving.vllm.llava_onevision"),
+    "Qwen2_5_VLForConditionalGeneration": ("QuotaQwen25VL", "quota.serving.vllm.qwen2_5_vl"),
+}
 """Architecture of transformers -> class and module that run it."""
 
 
 def register() -> None:
     """Let vLLM run checkpoints of ours; others are as before. May be called several times."""
-    from vllm.model_executor.layers.quantization import QUANTIZATION_METHODS
-
-    if "quota" in QUANTIZATION_METHODS:
-        return
     from quota.serving.vllm.redirect import lead
 
     for architecture, (served, where) in SERVED.items():

@@ -15,10 +15,13 @@ from vllm.model_executor.layers.quantization.base_config import QuantizationConf
 from vllm.model_executor.models.config import MODELS_CONFIG_MAP, VerifyAndUpdateConfig
 
 from quota.checkpoint.save import settings
+from quota.errors import QuotaError
 from quota.serving.vllm.refusals import configure
 
 METHOD = "quota"
 """Of quantisation, in vLLM."""
+PREFIX = "Quota"
+"""Of architectures of ours."""
 
 
 class WholePromptConfig(ModelConfig):
@@ -45,8 +48,10 @@ class Ours(VerifyAndUpdateConfig):
 
 
 def lead(architecture: str, served: str, where: str) -> None:
-    """Run checkpoints of ours of this `architecture` as `served`, a class in module `where`."""
-    name = f"Quota{architecture}"
+    """Run checkpoints of ours of this `architecture` as `served`, a class in module `where`; once is enough."""
+    name = f"{PREFIX}{architecture}"
+    if name in MODELS_CONFIG_MAP:
+        return
     ModelRegistry.register_model(name, f"{where}:{served}")
     MODELS_CONFIG_MAP[name] = Ours
     others = MODELS_CONFIG_MAP.get(architecture, VerifyAndUpdateConfig)
@@ -103,8 +108,14 @@ class Scheme(QuantizationConfig):
 
     @classmethod
     def override_quantization_method(cls, hf_quant_cfg: Any, user_quant: Any, hf_config: Any = None) -> Any:
-        """Ask for checkpoints of ours, which others take for compressed-tensors."""
-        return METHOD if hf_config is not None and settings(hf_config) is not None else None
+        """Ask for checkpoints of ours, which others take for compressed-tensors. QuotaError for what is not served."""
+        if hf_config is None or settings(hf_config) is None:
+            return None
+        [architecture] = hf_config.architectures
+        if MODELS_CONFIG_MAP.get(architecture) is not Ours:
+            known = ", ".join(name.removeprefix(PREFIX) for name, does in MODELS_CONFIG_MAP.items() if does is Ours)
+            raise QuotaError(f"quota in vLLM: {architecture} is not served; served are {known}")
+        return METHOD
 
     def get_quant_method(self, layer: Any, prefix: str) -> None:
         """vLLM has no layer to quantise."""

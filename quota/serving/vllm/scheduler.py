@@ -19,7 +19,8 @@ class WholePromptScheduler(Scheduler):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        for manager in self.kv_cache_manager.coordinator.single_type_managers:
+        managers: Any = self.kv_cache_manager.coordinator.single_type_managers
+        for manager in managers:
             if isinstance(manager, KeptManager):
                 manager.requests = self.requests
 

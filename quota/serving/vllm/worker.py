@@ -13,7 +13,7 @@ class TellingWorker(CPUWorker):
     """For models that must know the requests of a pass."""
 
     def init_device(self) -> None:
-        """Make the model runner, whose `_model_forward` is there to be overridden."""
+        """Make the model runner, which has these two methods to be overridden."""
         super().init_device()
         runner: Any = self.model_runner
         forward = runner._model_forward
@@ -23,3 +23,4 @@ class TellingWorker(CPUWorker):
             return forward(*args, **kwargs)
 
         runner._model_forward = told
+        runner._on_request_state_removed = lambda request, state: runner.model.decoder.turns.forget(request)
