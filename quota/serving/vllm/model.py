@@ -45,6 +45,9 @@ class ServedModel(nn.Module, SupportsMultiModal):
         with in_one_line(name), set_default_torch_dtype(torch.float32):
             dtype = vllm_config.model_config.dtype
             found = AutoModelForImageTextToText.from_pretrained(model_folder(name), dtype=dtype)
+        # Some versions of transformers leave what is stored under another name in the type that it has there.
+        for parameter in found.parameters():
+            parameter.data = parameter.data.to(dtype)
         self.hf: Any = found.eval()
         self.parts: Sequence[Part] = ()
         """Of the pass that comes next; the worker says."""
