@@ -1,9 +1,9 @@
-"""`quota bench vllm`: a checkpoint of ours in vLLM, beside itself as `quota run` has it, and beside the original model.
+"""`quota bench vllm`: a checkpoint of ours in vLLM, beside itself as `quota run` has it.
 
 equal       answers of a suite that are the same, word by word
 kept        tokens that both keep, of those that quota keeps
 bytes       of the cache for one prompt: by vLLM's blocks, and as `quota inspect` counts
-at once     requests that a cache of a fixed size holds, against the original model in bfloat16
+at once     requests that a cache of a fixed size holds, and how many of 16 bits with all tokens it would hold
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from quota_lab.bench.engine import Engine
 CACHE = 64 << 20
 SMALL_CACHE = 8 << 20
 """To count the requests that fit."""
-_ASKED = 64
+_ASKED, _BLOCK = 64, 32
 _STEPS = 8
 """Until no more come in: a step takes as many prompts as it has tokens for."""
 _LONG = 24
@@ -53,16 +53,14 @@ class Served:
         return asdict(self)
 
 
-def bench_vllm(folder: Path, original: Path, samples: Sequence[Sample], progress: Steps = silent) -> Served:
+def bench_vllm(folder: Path, samples: Sequence[Sample], progress: Steps = silent) -> Served:
     """The checkpoint in `folder` on questions, in float32 where answers are compared."""
     exact = Engine(folder, CACHE, dtype="float32")
     own: Any = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
     equal, kept = _compare(exact, own, samples, progress)
     in_vllm, in_quota = _bytes(exact, own, samples[0])
     del exact, own
-    ours = _at_once(folder, samples, progress, "ours")
-    # Blocks of 32 tokens are the smallest that vLLM's own kernels are made for.
-    dense = _at_once(original, samples, progress, "dense", block_size=32)
+    ours, dense = _at_once(folder, samples, progress)
     return Served(len(samples), equal, kept, in_vllm, in_quota, ours, dense, machine.processor())
 
 
@@ -98,14 +96,22 @@ def _bytes(engine: Engine, model: Any, sample: Sample) -> tuple[int, int]:
     return used, footprint(model, engine.processor, sample).kv_bytes
 
 
-def _at_once(folder: Path, samples: Sequence[Sample], progress: Steps, name: str, **options: Any) -> int:
-    """Requests that a small cache holds."""
-    engine = Engine(folder, SMALL_CACHE, dtype="bfloat16", max_num_seqs=_ASKED, enforce_eager=True, **options)
+def _at_once(folder: Path, samples: Sequence[Sample], progress: Steps) -> tuple[int, int]:
+    """Requests that a small cache holds, and how many it would hold in vLLM's own cache of 16 bits.
+
+    Of those blocks of 32 tokens are counted, the smallest that vLLM's kernels for CPUs are made for.
+    """
+    engine = Engine(folder, SMALL_CACHE, dtype="bfloat16", max_num_seqs=_ASKED)
     names = engine.begin([samples[number % len(samples)] for number in range(_ASKED)], _LONG)
-    most = 0
+    most = longest = 0
     for done in range(_STEPS):
         engine.step()
-        most = max(most, len(engine.scheduler.running))
-        progress(f"{name}, at once", done + 1, _STEPS)
+        running = engine.scheduler.running
+        most, longest = max(most, len(running)), max([longest, *(request.num_prompt_tokens for request in running)])
+        progress("at once", done + 1, _STEPS)
     engine.give_up(names)
-    return most
+    layers = engine.served.family.decoder_layers
+    spec = engine.scheduler.kv_cache_manager.kv_cache_config.kv_cache_groups[0].kv_cache_spec
+    slots = -(-(longest + 1) // _BLOCK) * _BLOCK
+    dense = slots * len(layers) * 2 * spec.num_kv_heads * spec.head_size * 2
+    return most, SMALL_CACHE // dense

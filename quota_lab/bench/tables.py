@@ -48,5 +48,5 @@ def served_table(found: Served) -> Table:
         "cache of a prompt, bytes", str(found.bytes_in_vllm), f"{found.bytes_in_quota} counted", f"{ratio:.3f}"
     )
     ratio = found.at_once / found.at_once_dense
-    table.add_row("requests at once", str(found.at_once), f"{found.at_once_dense} dense bf16", f"{ratio:.1f}x")
+    table.add_row("requests at once", str(found.at_once), f"{found.at_once_dense} of 16 bits", f"{ratio:.1f}x")
     return table

@@ -134,21 +134,20 @@ def compress(
 @bench.command()
 def vllm(
     folder: Annotated[Path, typer.Argument(help="What `quota compress` has written.")],
-    original: Annotated[str, typer.Option(help="The model that it was made of: a folder, or a name that is shipped.")],
     suite: Annotated[str, typer.Option(help="A folder of questions, or a suite that is shipped.")] = "reference",
     questions: Annotated[int, typer.Option(min=1, help="Of the suite, evenly.")] = 300,
     json_file: JsonFile = None,
 ) -> None:
-    """Compare a checkpoint in vLLM with itself under `quota run`, and with the original in vLLM.
+    """Compare a checkpoint in vLLM with itself under `quota run`.
 
     Answers and kept tokens that are equal, bytes of the cache, and requests that fit into a small one. Needs
     `pip install 'quota-vlm[vllm]'`.
 
     ```text
-    quota bench vllm small/ --original reference --questions 300 --json vllm.json
+    quota bench vllm small/ --questions 300 --json vllm.json
     ```
     """
-    from quota.checkpoint.named import model_folder, suite_folder
+    from quota.checkpoint.named import suite_folder
     from quota.report.progress import progress_steps
     from quota.samples import read_samples
     from quota_lab.bench.served import bench_vllm
@@ -159,6 +158,6 @@ def vllm(
         raise QuotaError(f"{suite} holds {len(samples)} questions; pass --questions {len(samples)} or fewer")
     with progress_steps() as progress:
         asked = samples[:: len(samples) // questions][:questions]
-        found = bench_vllm(folder, model_folder(original), asked, progress)
+        found = bench_vllm(folder, asked, progress)
     console.print(served_table(found))
     write_json(json_file, found.figures())

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 from support.served import suite
 
-from quota_lab import reference
 from quota_lab.bench.tables import served_table
 
 pytest.importorskip("vllm", reason="run by `make test-vllm`")
@@ -16,7 +15,7 @@ pytest.importorskip("vllm", reason="run by `make test-vllm`")
 def test_answers_kept_tokens_bytes_and_requests_at_once(reference_folder: Path) -> None:
     from quota_lab.bench.served import bench_vllm
 
-    found = bench_vllm(reference_folder, reference.model_path(), suite(6))
+    found = bench_vllm(reference_folder, suite(6))
     assert found.equal == found.questions == 6
     assert found.kept is not None
     assert found.kept >= 0.99
