@@ -1,4 +1,4 @@
-"""Every family that is served, as a tiny random model with its own processor: keys with a bias, tiles, M-RoPE."""
+"""Every family that is served, as a tiny random model with its own processor: keys with a bias, tiles."""
 
 from __future__ import annotations
 
