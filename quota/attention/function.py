@@ -76,6 +76,36 @@ def from_cache(keys: Tensor, layer: PackedLayer) -> Tensor:
     return keys
 
 
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    visible: Tensor,
+    scaling: float,
+    observation: Observation | None = None,
+    pairs: bool = False,
+) -> Tensor:
+    """Attention of the last T of S tokens by the backend: query [B, H, T, D], key and value [B, G, S, D] -> as query.
+
+    `visible` [B, S] bool says which keys may be attended to, by no token before them; with `pairs` [B, T, S] says all.
+    `observation` is filled by the way.
+    """
+    sets = {} if observation is None else observation.sets()
+    if sets:
+        rows = torch.stack(list(sets.values()), dim=1)
+    else:
+        rows = query.new_zeros(len(query), 0, query.shape[2], dtype=torch.bool)
+    attention = ops.for_attention(query.device, pairs=pairs).attention
+    output, sums = attention(query.detach(), key.detach(), value.detach(), rows, visible, scaling)
+    if observation is not None:
+        new = query.shape[2]
+        for name, received in zip(sets, sums[..., -new:].unbind(dim=1), strict=True):
+            setattr(observation, name, received)
+        if "keys" in observation.wanted:
+            observation.states = key.detach()[:, :, -new:].transpose(1, 2).flatten(2)
+    return output
+
+
 def _attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any
 ) -> tuple[Tensor, Tensor | None]:
@@ -93,23 +123,11 @@ def _attention(
     if layer is not None and reads_packed(query.shape[2]):
         valid = None if attention_mask is None else _visible(attention_mask, key)
         return layer.attend(query, valid, scaling).transpose(1, 2), None
-    sets = {} if observation is None else observation.sets()
-    if sets:
-        rows = torch.stack(list(sets.values()), dim=1)
-    else:
-        rows = query.new_zeros(len(query), 0, query.shape[2], dtype=torch.bool)
     visible = _visible(attention_mask, key) if observation is None else observation.keys
-    pairs = None if now.causal else attention_mask
-    if pairs is not None:
-        visible = as_truth(pairs)[:, 0].expand(len(query), -1, -1)
-    attention = ops.for_attention(query.device, pairs=pairs is not None).attention
-    output, sums = attention(query.detach(), key.detach(), value.detach(), rows, visible, scaling)
-    if observation is not None:
-        new = query.shape[2]
-        for name, received in zip(sets, sums[..., -new:].unbind(dim=1), strict=True):
-            setattr(observation, name, received)
-        if "keys" in observation.wanted:
-            observation.states = key.detach()[:, :, -new:].transpose(1, 2).flatten(2)
+    pairs = not now.causal and attention_mask is not None
+    if pairs:
+        visible = as_truth(attention_mask)[:, 0].expand(len(query), -1, -1)
+    output = attend(query, key, value, visible, scaling, observation, pairs)
     if layer is not None:
         return output.transpose(1, 2), None
     return _as_chosen(module, query, key, value, attention_mask, **kwargs)

@@ -5,6 +5,7 @@
     threads     decode tokens a second beside busy processes
     serve       servers under load (quota_lab/bench/serving)
     compress    what `quota compress` takes of memory, for models of one width and several depths
+    vllm        a checkpoint in vLLM, against itself as `quota run` has it
 
 What is compared is run in turns, never one after the other, and medians are compared: a machine that slows down slows
 both. A row states a ratio, above 1 where ours is better.

@@ -6,6 +6,7 @@ from rich.table import Table
 
 from quota.report.tables import WholeTable
 from quota_lab.bench.report import UNITS, Report, Row
+from quota_lab.bench.served import Served
 
 
 def bench_tables(report: Report) -> list[Table]:
@@ -32,3 +33,20 @@ def quantity(row: Row, value: float) -> str:
     if unit == "s":
         return f"{1e3 * value:.3g} ms" if value < 1 else f"{value:.2f} s"
     return f"{value / 1e6:.0f} MB" if unit == "bytes" else f"{value:.1f} {unit}"
+
+
+def served_table(found: Served) -> Table:
+    """What `quota bench vllm` found, one line a bar."""
+    table = Table(title=f"vLLM beside quota ({found.device})", box=box.SIMPLE_HEAD)
+    for name in ("", "vLLM", "beside", "ratio"):
+        table.add_column(name, justify="right" if name else "left")
+    table.add_row("answers equal", str(found.equal), f"of {found.questions}", f"{found.equal / found.questions:.3f}")
+    if found.kept is not None:
+        table.add_row("kept tokens equal", "", "", f"{found.kept:.4f}")
+    ratio = found.bytes_in_vllm / found.bytes_in_quota
+    table.add_row(
+        "cache of a prompt, bytes", str(found.bytes_in_vllm), f"{found.bytes_in_quota} counted", f"{ratio:.3f}"
+    )
+    ratio = found.at_once / found.at_once_dense
+    table.add_row("requests at once", str(found.at_once), f"{found.at_once_dense} of 16 bits", f"{ratio:.1f}x")
+    return table

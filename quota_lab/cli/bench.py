@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -16,7 +17,7 @@ bench = typer.Typer(
     name="bench",
     help=(
         "Measure this machine against what one would run otherwise: `quota bench ops`, `quota bench e2e`, "
-        "`quota bench threads`, `quota bench compress`, and servers by `quota bench serve`.\n\n"
+        "`quota bench threads`, `quota bench compress`, servers by `quota bench serve`, `quota bench vllm`.\n\n"
         "A ratio above 1 is better than the baseline. The JSON holds device, threads, others (the share of the machine "
         "that other processes took) and rows; every row has job, shape, backend, value, baseline, baseline_value and "
         "ratio. Values are seconds (linear, decode_attention, ttft, overhead, and the parts of a prefill and of a "
@@ -181,3 +182,35 @@ def serve(
     write_json(json_file, figures)
     if soak is not None and (failures := [failure for found in soaks for failure in found.failures]):
         raise QuotaError(f"{len(failures)} things went wrong, the first of them: {failures[0]}")
+
+
+@bench.command()
+def vllm(
+    folder: Annotated[Path, typer.Argument(help="What `quota compress` has written.")],
+    suite: Annotated[str, typer.Option(help="A folder of questions, or a suite that is shipped.")] = "reference",
+    questions: Annotated[int, typer.Option(min=1, help="Of the suite, evenly.")] = 300,
+    json_file: JsonFile = None,
+) -> None:
+    """Compare a checkpoint in vLLM with itself under `quota run`.
+
+    Answers and kept tokens that are equal, bytes of the cache, and requests that fit into a small one. Needs
+    `pip install 'quota-vlm[vllm]'`.
+
+    ```text
+    quota bench vllm small/ --questions 300 --json vllm.json
+    ```
+    """
+    from quota.checkpoint.named import suite_folder
+    from quota.report.progress import progress_steps
+    from quota.samples import read_samples
+    from quota_lab.bench.served import bench_vllm
+    from quota_lab.bench.tables import served_table
+
+    samples = read_samples(suite_folder(suite))
+    if len(samples) < questions:
+        raise QuotaError(f"{suite} holds {len(samples)} questions; pass --questions {len(samples)} or fewer")
+    with progress_steps() as progress:
+        asked = samples[:: len(samples) // questions][:questions]
+        found = bench_vllm(folder, asked, progress)
+    console.print(served_table(found))
+    write_json(json_file, found.figures())

@@ -1,0 +1,32 @@
+"""An engine of vLLM on the reference model; `make test-vllm` runs what needs one, and it is skipped elsewhere."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from support.engines import Beside
+
+import quota
+from quota.checkpoint.named import load_model
+from quota.compress import quantize_only
+from quota_lab import reference
+from quota_lab.reference import NAME as REFERENCE
+
+
+@pytest.fixture(scope="session")
+def engine(reference_folder: Path) -> Beside:
+    """On the reference model at W4A4KV4, with cuts."""
+    return Beside(reference_folder)
+
+
+@pytest.fixture(scope="session")
+def whole_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The reference model at W4A8KV4, without cuts, in bfloat16."""
+    folder = tmp_path_factory.mktemp("models") / "whole"
+    model, tools, _ = load_model(REFERENCE)
+    model = model.to(torch.bfloat16)
+    quantize_only(model, tools, reference.calibration_samples(4, seed=0), quota.QuantizationScheme(activation_bits=8))
+    quota.save_pretrained(model, tools, folder)
+    return folder

@@ -1,0 +1,76 @@
+"""What vLLM answers is what quota answers, what it keeps is what quota keeps, and requests do not feel each other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.engines import Beside, suite
+
+import quota
+from quota.prompts import answer, build_inputs, generate
+from quota.samples import Sample
+
+pytest.importorskip("vllm", reason="run by `make test-vllm`")
+
+
+def own_tokens(engine: Beside, sample: Sample) -> list[int]:
+    """Of the answer that quota gives, to the end mark."""
+    tokens = generate(engine.model, engine.processor, build_inputs(engine.processor, [sample]))[0].tolist()
+    end = engine.processor.tokenizer.eos_token_id
+    return tokens[: tokens.index(end) + 1] if end in tokens else tokens
+
+
+def mixed(count: int) -> list[Sample]:
+    """Requests of many sizes: one picture or two, few words or many."""
+    samples = suite(count)
+    return [
+        Sample(
+            (sample.image, other.image) if number % 3 == 0 else sample.image,
+            " ".join([sample.question] * (1 + number % 4)),
+        )
+        for number, (sample, other) in enumerate(zip(samples, reversed(samples), strict=True))
+    ]
+
+
+def test_answers_and_kept_tokens_are_those_of_quota(engine: Beside) -> None:
+    samples = suite(36)
+    with engine.served.record() as traces:
+        outputs = engine.generate(engine.prompts(samples))
+    # The engine adds something to the numbers of requests.
+    kept = sorted(traces.items(), key=lambda item: int(item[0].split("-")[0]))
+    same = total = 0
+    for sample, tokens, (_, trace) in zip(samples, outputs, kept, strict=True):
+        with quota.record(engine.model) as own:
+            assert tokens == own_tokens(engine, sample)
+        assert trace.tokens_per_layer == own.tokens_per_layer
+        assert list(trace.kept) == list(own.kept) == [*engine.served.decoder.recipe.layers]
+        for layer, chosen in own.kept.items():
+            same += len(set(chosen[0].tolist()) & set(trace.kept[layer][0].tolist()))
+            total += chosen.shape[1]
+    assert same >= 0.99 * total
+
+
+def test_many_at_once_answer_as_each_does_alone(engine: Beside) -> None:
+    prompts: list[Any] = engine.prompts(mixed(28))
+    prompts += [{"prompt": prompt["prompt"].replace("<image>", "")} for prompt in prompts[:4]]
+    alone = [engine.generate([prompt])[0] for prompt in prompts]
+    assert engine.generate(prompts) == alone
+
+
+def test_two_pictures_are_cut_each_by_itself(engine: Beside) -> None:
+    samples = [sample for sample in mixed(9) if isinstance(sample.image, tuple)]
+    assert engine.texts(engine.generate(engine.prompts(samples))) == [
+        answer(engine.model, engine.processor, sample) for sample in samples
+    ]
+
+
+def test_without_cuts_in_another_scheme_and_type(whole_folder: Path) -> None:
+    engine = Beside(whole_folder, 16 << 20, dtype="auto")
+    assert engine.served.decoder.recipe is None
+    assert next(engine.served.parameters()).dtype == engine.model.dtype
+    samples = suite(24)
+    answers = engine.texts(engine.generate(engine.prompts(samples)))
+    own = [answer(engine.model, engine.processor, sample) for sample in samples]
+    assert sum(one == other for one, other in zip(answers, own, strict=True)) >= 23
