@@ -81,6 +81,7 @@ $(SERVE)/.ready: $(READY) constraints.txt
 
 test-serve: $(SERVE)/.ready
 	OMP_WAIT_POLICY=passive $(SERVE)/bin/python -m pytest -q --durations=5 tests/serving tests/evaluation/test_workers.py
+
 # The same for vLLM, which wants older versions of some packages. What describes torchvision's compiled operators is
 # emptied: beside a torch for CPUs they cannot be loaded, and vLLM's processes cannot be told one by one.
 $(VLLM)/.ready: $(READY) constraints-vllm.txt

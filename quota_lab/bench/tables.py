@@ -37,7 +37,7 @@ def quantity(row: Row, value: float) -> str:
 
 def served_table(found: Served) -> Table:
     """What `quota bench vllm` found, one line a bar."""
-    table = Table(title=f"vLLM beside quota ({found.device})", box=box.SIMPLE_HEAD)
+    table = WholeTable(f"vLLM beside quota ({found.device})")
     for name in ("", "vLLM", "beside", "ratio"):
         table.add_column(name, justify="right" if name else "left")
     table.add_row("answers equal", str(found.equal), f"of {found.questions}", f"{found.equal / found.questions:.3f}")

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from support.engines import Beside
 from support.families import TINY
 from support.families.own import OWN
-from support.engines import Beside
 
 import quota
 from quota.prompts import build_inputs, generate
