@@ -124,10 +124,10 @@ def _attention(
         valid = None if attention_mask is None else _visible(attention_mask, key)
         return layer.attend(query, valid, scaling).transpose(1, 2), None
     visible = _visible(attention_mask, key) if observation is None else observation.keys
-    pairs = not now.causal and attention_mask is not None
-    if pairs:
-        visible = as_truth(attention_mask)[:, 0].expand(len(query), -1, -1)
-    output = attend(query, key, value, visible, scaling, observation, pairs)
+    pairs = None if now.causal else attention_mask
+    if pairs is not None:
+        visible = as_truth(pairs)[:, 0].expand(len(query), -1, -1)
+    output = attend(query, key, value, visible, scaling, observation, pairs is not None)
     if layer is not None:
         return output.transpose(1, 2), None
     return _as_chosen(module, query, key, value, attention_mask, **kwargs)
