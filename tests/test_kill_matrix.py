@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("kill") / "source"
-    make_model(layers=4).save_pretrained(folder)
+    make_model(layers=2).save_pretrained(folder)
     processor().save_pretrained(folder)
     return folder
 

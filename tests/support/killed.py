@@ -40,7 +40,7 @@ _CHANGES: tuple[tuple[Any, str], ...] = (
 
 
 def compress(source: Path, out: Path, scheme: QuantizationScheme = SCHEME) -> None:
-    compress_folder(source, out, make_samples(1), scheme=scheme, method="paper")
+    compress_folder(source, out, make_samples(1), scheme=scheme, method="paper", layers=(0,))
 
 
 def writes(name: str, arguments: tuple[Any, ...], options: dict[str, Any]) -> bool:
