@@ -145,7 +145,7 @@ def test_help_teaches_with_an_example(command: str, capsys) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
-        pytest.param(["compres"], 2, "Did you mean 'compress'?", id="unknown command"),
+        pytest.param(["compres"], 2, "Did you mean 'compress'", id="unknown command"),
         pytest.param(["run", "{full}"], 2, "Missing argument 'QUESTION'", id="missing argument"),
         pytest.param(["eval", "{full}", "--limit", "0"], 2, "'--limit'", id="value out of range"),
         pytest.param(["eval", "nothing", "--suite", "{suite}"], 1, "no model folder nothing", id="no such model"),
