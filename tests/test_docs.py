@@ -29,7 +29,7 @@ INSIDE = [(name(document), words[1:]) for document in DOCUMENTS for words in spa
 
 RUN = (["doctor"], ["inspect"], ["study", "list"], ["run", "small/"], ["explain", "small/"], ["eval", "small/"])
 """Beginnings of commands that take seconds, with tiny models where the reader's stand. Others take minutes, or want
-data from elsewhere; tests/cli runs `compress` on fewer samples."""
+data from elsewhere; tests/cli runs `compress` on fewer samples. Workers want Ray (`make test-serve`)."""
 
 
 def labels(lines: list[tuple[str, list[str]]]) -> list[str]:
@@ -108,7 +108,9 @@ def workplace(
 
 # Once each, however many pages name it.
 DISTINCT = {tuple(words): (place, words) for place, words in reversed(OURS)}.values()
-RUNNING = [line for line in DISTINCT if any(line[1][: len(begin)] == begin for begin in RUN)]
+RUNNING = [
+    line for line in DISTINCT if any(line[1][: len(begin)] == begin for begin in RUN) and "--workers" not in line[1]
+]
 
 
 @pytest.mark.slow
@@ -121,7 +123,11 @@ def test_a_command_of_seconds_runs(words: list[str], workplace: Path, monkeypatc
 
 
 PROGRAMS = [
-    (name(document), code) for document in DOCUMENTS for language, code in blocks(document) if language == "python"
+    (name(document), code)
+    for document in DOCUMENTS
+    for language, code in blocks(document)
+    # What talks to a server, or is one, wants packages that are tested elsewhere (`make test-serve`).
+    if language == "python" and not any(package in code for package in ("openai", "ray"))
 ]
 
 
