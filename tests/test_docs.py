@@ -18,7 +18,7 @@ from support.tiny_llava import make_model, make_samples, processor
 from typer._click.exceptions import BadOptionUsage, MissingParameter, NoArgsIsHelpError
 
 import quota
-from quota.cli import COMMANDS, checkpoints, doctor, main, questions  # noqa: F401
+from quota.cli import COMMANDS, checkpoints, doctor, main, questions, serving  # noqa: F401
 from quota.cli.app import app
 from quota.prompts import build_inputs
 from quota.samples import Sample

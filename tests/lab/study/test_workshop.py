@@ -182,7 +182,7 @@ def test_a_dry_run_loads_nothing(suite_folder: Path, capsys: pytest.CaptureFixtu
         pytest.param(["--suite", "nowhere"], "does not exist", id="no suite"),
         pytest.param(["--model", "/nowhere/at-all"], "no model folder", id="no model"),
         pytest.param(["--calibration", "nowhere.jsonl"], "does not exist", id="no calibration"),
-        pytest.param(["--half", "third"], "development, reported, all", id="no such half"),
+        pytest.param(["--half", "third"], "development, reported, sealed, all", id="no such half"),
     ],
 )
 def test_a_dry_run_checks_what_it_names(options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

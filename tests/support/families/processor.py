@@ -9,7 +9,7 @@ from PIL import Image
 from transformers import BatchFeature
 
 from quota.samples import Sample
-from support.families.family import PAD, TinyFamily
+from support.families.family import IMAGE, PAD, TinyFamily
 
 SAMPLES = [Sample(Image.new("RGB", (8, 8)), f"question {number}") for number in range(2)]
 """One about a picture of each size."""
@@ -28,9 +28,17 @@ class HandWritten:
         return turns[0]["content"][-1]["text"]
 
     def __call__(self, text: list[str], **options: object) -> BatchFeature:
-        numbers = [int(question.split()[-1]) for question in text]
+        # The typical prompt of a budget asks something else, about the picture of fewer tokens.
+        words = [question.split()[-1] for question in text]
+        numbers = [int(word) if word.isdigit() else min((0, 1), key=self._tokens) for word in words]
+        return self._batch(numbers)
+
+    def _batch(self, numbers: list[int]) -> BatchFeature:
         prompts = [self.tiny.prompt([self.tiny.sizes[number % 2]], 5, seed=number) for number in numbers]
         return BatchFeature(self.tiny.batch(prompts))
+
+    def _tokens(self, number: int) -> int:
+        return int((self._batch([number])["input_ids"] == IMAGE).sum())
 
     def from_pretrained(self, folder: Path) -> HandWritten:
         """In the place of `AutoProcessor`."""
