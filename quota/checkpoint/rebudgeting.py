@@ -50,7 +50,9 @@ def rebudget(
 
     Args:
         keep: share of visual tokens left in the end, in (0, 1]; None leaves it to the other limit.
-        compute, milliseconds, kv_bytes: as of `quota.compress`, at most one of them.
+        compute: as of `quota.compress`; of this and the next two at most one.
+        milliseconds: as there.
+        kv_bytes: as there.
         samples: those that the checkpoint was calibrated on, in any order, to measure schedules whole.
         progress: called with how many schedules are measured, and of how many, if there are samples.
 
