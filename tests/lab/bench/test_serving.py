@@ -13,7 +13,8 @@ import pytest
 from support.tiny_llava import make_samples
 
 from quota.errors import QuotaError
-from quota_lab.bench.serving.client import ask, model_of, request
+from quota_lab.bench.serving.client import ask, model_of
+from quota_lab.bench.serving.client import request as asking
 from quota_lab.bench.serving.load import Load, bench_serve
 from quota_lab.bench.serving.soak import soak
 
@@ -25,6 +26,8 @@ class Bad(BaseHTTPRequestHandler):
 
     protocol_version = "HTTP/1.1"
     asked = 0
+    fails_at, forgets_at = 2, 3
+    """Every how many of all requests."""
 
     def do_GET(self) -> None:
         self._send(200, json.dumps({"data": [{"id": "bad"}]}) if self.path == "/v1/models" else "")
@@ -32,10 +35,10 @@ class Bad(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
         Bad.asked += 1
-        if b"image_url" in body and Bad.asked % 2:
+        if b"image_url" in body and Bad.asked % self.fails_at == self.fails_at - 1:
             self._send(500, "no")
             return
-        end = "stop" if Bad.asked % 3 else None
+        end = "stop" if Bad.asked % self.forgets_at else None
         parts = [("a", None), ("b", None), ("", end)]
         events = [{"choices": [{"delta": {"content": text}, "finish_reason": why}]} for text, why in parts]
         self._send(200, "".join(f"data: {json.dumps(event)}\n\n" for event in events) + "data: [DONE]\n\n")
@@ -50,9 +53,15 @@ class Bad(BaseHTTPRequestHandler):
         """Nobody reads it."""
 
 
+class Worst(Bad):
+    """Fails at every picture, and forgets the ends of all answers: in whatever order several clients ask."""
+
+    fails_at, forgets_at = 1, 1
+
+
 @pytest.fixture
-def address() -> Iterator[str]:
-    server = ThreadingHTTPServer(("localhost", 0), Bad)
+def address(request: pytest.FixtureRequest) -> Iterator[str]:
+    server = ThreadingHTTPServer(("localhost", 0), getattr(request, "param", Bad))
     Bad.asked = 0
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://localhost:{server.server_port}"
@@ -74,11 +83,11 @@ def test_requests_come_at_random_times_of_the_asked_rate() -> None:
 
 
 def test_an_answer_is_its_parts_and_their_times(address: str) -> None:
-    answer = ask(address, request("What is this?"))
+    answer = ask(address, asking("What is this?"))
     assert (answer.status, answer.text, answer.tokens, answer.whole) == (200, "ab", 2, True)
     assert 0 < answer.times[0] <= answer.times[1] <= answer.ended
-    assert ask(address, request("What is this?"), leave_after=1).text == "a"
-    assert ask(address, request("What is this?")).error == "the answer has no end"
+    assert ask(address, asking("What is this?"), leave_after=1).text == "a"
+    assert ask(address, asking("What is this?")).error == "the answer has no end"
 
 
 def test_failures_are_counted_and_do_not_count_as_work(address: str) -> None:
@@ -87,6 +96,7 @@ def test_failures_are_counted_and_do_not_count_as_work(address: str) -> None:
     assert figures["servers"][0]["failures"] == served.failures
 
 
+@pytest.mark.parametrize("address", [Worst], indirect=True, ids=["worst"])
 def test_a_soak_finds_what_a_bad_server_does(address: str) -> None:
     found = soak(address, 44, SAMPLES)
     assert any(failure.startswith("right: lost (500") for failure in found.failures)
