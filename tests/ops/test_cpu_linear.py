@@ -19,6 +19,7 @@ from torch import Tensor
 
 from quota.errors import QuotaError
 from quota.ops.cpu import CpuBackend
+from quota.ops.cpu import linear as module
 from quota.ops.interface import InputSpec, LinearSpec, LinearWeight
 from quota.ops.packing import pack_int32, unpack_int32
 from quota.ops.reference import ReferenceBackend
@@ -276,6 +277,21 @@ def test_nothing_but_the_steps_is_prepared() -> None:
     prepared = weight.prepared["cpu"]
     assert prepared.shape == (3, 3, 16) and prepared.dtype == torch.uint8
     assert torch.equal(prepared.transpose(1, 2).reshape(48, 3)[:37], weight.step)
+
+
+def test_two_threads_that_are_first_read_the_same_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one has prepared, and reads by its address, another that prepares it too does not put away."""
+    weight, prepare, taken = layer((37, 192, 64, 64)), module._prepared, []
+
+    def interrupted(step: Tensor) -> Tensor:
+        if not taken:
+            taken.append(None)
+            # Another thread comes and goes.
+            taken.append(module._steps(weight))
+        return prepare(step)
+
+    monkeypatch.setattr(module, "_prepared", interrupted)
+    assert module._steps(weight) == taken[1] == weight.prepared["cpu"].data_ptr()
 
 
 def test_nothing_is_prepared_for_weights_without_steps() -> None:

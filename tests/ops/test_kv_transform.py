@@ -15,6 +15,7 @@ from torch import Tensor
 
 from quota import ops
 from quota.errors import QuotaError
+from quota.ops.cpu import cache
 from quota.ops.head_transform import HeadTransform
 from quota.ops.interface import Backend, PackedTensor
 from quota.ops.reference import ReferenceBackend
@@ -233,6 +234,22 @@ def test_sizes_that_do_not_fit_are_refused() -> None:
             cpu.store_kv(keys, values, memory, 0, False)
     with pytest.raises(QuotaError, match="not made for such sizes"):
         cpu.decode_attention(random(1, 2, 1, 64), memory[0], memory[0], None, 0.1)
+
+
+@needs_library
+def test_two_threads_that_are_first_read_the_same_matrices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one has made, and reads by its address, another that makes it too does not put away."""
+    stored, panels, taken = make_memory(1, 2, 6, 64, 8, make_transform(2, 64)), cache._panels, []
+
+    def interrupted(matrix: Tensor) -> Tensor:
+        if not taken:
+            taken.append(None)
+            # Another thread comes and goes.
+            taken.append(cache._maps(stored, 2))
+        return panels(matrix)
+
+    monkeypatch.setattr(cache, "_panels", interrupted)
+    assert cache._maps(stored, 2) == taken[1] == cache._maps(stored, 2)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

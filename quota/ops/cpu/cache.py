@@ -104,7 +104,8 @@ def _maps(stored: PackedTensor, heads: int) -> Sequence[int | None]:
         require("a transform's center", folded.offset, shape, torch.float32)
         require("a transform's matrix", folded.into, (*shape, stored.width), torch.float32)
         offset = functional.pad(folded.offset, (0, -stored.width % _LINE)).contiguous()
-        found[stored.hadamard] = _panels(folded.into), offset, _panels(folded.back)
+        # Several threads may be the first. What one has put there stays: another's kernel may be reading it.
+        found.setdefault(stored.hadamard, (_panels(folded.into), offset, _panels(folded.back)))
     into, offset, back = found[stored.hadamard]
     if into.shape[:2] != (heads, stored.width):
         raise QuotaError(f"a transform for {len(into)} heads cannot be that of {heads}; convert what it was given")

@@ -135,7 +135,8 @@ def _steps(weight: LinearWeight) -> int | None:
     rows, groups = weight.spec.rows, weight.spec.columns // weight.spec.group
     if "cpu" not in weight.prepared:
         address("weight steps", weight.step, (rows, groups), torch.uint8)
-        weight.prepared["cpu"] = _prepared(weight.step)
+        # Several threads may be the first. What one has put there stays: another's kernel may be reading it.
+        weight.prepared.setdefault("cpu", _prepared(weight.step))
     return address("weight steps", weight.prepared["cpu"], (-(-rows // OUTPUTS), groups, OUTPUTS), torch.uint8)
 
 
