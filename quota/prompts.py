@@ -77,7 +77,7 @@ def build_inputs(processor: Any, samples: Sequence[Sample]) -> Any:
     Raises QuotaError for a processor that has neither a chat template nor a plain prompt, a question that is no text, a
     video for a model that takes none, and what the processor itself refuses.
     """
-    prompts = [_prompt(processor, sample) for sample in samples]
+    prompts = [prompt_text(processor, sample) for sample in samples]
     pictures = [sample.pictures() for sample in samples]
     given: dict[str, Any] = {}
     if not all(sample.video for sample in samples):
@@ -91,7 +91,8 @@ def build_inputs(processor: Any, samples: Sequence[Sample]) -> Any:
     return inputs
 
 
-def _prompt(processor: Any, sample: Sample) -> str:
+def prompt_text(processor: Any, sample: Sample) -> str:
+    """What the model is asked, as its processor words it. QuotaError for a question that it cannot be asked."""
     if not is_text(sample.question):
         raise QuotaError(f"the question {sample.question!r} holds half a character; write it as UTF-8")
     check_marks(processor, sample.question)

@@ -9,7 +9,7 @@ from typing import Any
 
 from quota.checkpoint.named import load_processor
 from quota.errors import QuotaError
-from quota.prompts import MAX_NEW_TOKENS, _prompt
+from quota.prompts import MAX_NEW_TOKENS, prompt_text
 from quota.samples import Sample
 
 _ENVIRONMENT = {
@@ -51,7 +51,7 @@ class Engine:
     def prompts(self, samples: Sequence[Sample]) -> list[Any]:
         """What the engine is asked."""
         return [
-            {"prompt": _prompt(self.processor, sample), "multi_modal_data": {"image": sample.pictures()}}
+            {"prompt": prompt_text(self.processor, sample), "multi_modal_data": {"image": sample.pictures()}}
             for sample in samples
         ]
 

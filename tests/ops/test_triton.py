@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.interpreted import interpreter
 from support.operands import ROWS, make_weight
 from torch import Tensor
 
@@ -29,12 +28,6 @@ pytest.importorskip("triton")
 REFERENCE = ReferenceBackend()
 TRITON = TritonBackend()
 Call = Callable[..., Any]
-
-
-@pytest.fixture(scope="module")
-def interpret() -> Iterator[Call]:
-    with interpreter() as call:
-        yield call
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:

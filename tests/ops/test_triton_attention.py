@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from support.interpreted import interpreter
 from torch import Tensor
 
 from quota.errors import QuotaError
@@ -21,12 +20,6 @@ pytest.importorskip("triton")
 REFERENCE = ReferenceBackend()
 TRITON = TritonBackend()
 Call = Callable[..., Any]
-
-
-@pytest.fixture(scope="module")
-def interpret() -> Iterator[Call]:
-    with interpreter() as call:
-        yield call
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
