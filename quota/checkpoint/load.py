@@ -63,12 +63,7 @@ class QuotaQuantizer(CompressedTensorsHfQuantizer):
                 self.measurements = Measurements.load(measurements)
                 depth = len(family(model).decoder_layers)
                 self.measurements.verify(model_fingerprint=fingerprint(model), scheme=scheme, depth=depth)
-        for name, linear in family(model).linears(scheme.modules):
-            model.set_submodule(name, W4A4Linear.empty_like(linear, scheme, linear.weight.device))
-            _nothing_to_draw(model.get_submodule(name.rpartition(".")[0]))
-        empty_ends(model, scheme, self.settings.tied)
-        if scheme.folds and scheme.kv_bits < 16:
-            add_key_transforms(family(model).text_model)
+        put_empty_layers(model, self.settings)
         if files:
             check_headers(model, files)
 
@@ -84,6 +79,17 @@ class QuotaQuantizer(CompressedTensorsHfQuantizer):
             Pruner(model, self.recipe, self.settings.scheme).attach()
         if self.measurements is not None:
             remember(model, self.measurements)
+
+
+def put_empty_layers(model: PreTrainedModel, found: Settings) -> None:
+    """Give a model the layers that a checkpoint with these settings has tensors for, in the place of its own."""
+    scheme = found.scheme
+    for name, linear in family(model).linears(scheme.modules):
+        model.set_submodule(name, W4A4Linear.empty_like(linear, scheme, linear.weight.device))
+        _nothing_to_draw(model.get_submodule(name.rpartition(".")[0]))
+    empty_ends(model, scheme, found.tied)
+    if scheme.folds and scheme.kv_bits < 16:
+        add_key_transforms(family(model).text_model)
 
 
 def _nothing_to_draw(parent: Any) -> None:

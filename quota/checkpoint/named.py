@@ -16,12 +16,13 @@ from typing import Any, Protocol
 
 import torch
 from huggingface_hub import snapshot_download
-from transformers import AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedConfig, PreTrainedModel
 
 from quota.checkpoint.depth import refuse_endless
 from quota.checkpoint.manifest import MANIFEST_FILE, verify_loading
 from quota.errors import QuotaError
 from quota.files import is_checkpoint
+from quota.models import config_fingerprint
 from quota.samples import Sample, read_samples
 
 SHIPPED = "quota.shipped"
@@ -50,6 +51,20 @@ def shipped(name: str) -> Shipped | None:
     """What is shipped under that name, None if nothing is."""
     found = entry_points(group=SHIPPED, name=name)
     return next(iter(found)).load() if found else None
+
+
+def shipped_as(config: PreTrainedConfig) -> str | None:
+    """The name of the shipped model with the architecture and sizes of `config`, None if there is none."""
+
+    def sizes(of: PreTrainedConfig) -> str:
+        return config_fingerprint(of, next(iter(of.architectures or []), ""))
+
+    names = sorted(entry_points(group=SHIPPED).names)
+    known = ((name, shipped(name)) for name in names)
+    wanted = sizes(config)
+    return next(
+        (name for name, one in known if one and sizes(AutoConfig.from_pretrained(one.model_path())) == wanted), None
+    )
 
 
 def suite_folder(name: str) -> Path:

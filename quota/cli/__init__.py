@@ -55,7 +55,7 @@ def _run(arguments: list[str]) -> int:
         os.environ.setdefault("GOMP_SPINCOUNT", _SPIN)
     _refuse_ranks(arguments)
     # Imported for the commands that they define.
-    from quota.cli import checkpoints, doctor, questions, serving  # noqa: F401
+    from quota.cli import checkpoints, doctor, questions, reporting, serving  # noqa: F401
     from quota.cli.app import app
 
     # A line that a user can read; and of giant pictures we speak ourselves.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,14 +11,41 @@ from typing import Any
 from PIL import Image
 
 from quota import ops
+from quota.errors import QuotaError
 from quota.models import Box, Boxes, family
 from quota.prompts import build_inputs, decode, generate
-from quota.pruning.pruner import record
+from quota.pruning.pruner import is_pruned, record
 from quota.pruning.recipe import PruningRecipe
 from quota.report.overlay import overlay
 from quota.report.plot import schedule_plot
 from quota.report.sheet import Row, draw_sheet, save_picture, stack
 from quota.samples import Sample
+
+
+@dataclass(frozen=True)
+class Followed:
+    """One question's answer, and the way of its visual tokens through the decoder."""
+
+    answer: str
+    kept: dict[int, list[int]]
+    """Candidate layer -> indices of the visual tokens that go on from it, in the order of the prompt."""
+    boxes: Boxes
+    """Where each visual token stands; None for those without a place."""
+    visual_tokens_per_layer: list[int]
+    """Visual tokens that enter each decoder layer."""
+    pictures: list[Image.Image]
+    """Those of the question, or all frames of its video."""
+    operators: ops.Usage
+    """The backends that ran."""
+    video: bool
+
+    def standing(self) -> dict[str, tuple[Image.Image, dict[int, Box]]]:
+        """Name of each picture or frame that holds tokens -> it, and its tokens' boxes by their index."""
+        found = {}
+        for number in sorted({box.picture for box in self.boxes if box is not None}):
+            own = {index: box for index, box in enumerate(self.boxes) if box is not None and box.picture == number}
+            found[_name(next(iter(own.values())), self.video)] = self.pictures[number], own
+        return found
 
 
 @dataclass(frozen=True)
@@ -54,23 +82,35 @@ class Explanation:
         return [Row(heading, [note, *named], first[1]), *(Row("", [name], panels) for name, panels in others)]
 
 
+def follow(model: Any, processor: Any, sample: Sample) -> Followed:
+    """Answer one question while recording; a model that does not prune keeps every token in every layer.
+
+    Raises QuotaError for a model whose tokens cannot be placed (`Family.boxes`).
+    """
+    inputs = build_inputs(processor, [sample])
+    pictures = sample.pictures()
+    boxes = family(model).boxes(processor, inputs, pictures)
+    with record(model) if is_pruned(model) else nullcontext() as trace, ops.record() as operators:
+        text = decode(processor, generate(model, processor, inputs))[0]
+    if trace is None:
+        tokens, kept = [len(boxes)] * len(family(model).decoder_layers), {}
+    else:
+        tokens = list(trace.tokens_per_layer)
+        kept = {layer: [index for index in rows[0].tolist() if index >= 0] for layer, rows in trace.kept.items()}
+    return Followed(text, kept, boxes, tokens, pictures, operators, sample.video)
+
+
 def explain(model: Any, processor: Any, sample: Sample, size: int = 288) -> Explanation:
     """Answer one question while recording, and draw what was kept (panels of about `size` pixels).
 
     Raises QuotaError for a model that does not prune, and for one whose tokens cannot be placed (`Family.boxes`).
     """
-    inputs = build_inputs(processor, [sample])
-    pictures = sample.pictures()
-    boxes = family(model).boxes(processor, inputs, pictures)
-    with record(model) as trace, ops.record() as operators:
-        text = decode(processor, generate(model, processor, inputs))[0]
-    tokens = list(trace.tokens_per_layer)
-    kept = {layer: [index for index in rows[0].tolist() if index >= 0] for layer, rows in trace.kept.items()}
-    panels = {}
-    for number in sorted({box.picture for box in boxes if box is not None}):
-        own = {index: box for index, box in enumerate(boxes) if box is not None and box.picture == number}
-        panels[_name(next(iter(own.values())), sample.video)] = _panels(pictures[number], own, kept, size)
-    return Explanation(text, model.quota_pruner.recipe, kept, boxes, tokens, panels, operators)
+    if not is_pruned(model):
+        raise QuotaError("this model is not pruned: it keeps every token, and there is nothing to explain")
+    found = follow(model, processor, sample)
+    panels = {name: _panels(picture, own, found.kept, size) for name, (picture, own) in found.standing().items()}
+    recipe, tokens = model.quota_pruner.recipe, found.visual_tokens_per_layer
+    return Explanation(found.answer, recipe, found.kept, found.boxes, tokens, panels, found.operators)
 
 
 def draw_explanation(question: str, explanation: Explanation, path: Path) -> None:

@@ -24,11 +24,25 @@ def overlay(picture: Image.Image, boxes: Sequence[Box], kept: Sequence[Box], siz
     scale = size / max(picture.size)
     width, height = (max(1, round(length * scale)) for length in picture.size)
     pixels = np.asarray(picture.convert("RGB").resize((width, height), Image.Resampling.LANCZOS), dtype=np.float32)
-    share = _cover(kept, width, height) / np.maximum(_cover(boxes, width, height), 1)
+    share = _share(boxes, kept, width, height)
     faded = (1 - _VEIL) * pixels.mean(axis=2, keepdims=True) + _VEIL * 255
     drawn = faded + share[:, :, None] * (pixels - faded)
     drawn[_borders(share > 0)] = _EDGE
     return Image.fromarray(drawn.round().astype(np.uint8), "RGB")
+
+
+def veil(boxes: Sequence[Box], kept: Sequence[Box], width: int, height: int) -> Image.Image:
+    """What to lay over a picture of `width` x `height` for the same: RGBA, clear where tokens are kept."""
+    share = _share(boxes, kept, width, height)
+    drawn = np.full((height, width, 4), 255, dtype=np.uint8)
+    drawn[:, :, 3] = (255 * _VEIL * (1 - share)).round()
+    drawn[_borders(share > 0)] = (*_EDGE, 255)
+    return Image.fromarray(drawn, "RGBA")
+
+
+def _share(boxes: Sequence[Box], kept: Sequence[Box], width: int, height: int) -> np.ndarray:
+    """Which share of the boxes over each pixel is in `kept`: [height, width]; 0 where no token looks."""
+    return _cover(kept, width, height) / np.maximum(_cover(boxes, width, height), 1)
 
 
 def _cover(boxes: Sequence[Box], width: int, height: int) -> np.ndarray:

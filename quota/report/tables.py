@@ -15,6 +15,7 @@ from rich.table import Table
 from quota.allocation.frontier import Point
 from quota.evaluation.evaluate import Evaluation
 from quota.report.inspection import Inspection
+from quota.scheme import QuantizationScheme
 
 
 class WholeTable(Table):
@@ -67,7 +68,7 @@ def inspection_table(inspection: Inspection, title: str) -> Table:
     table.add_column(style="bold")
     table.add_column()
     scheme, recipe, packed = inspection.scheme, inspection.recipe, inspection.packed
-    table.add_row("scheme", "full precision" if scheme is None else _describe_scheme(scheme))
+    table.add_row("scheme", "full precision" if scheme is None else describe_scheme(scheme))
     if packed is not None:
         table.add_row("quantised layers", f"{packed.layers}, {packed.weights:,} weights")
         table.add_row("bytes per weight", f"{packed.bytes_per_weight:.4f} (scales included)")
@@ -120,7 +121,8 @@ def frontier_table(points: Sequence[Point], chosen: Point | None) -> Table:
     return table
 
 
-def _describe_scheme(scheme: Any) -> str:
+def describe_scheme(scheme: QuantizationScheme) -> str:
+    """A scheme in one sentence."""
     return (
         f"{scheme.name}: weights in groups of {scheme.weight_group} ({scheme.weight_rounding}), activations in groups "
         f"of {scheme.activation_group}, block-Hadamard {scheme.hadamard or 'none'}, "
