@@ -18,7 +18,7 @@ from support.tiny_llava import make_model, make_samples, processor
 from typer._click.exceptions import BadOptionUsage, MissingParameter, NoArgsIsHelpError
 
 import quota
-from quota.cli import COMMANDS, checkpoints, doctor, main, questions, serving  # noqa: F401
+from quota.cli import COMMANDS, checkpoints, doctor, main, questions, reporting, serving  # noqa: F401
 from quota.cli.app import app
 from quota.prompts import build_inputs
 from quota.samples import Sample
@@ -27,7 +27,10 @@ LINES = [(name(document), words) for document in DOCUMENTS for words in commands
 OURS = [(place, words[1:]) for place, words in LINES if words[0] == "quota"]
 INSIDE = [(name(document), words[1:]) for document in DOCUMENTS for words in spans(document)]
 
-RUN = (["doctor"], ["inspect"], ["study", "list"], ["run", "small/"], ["explain", "small/"], ["eval", "small/"])
+RUN = (
+    *(["doctor"], ["inspect"], ["study", "list"]),
+    *(["run", "small/"], ["explain", "small/"], ["eval", "small/"], ["report", "small/"]),
+)
 """Beginnings of commands that take seconds, with tiny models where the reader's stand. Others take minutes, or want
 data from elsewhere; tests/cli runs `compress` on fewer samples. Workers want Ray (`make test-serve`)."""
 

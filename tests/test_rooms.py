@@ -50,8 +50,8 @@ ROOMS: dict[str, set[str]] = {
         *("errors", "files", "scheme", "samples", "prompts", "ops", "models", "attention", "pruning", "checkpoint"),
     },
     "report": {
-        *("errors", "version", "files", "scheme", "samples", "prompts", "ops", "models", "pruning", "allocation"),
-        *("checkpoint", "evaluation"),
+        *("errors", "version", "progress", "files", "scheme", "samples", "prompts", "ops", "models", "pruning"),
+        *("allocation", "checkpoint", "evaluation"),
     },
     "__init__": {"errors", "version", "scheme", "samples", "pruning", "checkpoint", "allocation", "compress"},
     "cli": {

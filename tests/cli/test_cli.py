@@ -135,7 +135,11 @@ def test_explain_draws_and_writes(quota_folder: Path, picture: Path, tmp_path: P
 
 
 @pytest.mark.parametrize(
-    "command", ["compress", "rebudget", "run", "eval", "inspect", "explain", "demo", "doctor", "bench ops", "bench e2e"]
+    "command",
+    [
+        *("compress", "rebudget", "run", "eval", "inspect", "explain", "report", "demo", "doctor", "bench ops"),
+        "bench e2e",
+    ],
 )
 def test_help_teaches_with_an_example(command: str, capsys) -> None:
     assert call(*command.split(), "--help") == 0

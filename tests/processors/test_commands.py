@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from quota.cli import main
 from quota.models import FAMILIES
 from quota.models.support import VIDEO
 from quota.prompts import build_inputs
+from quota.pruning.recipe import PruningRecipe
 
 from .conftest import FRAMES, SAMPLES
 
@@ -112,6 +114,23 @@ def test_explain(name: str, case: str, small: Path, files: Path, tmp_path: Path)
     with Image.open(drawn) as picture:
         # A row of panels for each picture or frame, of 173 pixels at least, above the plot.
         assert picture.height > 320 + 173 * len(shown)
+
+
+def test_report(name: str, small: Path, full: Path, files: Path, tmp_path: Path) -> None:
+    page = tmp_path / "report.html"
+    videos = VIDEO in FAMILIES[name].prompts
+    suite = files / ("both.jsonl" if videos else "pictures.jsonl")
+    assert call("report", small, "--suite", suite, "--baseline", full, "-o", page) == 0
+    text = page.read_text(encoding="utf-8")
+    shown = [len(re.findall("<figure data-frame", article)) for article in text.split("<article")[1:]]
+    # One picture, all frames of the clip (a token may stand for two), two pictures, in the order of the file.
+    assert shown[0] == 1 and sum(shown) >= (1 + 2 + 2 if videos else 1 + 2 + 1)
+    # Every picture has a veil for every cut, and some tokens.
+    cuts = len(PruningRecipe.load(small / "recipe.json").layers)
+    assert len(re.findall('class="veil', text)) == cuts * sum(shown)
+    frames = re.findall(r'data-frame="(\d+)"', text)
+    assert all(int(tokens) > 0 for tokens in frames)
+    assert len(page.read_bytes()) < 3_000_000
 
 
 def test_a_video_is_refused_by_a_class_that_takes_none(

@@ -50,4 +50,3 @@ def gather(
         part_bytes(out, found),
         None if suite is None else ask(out, suite, baseline, batch_size, progress),
     )
-

@@ -21,7 +21,7 @@ if (slider) {
     }
     for (const line of document.querySelectorAll("[data-tokens]")) {
       const tokens = line.dataset.tokens.split(" ");
-      line.textContent = `${tokens[layer - first]} of ${tokens[0]} visual tokens`;
+      line.textContent = `In all ${tokens[layer - first]} of ${tokens[0]} visual tokens`;
     }
   };
   slider.disabled = false;

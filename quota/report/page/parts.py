@@ -44,7 +44,9 @@ def part_bytes(folder: Path, found: Described) -> dict[str, PartBytes]:
     roots = _roots(model)
     plain: dict[str, int] = dict.fromkeys([*dict.fromkeys(roots.values()), _OTHER], 0)
     for name, parameter in model.named_parameters():
-        plain[_part(name, roots)] += 2 * parameter.numel()
+        # The configuration of a checkpoint of ours no longer says that they are one.
+        if not (found.settings.tied and _part(name, roots) == "lm_head"):
+            plain[_part(name, roots)] += 2 * parameter.numel()
     put_empty_layers(model, found.settings)
     stored = dict.fromkeys(plain, 0)
     places, _ = locate(weight_files(folder), model)

@@ -21,7 +21,7 @@ FRAMES = 8
 """Pictures or frames that are drawn of one question, spread evenly over all."""
 MOST = 2_000_000
 """Characters that all pictures of a page may take together."""
-_SIZES = (384, 288, 192, 128, 80)
+_SIZES = (320, 240, 160, 96)
 """Longer sides in pixels, the first that fits into `MOST`."""
 
 
@@ -78,7 +78,7 @@ def _draw(followed: Followed, size: int) -> Drawn:
 
 
 def _frame(name: str, picture: Image.Image, boxes: dict[int, Box], kept: dict[int, list[int]], size: int) -> Frame:
-    scale = min(1.0, size / max(picture.size)) if max(picture.size) > size // 2 else size / 2 / max(picture.size)
+    scale = size / max(picture.size)
     width, height = (max(1, round(side * scale)) for side in picture.size)
     small = picture.convert("RGB").resize((width, height), Image.Resampling.LANCZOS)
     stages = []

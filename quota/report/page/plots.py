@@ -31,7 +31,9 @@ def schedule_plot(inspection: Inspection) -> Plot:
     with figure(_WIDE, 2.5) as drawn:
         axes = drawn.subplots()
         behind = [layer + 1 for layer in recipe.layers]
-        bars = axes.bar(range(len(tokens)), tokens, color=[ACCENT if at in behind else FAINT for at in range(len(tokens))])
+        bars = axes.bar(
+            range(len(tokens)), tokens, color=[ACCENT if at in behind else FAINT for at in range(len(tokens))]
+        )
         if len(tokens) <= 20:
             axes.bar_label(bars, fontsize=7.5, color=INK, padding=1)
         axes.grid(axis="x", visible=False)
@@ -62,7 +64,8 @@ def curve_plots(measured: Measurements, layers: Sequence[int]) -> list[Plot]:
             cut = [layer for layer in layers if 0 <= layer < len(values)]
             axes.plot(cut, [values[layer] for layer in cut], "o", color=ACCENT, markersize=4.5)
             axes.set(xlabel="decoder layer", ylabel=unit)
-            axes.set_ylim(bottom=min(0, *values))
+            low, high = min(0.0, *values), max(0.0, *values)
+            axes.set_ylim(low, high + 0.08 * (high - low or 1))
             _whole(axes.xaxis)
             told = ", ".join(f"{value:.3g}" for value in values)
             plots.append(inline(drawn, f"plot-{name}", title, [f"From the first layer on: {told}."]))
@@ -81,19 +84,17 @@ def error_plot(measured: Measurements) -> Plot:
             count = counts[place]
             errors = [measured.errors[layer][count] for layer in layers]
             fewest = number == len(places) - 1
-            style = ("-", "--", ":", "-.")[number % 4]
-            colour, width = (ACCENT, 1.8) if fewest else (FAINT, 1.2)
-            axes.plot(range(len(layers)), errors, style if not fewest else "-", color=colour, linewidth=width)
-            axes.annotate(
-                f"{count} kept", (len(layers) - 1, errors[-1]), (5, 0), textcoords="offset points", va="center", fontsize=8
-            )
+            style, colour, width = ("-", ACCENT, 1.8) if fewest else (("-", "--", ":")[number], FAINT, 1.2)
+            axes.plot(range(len(layers)), errors, style, color=colour, linewidth=width, label=f"{count} kept")
             told.append(f"{count} kept: {', '.join(f'{error:.3g}' for error in errors)}.")
         axes.set_xticks(range(len(layers)), ["projector" if layer < 0 else str(layer) for layer in layers])
         if len(layers) > 16:
             axes.xaxis.set_major_locator(_locator())
         axes.set(xlabel="all tokens but so many dropped after", ylabel="error, nats")
         axes.set_yscale("symlog", linthresh=1e-3)
+        axes.set_ylim(0, 1.3 * max(max(row.values()) for row in measured.errors.values()) + 1e-4)
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        axes.legend()
         return inline(drawn, "plot-errors", "Error of single cuts, by the layer that they follow", told)
 
 
@@ -118,32 +119,33 @@ def frontier_plots(points: Sequence[Point], chosen: Point | None) -> list[Plot]:
             axes.set(xlabel=unit, ylabel="expected loss, nats")
             axes.legend()
             told = "; ".join(f"{of(one):.4g} for {one.error:.3g} nats" for one in points)
-            plots.append(inline(drawn, f"plot-frontier-{name}", f"Expected loss against {unit}", [f"{told}."]))
+            plots.append(
+                inline(drawn, f"plot-frontier-{name}", f"Expected loss against {unit.rpartition(',')[0]}", [f"{told}."])
+            )
     return plots
 
 
 def task_plot(asked: Asked) -> Plot:
     """Retention by task with its 95% interval, or accuracy where there is nothing to compare with."""
+    whole, interval = asked.retention, asked.retention_interval
     rows: list[tuple[str, float, tuple[float, float]]] = []
     for task, accuracy in asked.evaluation.accuracy.items():
         kept = asked.task_retention(task)
-        if asked.original is None:
-            rows.append((task, accuracy, asked.task_interval(task)))
-        elif kept is not None:
-            rows.append((task, *kept))
-    whole, interval = asked.retention, asked.retention_interval
-    if asked.original is None:
-        rows.append(("average", asked.evaluation.average, asked.evaluation.interval))
-    elif whole is not None and interval is not None:
+        # Where it is undefined in one task it is for all together.
+        rows.append((task, accuracy, asked.task_interval(task)) if whole is None or kept is None else (task, *kept))
+    if whole is not None and interval is not None:
+        what = "Retention"
         rows.append(("all tasks", whole, interval))
-    what = "Accuracy" if asked.original is None else "Retention"
-    with figure(_WIDE, 0.7 + 0.26 * max(1, len(rows))) as drawn:
+    else:
+        what = "Accuracy"
+        rows.append(("average", asked.evaluation.average, asked.evaluation.interval))
+    with figure(_WIDE, 0.7 + 0.26 * len(rows)) as drawn:
         axes = drawn.subplots()
         for place, (_, share, (low, high)) in enumerate(rows):
             colour = ACCENT if place == len(rows) - 1 else FAINT
             axes.plot([100 * low, 100 * high], [place, place], color=colour, linewidth=2, solid_capstyle="butt")
             axes.plot([100 * share], [place], "o", color=colour, markersize=5)
-        if asked.original is not None:
+        if whole is not None:
             axes.axvline(100, color=INK, linewidth=0.8, linestyle=":")
         axes.set_yticks(range(len(rows)), [_short(task) for task, _, _ in rows])
         axes.set(xlabel=f"{what.lower()}, %, with its 95% interval", ylim=(len(rows) - 0.5, -0.5))
@@ -166,7 +168,8 @@ def bytes_plot(parts: dict[str, PartBytes]) -> Plot:
         axes.grid(axis="y", visible=False)
         axes.legend()
         told = [
-            f"{name}: {one.stored / 1e6:.3g} MB, {one.in_16_bits / 1e6:.3g} MB in 16 bits." for name, one in parts.items()
+            f"{name}: {one.stored / 1e6:.3g} MB, {one.in_16_bits / 1e6:.3g} MB in 16 bits."
+            for name, one in parts.items()
         ]
         return inline(drawn, "plot-bytes", "Bytes of weights by part", told)
 

@@ -21,7 +21,7 @@ from quota.errors import QuotaError
 
 INK, FAINT, RULE, ACCENT, SURFACE = "#010101", "#020202", "#030303", "#040404", "#050505"
 _PROPERTIES = {INK: "--ink", FAINT: "--faint", RULE: "--rule", ACCENT: "--accent", SURFACE: "--surface"}
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "quota",
     # A task may be called anything, "$" included.
