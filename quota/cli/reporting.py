@@ -51,7 +51,7 @@ def report(
     from quota.checkpoint.named import label, shipped, shipped_as, suite_folder
     from quota.report.page.asked import Suite
     from quota.report.page.gather import gather
-    from quota.report.page.render import refuse_folder, write_report
+    from quota.report.page.render import refuse_place, write_report
     from quota.report.page.svg import require_matplotlib
     from quota.report.progress import progress_steps
     from quota.report.tables import size
@@ -60,7 +60,7 @@ def report(
     require_matplotlib()
     place = out.resolve()
     target = output or place.with_name(f"{place.name}.html")
-    refuse_folder(target)
+    refuse_place(target)
     original = shipped_as(described(out).config)
     if baseline is not None:
         # Before the minutes of questions, not after them.

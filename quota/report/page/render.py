@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +145,10 @@ def _is_character(code: int) -> bool:
     return not (0xFDD0 <= code <= 0xFDEF or code & 0xFFFE == 0xFFFE or 0xD800 <= code < 0xE000)
 
 
-def refuse_folder(path: Path) -> None:
-    """Raise QuotaError for a folder where the page should be a file: for callers with long work to do before it."""
+def refuse_place(path: Path) -> None:
+    """Raise QuotaError where no page can be written: for callers with long work to do before it."""
     if path.is_dir():
         raise QuotaError(f"{path} is a folder; give the name of a file")
+    above = next(folder for folder in path.resolve().parents if folder.exists())
+    if not path.exists() and not (above.is_dir() and os.access(above, os.W_OK)):
+        raise QuotaError(f"cannot write {path}: {above} is no folder to write to; choose another place")
