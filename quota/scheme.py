@@ -71,7 +71,8 @@ class QuantizationScheme(BaseModel):
     activation_group: GroupSize = 64
     kv_bits: Literal[2, 3, 4, 8, 16] = 4
     hadamard: Annotated[int, AfterValidator(_block_size)] = 64
-    weight_rounding: Literal["gptq", "rtn"] = "gptq"
+    weight_rounding: Literal["corrected", "gptq", "rtn"] = "corrected"
+    """GPTQ of weights corrected for what their inputs have strayed (quota/calibration/moments.py), GPTQ, to nearest."""
     transforms: Literal["hadamard", "learned"] = "learned"
     modules: Annotated[tuple[Part, ...], AfterValidator(_ordered_parts)] = PARTS
     head_bits: Literal[4, 8, 16] = Field(default_factory=lambda given: _bits_of_ends(given))

@@ -16,13 +16,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from quota.calibration.moments import Moments
 from quota.errors import QuotaError
-from quota.ops.hadamard import block_hadamard
 from quota.quantization.linear import W4A4Linear
 from quota.ranks import ALONE, Ranks
 from quota.scheme import QuantizationScheme
@@ -105,23 +106,34 @@ def quantize_linears(
     run_sample: Callable[[int], object],
     samples: int,
     ranks: Ranks = ALONE,
+    run_exact: Callable[[int], object] | None = None,
 ) -> None:
     """Replace `linears` (all in one block, by their names in the model) by quantised ones, in calling order.
 
-    `run_sample(i)` runs the block on sample i as it is by then. Layers that read the same tensor (queries, keys and
-    values; gate and up) share one Hessian, which is that of the samples of all `ranks`. Raises QuotaError for a linear
-    that no sample reaches.
+    `run_sample(i)` runs the block on sample i as it is by then; `run_exact(i)` on what enters it in full precision,
+    with `linears` themselves in their places, and is needed where weights are corrected. Layers that read the same
+    tensor (queries, keys and values; gate and up) share their moments, which are those of the samples of all `ranks`.
+    Raises QuotaError for a linear that no sample reaches.
     """
     stages = shared_inputs(linears, lambda: run_sample(0))
     if unreached := set(linears) - {name for stage in stages for name in stage}:
         raise QuotaError(f"calibration never reaches {min(unreached)}; leave its part out of scheme.modules")
     for stage in stages:
         first = linears[stage[0]]
-        hessian = None
-        if scheme.weight_rounding == "gptq":
-            hessian = input_hessian(first, scheme.hadamard_for(first.in_features), run_sample, samples, ranks)
+        hessian = correction = None
+        if scheme.weight_rounding != "rtn":
+            moments = Moments(first.in_features, scheme, first.weight.device)
+            for sample in range(samples):
+                seen = entering(first, partial(run_sample, sample))
+                meant = None
+                if moments.corrects:
+                    assert run_exact is not None
+                    with in_place(model, linears):
+                        meant = entering(first, partial(run_exact, sample))
+                moments.add(seen, meant)
+            hessian, correction = moments.of_all(ranks)
         for name in stage:
-            model.set_submodule(name, W4A4Linear.from_linear(linears[name], scheme, hessian))
+            model.set_submodule(name, W4A4Linear.from_linear(linears[name], scheme, hessian, correction))
 
 
 def shared_inputs(linears: Mapping[str, nn.Linear], run_once: Callable[[], object]) -> list[list[str]]:
@@ -147,26 +159,34 @@ def shared_inputs(linears: Mapping[str, nn.Linear], run_once: Callable[[], objec
     return stages
 
 
-def input_hessian(
-    linear: nn.Linear, hadamard: int, run_sample: Callable[[int], object], samples: int, ranks: Ranks = ALONE
-) -> Tensor:
-    """GPTQ's Hessian X^T X [K, K]: X are the inputs of `linear` at all tokens of all samples, rotated in blocks."""
-    # In float64: the order of samples then changes no bit of the float32 that is left of the sum.
-    hessian = torch.zeros(linear.in_features, linear.in_features, dtype=torch.float64, device=linear.weight.device)
+def entering(linear: nn.Linear, run_once: Callable[[], object]) -> Tensor:
+    """What enters `linear` [..., K] when `run_once` comes to it, and no further."""
+    reached: list[Tensor] = []
 
-    def reached(_: nn.Module, args: tuple[Any, ...]) -> None:
-        x = block_hadamard(args[0].float().reshape(-1, linear.in_features), hadamard)
-        hessian.add_(x.T @ x)
+    def keep(_: nn.Module, args: tuple[Any, ...]) -> None:
+        reached.append(args[0])
         raise Reached
 
-    hook = linear.register_forward_pre_hook(reached)
+    hook = linear.register_forward_pre_hook(keep)
     try:
-        for sample in range(samples):
-            with suppress(Reached):
-                run_sample(sample)
+        with suppress(Reached):
+            run_once()
     finally:
         hook.remove()
-    return ranks.total(hessian).float()
+    return reached[0]
+
+
+@contextmanager
+def in_place(model: nn.Module, modules: Mapping[str, nn.Module]) -> Iterator[None]:
+    """`modules` stand in `model` by their names inside the block."""
+    before = {name: model.get_submodule(name) for name in modules}
+    try:
+        for name, module in modules.items():
+            model.set_submodule(name, module)
+        yield
+    finally:
+        for name, module in before.items():
+            model.set_submodule(name, module)
 
 
 @contextmanager

@@ -5,9 +5,10 @@ Two streams of hidden states go through the decoder side by side for every sampl
     x_l    full precision: the original model
     xq_l   deployed: quantised embedding, tower, projector and layers before l, attention over the quantised KV cache
 
-At each block the Hessians of its linears are collected on the deployed stream (so each block is quantised knowing the
-errors of those before it), its linears are replaced, and both streams go one block on. On the way the sweep takes the
-curves that the recipe is made from, per decoder layer l:
+At each block the moments of its linears are collected (quota/calibration/moments.py), so that each block is quantised
+knowing the errors of those before it; its linears are replaced, and both streams go one block on. The tower has both
+streams as well, from its first block on; the projector, behind a quantised tower, the deployed one alone. On the way
+the sweep takes the curves that the recipe is made from, per decoder layer l:
 
     sensitivity    (1)  S_l = median over samples of ||xq_l - x_l||_2 / (||x_l||_2 + eta)
     concentration       how much of a text token's attention goes to the ten visual tokens that get most of it,
@@ -15,7 +16,7 @@ curves that the recipe is made from, per decoder layer l:
     redundancy          median cosine of two visual tokens of xq_l: median over samples
 
 All of it comes from the deployed operators. Samples run one at a time: nothing is padded, so no padding is counted,
-and only two tensors a sample are held, whatever the depth of the model. Nothing is drawn at random. Samples may be
+and only three tensors a sample are held, whatever the depth of the model. Nothing is drawn at random. Samples may be
 spread over several processes (quota/ranks.py): each runs its own, and what is measured is of all.
 """
 
@@ -107,6 +108,7 @@ class Sweep:
             self.linears = dict(self.family.linears(scheme.modules))
         self.quantized = len(self.linears)
         self.curves = Curves()
+        self._corrects = bool(self.linears) and scheme.weight_rounding == "corrected"
         self._front: list[nn.Module] = [*self.family.tower_blocks, *self.family.projectors]
         for block in self._front:
             storage.fetch(block)
@@ -115,6 +117,8 @@ class Sweep:
         self.exact: list[Tensor] = []
         self.deployed: list[Tensor] = []
         self.beside: list[list[Beside]] = []
+        self._ahead = self._empty()
+        """The exact stream behind the layer that is worked on, where what enters is needed again."""
         for sample in inputs:
             self._take(sample)
         counts = [int(count) for count in ranks.gather([int(visual.sum()) for visual in self.visual])]
@@ -146,6 +150,10 @@ class Sweep:
             self._decoder_layer(index)
         return Calibration(self.curves, self.reference_tokens, self.typical, self.quantized)
 
+    def _empty(self) -> list[Tensor]:
+        """Room for a hidden state of each sample."""
+        return [torch.empty(0) for _ in self.inputs]
+
     def _take(self, sample: Mapping[str, Any]) -> None:
         """What enters the decoder for one sample, in full precision."""
         visual = self.family.visual_mask(sample["input_ids"])
@@ -174,14 +182,22 @@ class Sweep:
             return
         captured = [capture(self.model, blocks, sample) for sample in self.inputs]
         hidden = [entering for entering, _ in captured]
+        # Without corrections one stream is enough.
+        exact, ahead = ([x.clone() for x in hidden], self._empty()) if self._corrects else (hidden, None)
         for index, block in enumerate(blocks):
             around = [chain[index] for _, chain in captured]
             advance = partial(_run_sample, block, hidden, around)
+            meant = partial(_run_sample, block, exact, around)
+            run_exact = partial(run_all, meant, len(self.inputs), ahead)
             if self.scheme.folds:
-                self._fold(block, partial(run_all, advance, len(self.inputs)), partial(advance, 0))
-            self._quantize(block, advance)
+                self._fold(block, run_exact, partial(meant, 0))
+            elif self._corrects:
+                run_exact()
+            self._quantize(block, advance, meant)
             if index + 1 < len(blocks):
                 run_all(advance, len(self.inputs), hidden)
+                if ahead is not None:
+                    exact, ahead = ahead, exact
             self._meter.add(self._work[block])
 
     def _called_with(self, index: int, sample: int) -> tuple[Beside, Beside]:
@@ -200,8 +216,10 @@ class Sweep:
         beside, around = zip(*(self._called_with(index, sample) for sample in samples), strict=True)
         self._measure_tokens()
         advance = partial(self._run_deployed, layer, around)
-        # In place: only one sample has both what enters and what leaves.
-        run_exact = partial(run_all, partial(_run_sample, layer, self.exact, beside), len(self.inputs), self.exact)
+        meant = partial(_run_sample, layer, self.exact, beside)
+        # In place if what enters is not needed again: only one sample then has both that and what leaves.
+        leaving_exact = self._ahead if self._corrects else self.exact
+        run_exact = partial(run_all, meant, len(self.inputs), leaving_exact)
         if self.scheme.folds:
             run_first = partial(run, layer, self.exact[0].clone(), beside[0])
             attention: Any = layer.self_attn
@@ -218,7 +236,9 @@ class Sweep:
                 attention.add_module(KEY_TRANSFORM, transform)
         else:
             run_exact()
-        self._quantize(layer, advance)
+        self._quantize(layer, advance, meant)
+        if self._corrects:
+            self.exact, self._ahead = self._ahead, self.exact
         concentration = []
         for sample in samples:
             visual = self.visual[sample]
@@ -259,10 +279,11 @@ class Sweep:
         """Fold transforms into `block`, in front of its linears."""
         fold(block, set(self._linears_of(block).values()), run_each, run_first, cached, self.ranks)
 
-    def _quantize(self, block: nn.Module, advance: Callable[[int], Tensor]) -> None:
+    def _quantize(self, block: nn.Module, advance: Callable[[int], Tensor], meant: Callable[[int], Tensor]) -> None:
+        """Quantise `block`, which `advance` runs on the deployed stream of a sample, and `meant` on the exact one."""
         linears = self._linears_of(block)
         if linears and not self.storage.restore(block, linears):
-            quantize_linears(self.model, linears, self.scheme, advance, len(self.inputs), self.ranks)
+            quantize_linears(self.model, linears, self.scheme, advance, len(self.inputs), self.ranks, meant)
         for name in linears:
             # The original would stay in memory as long as it is listed.
             del self.linears[name]
@@ -278,7 +299,7 @@ class Sweep:
     def _plan(self, blocks: Sequence[nn.Module], tokens: int) -> None:
         for block in blocks:
             finished = not self._linears_of(block) or self.storage.finished(block)
-            self._work[block] = block_work(block, tokens, finished)
+            self._work[block] = block_work(block, tokens, finished, self._corrects)
 
 
 def _run_sample(block: nn.Module, hidden: list[Tensor], beside: Sequence[Beside], sample: int) -> Tensor:

@@ -17,6 +17,8 @@ from torch import nn
 
 PASSES = 4
 """Of one sample through a block: full precision, two halves or more for the Hessians, and the deployed operators."""
+CORRECTED_PASSES = 6
+"""The same where weights are corrected: the halves once more, in full precision."""
 RESTORED_PASSES = 2
 """The same of a block that an interrupted run has finished: nothing is rounded."""
 
@@ -26,13 +28,14 @@ def forward_work(modules: Iterable[nn.Module], tokens: int) -> int:
     return tokens * sum(linear.weight.numel() for linear in _linears(modules))
 
 
-def block_work(block: nn.Module, tokens: int, finished: bool) -> int:
+def block_work(block: nn.Module, tokens: int, finished: bool, corrected: bool = False) -> int:
     """Multiplications of quantising `block` from `tokens` tokens; of running it alone, if it is `finished` already."""
     if finished:
         return RESTORED_PASSES * forward_work([block], tokens)
     linears = _linears([block])
     corrections = sum(linear.out_features * linear.in_features**2 for linear in linears)
-    return PASSES * forward_work([block], tokens) + corrections
+    passes = CORRECTED_PASSES if corrected else PASSES
+    return passes * forward_work([block], tokens) + corrections
 
 
 def _linears(modules: Iterable[nn.Module]) -> list[nn.Linear]:

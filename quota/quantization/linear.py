@@ -111,11 +111,13 @@ class W4A4Linear(nn.Module):
         linear: nn.Linear,
         scheme: QuantizationScheme,
         hessian: Tensor | None = None,
+        correction: Tensor | None = None,
     ) -> W4A4Linear:
         """Quantise `linear`, which stays as it is.
 
         `hessian` [K, K] is x^T x over calibration tokens x [tokens, K], rotated by `block_hadamard` with
-        `scheme.hadamard_for(K)`. Scheme "gptq" needs it (QuotaError without), "rtn" does not use it.
+        `scheme.hadamard_for(K)`. All roundings but "rtn" need it (QuotaError without). What is rounded by it is W + W C
+        of the rotated weights, C the `correction` [K, K] (quota/calibration/moments.py).
         """
         weight, bias = linear.weight.detach(), linear.bias
         layer = cls.empty_like(linear, scheme, weight.device)
@@ -126,8 +128,10 @@ class W4A4Linear(nn.Module):
             layer.weight_packed, layer.weight_scale = nearest(weight, spec)
             return layer
         if hessian is None:
-            raise QuotaError('weight rounding "gptq" needs calibration data; give a Hessian or choose "rtn"')
+            raise QuotaError(f'weight rounding "{scheme.weight_rounding}" needs calibration data; choose "rtn"')
         rotated = block_hadamard(weight.float(), spec.inputs.hadamard)
+        if correction is not None:
+            rotated = rotated + rotated @ correction
         q, step, scale = gptq(rotated, hessian, spec.bits, spec.group)
         layer.weight_packed, layer.weight_scale = pack_int32(q, spec.bits), join_scales(step, scale)
         return layer

@@ -30,7 +30,7 @@ def llm(
     gguf: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A Llama or Qwen2; by default SmolLM2-135M from its package.")
     ] = None,
-    method: Annotated[str, typer.Option(help="rtn, hadamard, gptq or learned.")] = "learned",
+    method: Annotated[str, typer.Option(help="rtn, hadamard, gptq, learned or corrected.")] = "corrected",
     scheme: Annotated[
         str, typer.Option(help="Bits of weights, activations, cache: w4a4, w4a8; w16a16kv4 is the cache alone.")
     ] = "w4a4",

@@ -47,16 +47,20 @@ def layer_errors(
     """
     blocks = list(tower.encoder.layer)
     deployed, calibration_besides = _capture(tower, blocks, calibration)
+    meant_by = [hidden.clone() for hidden in deployed]
     exact, besides = _capture(tower, blocks, pictures)
     strayed = list(exact)
     errors: dict[str, list[float]] = {}
     for index, block in enumerate(blocks):
         quantized = deepcopy(block)
-        advance = partial(_run_sample, quantized, deployed, [chain[index] for chain in calibration_besides])
+        around = [chain[index] for chain in calibration_besides]
+        advance = partial(_run_sample, quantized, deployed, around)
+        run_exact = partial(_run_sample, quantized, meant_by, around)
         linears = {name: module for name, module in quantized.named_modules() if isinstance(module, nn.Linear)}
         if scheme.folds:
-            fold(quantized, set(linears.values()), partial(run_all, advance, len(deployed)), partial(advance, 0))
-        quantize_linears(quantized, linears, scheme, advance, len(deployed))
+            fold(quantized, set(linears.values()), partial(run_all, run_exact, len(deployed)), partial(run_exact, 0))
+        quantize_linears(quantized, linears, scheme, advance, len(deployed), run_exact=run_exact)
+        meant_by = [_run_sample(block, meant_by, around, sample) for sample in range(len(deployed))]
         deployed = [advance(sample) for sample in range(len(deployed))]
         for sample, chain in enumerate(besides):
             meant = _outputs(block, exact[sample], chain[index])

@@ -4,6 +4,7 @@ rtn        round to nearest, weights and activations in groups
 hadamard   the same after a block Hadamard rotation of what enters every linear, and of the cached keys
 gptq       and weights rounded by GPTQ
 learned    and transforms learned from the calibration set, for linears, keys and values
+corrected  and weights corrected, before they are rounded, for what their inputs have strayed
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ from quota.scheme import QuantizationScheme
 METHODS: dict[str, dict[str, Any]] = {
     "rtn": {"hadamard": 0, "weight_rounding": "rtn", "transforms": "hadamard"},
     "hadamard": {"weight_rounding": "rtn", "transforms": "hadamard"},
-    "gptq": {"transforms": "hadamard"},
-    "learned": {"transforms": "learned"},
+    "gptq": {"weight_rounding": "gptq", "transforms": "hadamard"},
+    "learned": {"weight_rounding": "gptq", "transforms": "learned"},
+    "corrected": {},
 }
-DEFAULT_METHOD = "learned"
+DEFAULT_METHOD = "corrected"
 
 
 def method_scheme(method: str, **changes: Any) -> QuantizationScheme:
