@@ -14,6 +14,7 @@ from quota.models import Box, Boxes, family
 from quota.prompts import build_inputs, decode, generate
 from quota.pruning.pruner import record
 from quota.pruning.recipe import PruningRecipe
+from quota.pruning.trace import Trace
 from quota.report.overlay import overlay
 from quota.report.plot import schedule_plot
 from quota.report.sheet import Row, draw_sheet, save_picture, stack
@@ -64,13 +65,25 @@ def explain(model: Any, processor: Any, sample: Sample, size: int = 288) -> Expl
     boxes = family(model).boxes(processor, inputs, pictures)
     with record(model) as trace, ops.record() as operators:
         text = decode(processor, generate(model, processor, inputs))[0]
-    tokens = list(trace.tokens_per_layer)
-    kept = {layer: [index for index in rows[0].tolist() if index >= 0] for layer, rows in trace.kept.items()}
+    tokens, kept = list(trace.tokens_per_layer), kept_by(trace)
+    panels = draw_panels(pictures, boxes, kept, size, sample.video)
+    return Explanation(text, model.quota_pruner.recipe, kept, boxes, tokens, panels, operators)
+
+
+def kept_by(trace: Trace) -> dict[int, list[int]]:
+    """Candidate layer -> indices of the visual tokens that went on, of the one question that was recorded."""
+    return {layer: [index for index in rows[0].tolist() if index >= 0] for layer, rows in trace.kept.items()}
+
+
+def draw_panels(
+    pictures: Sequence[Image.Image], boxes: Boxes, kept: dict[int, list[int]], size: int, video: bool = False
+) -> dict[str, list[tuple[str, Image.Image]]]:
+    """The panels of an `Explanation`, their longer side `size` pixels, of pictures or the frames of a `video`."""
     panels = {}
     for number in sorted({box.picture for box in boxes if box is not None}):
         own = {index: box for index, box in enumerate(boxes) if box is not None and box.picture == number}
-        panels[_name(next(iter(own.values())), sample.video)] = _panels(pictures[number], own, kept, size)
-    return Explanation(text, model.quota_pruner.recipe, kept, boxes, tokens, panels, operators)
+        panels[_name(next(iter(own.values())), video)] = _panels(pictures[number], own, kept, size)
+    return panels
 
 
 def draw_explanation(question: str, explanation: Explanation, path: Path) -> None:
