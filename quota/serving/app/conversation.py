@@ -52,15 +52,16 @@ class Conversation:
     def look(self, file: str | None, name: str) -> tuple[Image.Image | None, str, str, str]:
         """Somebody has chosen a picture: its preview, and what is shown."""
         session = self.sessions.of(name)
-        session.show(None)
-        if file is None:
-            return (None, *self._shown(session))
-        try:
-            picture = read_picture(Path(file))
-            preview = picture.preview()
-        except QuotaError as error:
-            return (None, *self._shown(session, message_view(str(error))))
-        session.show(picture)
+        with session.looking:
+            session.show(None)
+            if file is None:
+                return (None, *self._shown(session))
+            try:
+                picture = read_picture(Path(file))
+                preview = picture.preview()
+            except QuotaError as error:
+                return (None, *self._shown(session, message_view(str(error))))
+            session.show(picture)
         return (preview, *self._shown(session, message_view(_ANIMATED if picture.animated else "", "note")))
 
     def solve(self, percent: float) -> str:
@@ -74,14 +75,16 @@ class Conversation:
     def ask(self, question: str, percent: float, name: str) -> Iterator[Shown]:
         """Somebody has asked."""
         session = self.sessions.of(name)
-        if session.picture is None:
+        with session.looking:
+            picture = session.picture
+        if picture is None:
             yield self._shown(session, message_view(_NO_PICTURE))
             return
         if not question.strip():
             yield self._shown(session, message_view(_NO_QUESTION))
             return
         session.ask(question.strip())
-        yield from self._answer(session, session.picture, percent)
+        yield from self._answer(session, picture, percent)
 
     def again(self, percent: float, name: str) -> Iterator[Shown]:
         """The slider was moved: the same question under the new budget, if one was asked."""

@@ -37,26 +37,33 @@ def run_app(name: str, host: str, port: int, ready: Callable[[str], None]) -> No
     model, processor, label = load_model(name)
     conversation = Conversation(model, processor)
     with ExitStack() as running:
-        running.callback(conversation.sessions.close_all)
         # Read by Gradio when it is imported and when a page is made.
         os.environ["GRADIO_TEMP_DIR"] = running.enter_context(tempfile.TemporaryDirectory(prefix="quota-app-"))
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
         import uvicorn  # pyright: ignore[reportMissingImports]
 
-        app = application(conversation, label)
+        app, end_streams = application(conversation, label)
         try:
             listening = running.enter_context(socket.create_server((host, port)))
         except OSError as error:
             raise QuotaError(f"cannot listen on {host}:{port}: {error.strerror}; choose another --port") from None
         conversation.warm_up()
         ready(f"http://{host}:{listening.getsockname()[1]}")
-        server = uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=PATIENCE))
+
+        class Server(uvicorn.Server):
+            async def shutdown(self, sockets: Any = None) -> None:
+                # Open pages hold a connection for as long as they live.
+                conversation.sessions.close_all()
+                end_streams()
+                await super().shutdown(sockets)
+
+        server = Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=PATIENCE))
         with uncaught():
             server.run([listening])
 
 
-def application(conversation: Conversation, label: str) -> Any:
-    """The page as an ASGI application."""
+def application(conversation: Conversation, label: str) -> tuple[Any, Callable[[], None]]:
+    """The page as an ASGI application, and what ends the connections that open pages hold."""
     import gradio as gr  # pyright: ignore[reportMissingImports]
     from fastapi import FastAPI  # pyright: ignore[reportMissingImports]
 
@@ -80,7 +87,8 @@ def application(conversation: Conversation, label: str) -> Any:
         css=styles(),
         head=scripts(),
     )
-    return _Policed(served)
+    inner: Any = served.routes[-1]
+    return _Policed(served), inner.app.stop_event.set
 
 
 class _Policed:

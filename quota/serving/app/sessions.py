@@ -27,6 +27,8 @@ class Session:
     answer: Answer | None = None
     everything: Answer | None = None
     """The answer to the same question with every token; it does not depend on the budget."""
+    looking: Lock = field(default_factory=Lock)
+    """Held while a picture is read: a question that comes meanwhile is about that one."""
     running: Event = field(default_factory=Event)
     """Cancels what was asked last."""
 
