@@ -29,7 +29,8 @@ def served_page(folder: Path) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     try:
         said = ""
         while not (found := re.search(r"http://\S+", said)):
-            assert (line := running.stdout.readline()), said
+            line = running.stdout.readline()
+            assert line, said
             said += line
         yield found[0], running
     finally:

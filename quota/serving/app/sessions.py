@@ -6,15 +6,18 @@ are forgotten when too many others have come since.
 
 from __future__ import annotations
 
+import ctypes
 from collections import OrderedDict
 from dataclasses import dataclass, field
-from threading import Event, Lock
+from threading import Event, Lock, Timer
 
 from quota.serving.app.answering import Answer
 from quota.serving.app.pictures import Picture
 
 MOST = 64
 """Pages that are remembered at once."""
+_SETTLED = 1.0
+"""Seconds."""
 
 
 @dataclass
@@ -50,6 +53,12 @@ class Session:
         self.question, self.answer = question, None
 
 
+def _give_back() -> None:
+    """Give what is free back to the system: glibc keeps it for each of many threads. Other systems do so themselves."""
+    if (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
+        trim(0)
+
+
 class Sessions:
     """All open pages, by what Gradio calls them."""
 
@@ -75,6 +84,10 @@ class Sessions:
             session = self._known.pop(name, None)
         if session is not None:
             session.show(None)
+            # When what it asked has come to its end.
+            settled = Timer(_SETTLED, _give_back)
+            settled.daemon = True
+            settled.start()
 
     def close_all(self) -> None:
         """The server ends."""
