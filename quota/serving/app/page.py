@@ -6,6 +6,7 @@ own, so that nobody's first answer stands behind them. Nothing is fetched from o
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,16 @@ import gradio as gr  # pyright: ignore[reportMissingImports]
 from gradio import themes  # pyright: ignore[reportMissingImports]
 
 from quota.serving.app.conversation import Conversation, Shown
+from quota.serving.app.sessions import MOST
 from quota.serving.app.views import answer_view, head_view
 
 AT_ONCE = 4
 """Answers that run together; further ones wait in the order they came."""
 _LONGEST_QUEUE = 64
+_THREADS = 2 * MOST
+"""Things that may go on at once: one for every page that is open, and what they ask."""
+_LOOK = 0.5
+"""Seconds after which it is seen that a page has been closed."""
 _HERE = Path(__file__).parent
 _SECONDS_OF_FILES = (60, 600)
 """How often files of pictures are looked at, and how old they become: browsers have them by then."""
@@ -89,6 +95,7 @@ def build(conversation: Conversation, label: str) -> gr.Blocks:
                 kept = _html("", "quota-kept")
         shown = [message, answer, kept]
         _wire(page, conversation, picture, question, send, stop, slider, recipe, shown)
+    page.max_threads = _THREADS
     page.queue(max_size=_LONGEST_QUEUE)
     return page
 
@@ -121,6 +128,11 @@ def _wire(
     def halt(request: gr.Request) -> None:
         conversation.stop(_name(request))
 
+    async def stay(request: gr.Request) -> None:
+        session = conversation.sessions.of(_name(request))
+        while not session.closed:
+            await asyncio.sleep(_LOOK)
+
     def leave(request: gr.Request) -> None:
         conversation.sessions.close(_name(request))
 
@@ -134,6 +146,9 @@ def _wire(
     solved = slider.change(conversation.solve, slider, recipe, trigger_mode="always_last", **at_once)
     solved.then(again, slider, shown, **first).then(compare, None, shown[1], **second)
     stop.click(halt, None, None, **at_once)
+    # Browsers never hear of what is asked at the moment when the connection of the last event closes. One event that
+    # lasts as long as the page keeps it open.
+    page.load(stay, None, None, **at_once)
     page.unload(leave)
 
 

@@ -34,12 +34,18 @@ class Session:
     """Held while a picture is read: a question that comes meanwhile is about that one."""
     running: Event = field(default_factory=Event)
     """Cancels what was asked last."""
+    closed: bool = False
 
     def begin(self) -> Event:
         """A new answer: what ran before is cancelled. Returns what cancels the new one."""
         self.running.set()
         self.running = Event()
         return self.running
+
+    def close(self) -> None:
+        """Nobody looks at the page any more."""
+        self.closed = True
+        self.show(None)
 
     def show(self, picture: Picture | None) -> None:
         """Another picture, or none; what belonged to the old one goes."""
@@ -75,7 +81,7 @@ class Sessions:
             session = self._known.setdefault(name, Session())
             self._known.move_to_end(name)
             while len(self._known) > MOST:
-                self._known.popitem(last=False)[1].show(None)
+                self._known.popitem(last=False)[1].close()
             return session
 
     def close(self, name: str) -> None:
@@ -83,7 +89,7 @@ class Sessions:
         with self._lock:
             session = self._known.pop(name, None)
         if session is not None:
-            session.show(None)
+            session.close()
             # When what it asked has come to its end.
             settled = Timer(_SETTLED, _give_back)
             settled.daemon = True

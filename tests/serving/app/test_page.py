@@ -118,14 +118,15 @@ def test_a_picture_is_asked_about_twice_and_under_another_budget(
 def test_a_picture_is_pasted_also_over_another(opened: Callable[..., Page], picture: Path) -> None:
     page = opened()
     for _ in range(2):
-        page.page.evaluate(
-            """async (bytes) => {
-                const files = new DataTransfer();
-                files.items.add(new File([new Uint8Array(bytes)], "pasted.png", { type: "image/png" }));
-                document.dispatchEvent(new ClipboardEvent("paste", { clipboardData: files, bubbles: true }));
-            }""",
-            list(picture.read_bytes()),
-        )
+        with page.page.expect_response("**/upload?*"):
+            page.page.evaluate(
+                """async (bytes) => {
+                    const files = new DataTransfer();
+                    files.items.add(new File([new Uint8Array(bytes)], "pasted.png", { type: "image/png" }));
+                    document.dispatchEvent(new ClipboardEvent("paste", { clipboardData: files, bubbles: true }));
+                }""",
+                list(picture.read_bytes()),
+            )
         page.chosen()
     page.ask(QUESTION)
     page.answered(QUESTION)
