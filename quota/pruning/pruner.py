@@ -16,17 +16,15 @@ on the batch.
     after the text model       restore the full length
     after the base model       close the pass
 
-What a pass knows is its thread's own, so one model serves several threads at once; attaching and detaching are for a
-time when no pass is in flight.
+What a pass knows is its thread's own, so one model serves several threads at once, each with another recipe if need be
+(`running`); attaching and detaching are for a time when no pass is in flight.
 """
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any, Self
 
 from torch import Tensor, nn
@@ -42,6 +40,7 @@ from quota.errors import QuotaError
 from quota.models import family, fingerprint
 from quota.models.images import encode
 from quota.pruning.deepstack import DeepStack
+from quota.pruning.passes import Pass, by_name
 from quota.pruning.presence import Presence, images_of
 from quota.pruning.ranking import Choice, rank
 from quota.pruning.recipe import PruningRecipe
@@ -51,30 +50,24 @@ from quota.pruning.trace import Trace
 from quota.scheme import QuantizationScheme
 
 
-@dataclass
-class _Pass:
-    """One forward pass, from the base model's arguments on."""
-
-    given: dict[str, Any]
-    images: Tensor
-    """[B, L]: the image of each position, -1 for text."""
-    presence: Presence | None = None
-    """There is one inside the text model."""
-    deepstack: DeepStack | None = None
-    observation: Observation | None = None
-    observing: ExitStack = field(default_factory=ExitStack)
-    """Closed when the candidate layer being observed has run."""
-
-
 class Pruner:
     """Drops visual tokens in the prefill of `model`, as `recipe` says, from `attach` to `detach` or in a `with`."""
 
     traces = PerThread[tuple[Trace, ...]]()
     """Of every `record` that this thread is in."""
-    _pass = PerThread[_Pass]()
+    _pass = PerThread[Pass]()
+    _instead = PerThread[PruningRecipe]()
 
-    def __init__(self, model: PreTrainedModel, recipe: PruningRecipe, scheme: QuantizationScheme | None = None) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        recipe: PruningRecipe,
+        scheme: QuantizationScheme | None = None,
+        layers: Iterable[int] = (),
+    ) -> None:
         """`scheme` is the one that the model is deployed under; None is full precision.
+
+        `layers` are those that recipes of `running` may cut after, besides those of `recipe`.
 
         Raises QuotaError for an unsupported architecture, and for a recipe that was made for another model or
         under another scheme.
@@ -85,6 +78,7 @@ class Pruner:
         self.scheme = scheme
         recipe.verify(model_fingerprint=fingerprint(model), scheme=scheme)
         recipe.tokens_per_layer(recipe.reference_tokens, len(self.family.decoder_layers))
+        self._layers = sorted({*recipe.layers, *layers})
         self._handles: list[RemovableHandle] = []
         self._own_cache: CacheHook | None = None
         self._signals = frozenset(scorer(recipe.scorer).SIGNALS)
@@ -117,14 +111,14 @@ class Pruner:
         if "tower" in self._signals:
             self._tower = TowerAttention(self.family)
             self._handles += self._tower.handles
-        for index in range(max(self.recipe.layers[0], 0), len(layers)):
+        for index in range(max(self._layers[0], 0), len(layers)):
             hook = partial(self._before_layer, index)
             self._handles.append(layers[index].register_forward_pre_hook(hook, **before))
         # The hook that is registered last comes first: features are added to what a cut has left.
         for index in range(self.family.deepstack):
             hook = partial(self._add_features, index)
             self._handles.append(layers[index].register_forward_hook(hook, **after))
-        for index in [index for index in self.recipe.layers if index >= 0]:
+        for index in [index for index in self._layers if index >= 0]:
             hook = partial(self._after_layer, index)
             self._handles.append(layers[index].register_forward_hook(hook, with_kwargs=True, **after))
         model.generate = self._generate
@@ -143,6 +137,24 @@ class Pruner:
         self._handles, self._own_cache = [], None
         del self.model.generate, self.model.quota_pruner
 
+    @contextmanager
+    def running(self, recipe: PruningRecipe) -> Iterator[None]:
+        """Inside the block passes of this thread run `recipe`; those of others what they did.
+
+        Raises QuotaError for a recipe of another model, scheme or score, and for one that cuts after other layers than
+        the Pruner was made for.
+        """
+        recipe.verify(model_fingerprint=self.recipe.model_fingerprint, scheme=self.scheme)
+        if recipe.scorer != self.recipe.scorer:
+            raise QuotaError(f"this Pruner scores tokens by {self.recipe.scorer!r}, the recipe by {recipe.scorer!r}")
+        if other := sorted({*recipe.layers} - {*self._layers}):
+            raise QuotaError(f"the recipe cuts after layers {other}; make the Pruner with layers={other} to allow that")
+        before, self._instead = self._instead, recipe
+        try:
+            yield
+        finally:
+            self._instead = before
+
     def _generate(self, *args: Any, **kwargs: Any) -> Any:
         config = kwargs.get("generation_config") or (args[1] if len(args) > 1 else self.model.generation_config)
         # A chunk looks like a turn of its own, whose text is not the question: only here can it be told.
@@ -155,16 +167,12 @@ class Pruner:
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         # A pass that was interrupted may not have come to its end.
         self._close()
-        given = dict(kwargs)
-        if args:
-            given = _signature(type(module)).bind(module, *args, **kwargs).arguments
-            del given["self"]
-            given.update(given.pop("kwargs", {}))
+        given = by_name(module, args, kwargs)
         if given.get("input_ids") is None:
             raise QuotaError("token pruning needs input_ids to know which tokens are visual; pass them, not embeddings")
         if self.family.encodes_first and given.get("mm_encoder_outputs") is None:
             given = encode(module, given)
-        self._pass = _Pass(given, images_of(self.family, given))
+        self._pass = Pass(given, images_of(self.family, given), self._instead or self.recipe)
         return (), given
 
     def _after_base(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
@@ -192,10 +200,10 @@ class Pruner:
         if now is None or now.presence is None:
             return None
         presence, config = now.presence, self.family.text_model.config
-        if index == 0 and -1 in self.recipe.layers and presence.has_images:
+        if index == 0 and -1 in now.recipe.layers and presence.has_images:
             args = (self._cut(-1, presence, args[0], None, args[0], None), *args[1:])
         given = presence.arguments(index, args[0], kwargs, config, self.family.window(index))
-        if index in self.recipe.layers and presence.has_images:
+        if index in now.recipe.layers and presence.has_images:
             keys = presence.keys(kwargs["past_key_values"].layers[index])
             now.observation = Observation(presence.text, presence.visual, keys, self._signals)
             now.observing.enter_context(observe(config, now.observation, self.family.causal))
@@ -241,7 +249,8 @@ class Pruner:
     def _rank(self, index: int, presence: Presence, hidden: Tensor, observation: Observation | None) -> Choice:
         """Which places go on from layer `index`."""
         tower = None if self._tower is None else self._tower.received(presence.all_images)
-        return rank(presence, hidden, observation, tower, self.recipe, index, self.scheme)
+        assert self._pass is not None
+        return rank(presence, hidden, observation, tower, self._pass.recipe, index, self.scheme)
 
     def _after_decoder(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         now = self._pass
@@ -261,11 +270,6 @@ class Pruner:
         if (ended := self._pass) is not None:
             ended.observing.close()
             self._pass = None
-
-
-@lru_cache
-def _signature(model: type[nn.Module]) -> inspect.Signature:
-    return inspect.signature(model.forward)
 
 
 def is_pruned(model: Any) -> bool:

@@ -16,6 +16,7 @@ from quota.models import Box, Boxes, family
 from quota.prompts import build_inputs, decode, generate
 from quota.pruning.pruner import is_pruned, record
 from quota.pruning.recipe import PruningRecipe
+from quota.pruning.trace import Trace
 from quota.report.overlay import overlay
 from quota.report.plot import schedule_plot
 from quota.report.sheet import Row, draw_sheet, save_picture, stack
@@ -41,11 +42,7 @@ class Followed:
 
     def standing(self) -> dict[str, tuple[Image.Image, dict[int, Box]]]:
         """Name of each picture or frame that holds tokens -> it, and its tokens' boxes by their index."""
-        found = {}
-        for number in sorted({box.picture for box in self.boxes if box is not None}):
-            own = {index: box for index, box in enumerate(self.boxes) if box is not None and box.picture == number}
-            found[_name(next(iter(own.values())), self.video)] = self.pictures[number], own
-        return found
+        return standing(self.pictures, self.boxes, self.video)
 
 
 @dataclass(frozen=True)
@@ -96,7 +93,7 @@ def follow(model: Any, processor: Any, sample: Sample) -> Followed:
         tokens, kept = [len(boxes)] * len(family(model).decoder_layers), {}
     else:
         tokens = list(trace.tokens_per_layer)
-        kept = {layer: [index for index in rows[0].tolist() if index >= 0] for layer, rows in trace.kept.items()}
+        kept = kept_by(trace)
     return Followed(text, kept, boxes, tokens, pictures, operators, sample.video)
 
 
@@ -108,9 +105,33 @@ def explain(model: Any, processor: Any, sample: Sample, size: int = 288) -> Expl
     if not is_pruned(model):
         raise QuotaError("this model is not pruned: it keeps every token, and there is nothing to explain")
     found = follow(model, processor, sample)
-    panels = {name: _panels(picture, own, found.kept, size) for name, (picture, own) in found.standing().items()}
+    panels = draw_panels(found.pictures, found.boxes, found.kept, size, found.video)
     recipe, tokens = model.quota_pruner.recipe, found.visual_tokens_per_layer
     return Explanation(found.answer, recipe, found.kept, found.boxes, tokens, panels, found.operators)
+
+
+def kept_by(trace: Trace) -> dict[int, list[int]]:
+    """Candidate layer -> indices of the visual tokens that went on, of the one question that was recorded."""
+    return {layer: [index for index in rows[0].tolist() if index >= 0] for layer, rows in trace.kept.items()}
+
+
+def standing(
+    pictures: Sequence[Image.Image], boxes: Boxes, video: bool = False
+) -> dict[str, tuple[Image.Image, dict[int, Box]]]:
+    """Name of each of `pictures`, or frames of a `video`, that holds tokens -> it, and its tokens' boxes by index."""
+    found = {}
+    for number in sorted({box.picture for box in boxes if box is not None}):
+        own = {index: box for index, box in enumerate(boxes) if box is not None and box.picture == number}
+        found[_name(next(iter(own.values())), video)] = pictures[number], own
+    return found
+
+
+def draw_panels(
+    pictures: Sequence[Image.Image], boxes: Boxes, kept: dict[int, list[int]], size: int, video: bool = False
+) -> dict[str, list[tuple[str, Image.Image]]]:
+    """The panels of an `Explanation`, their longer side `size` pixels."""
+    places = standing(pictures, boxes, video)
+    return {name: _panels(picture, own, kept, size) for name, (picture, own) in places.items()}
 
 
 def draw_explanation(question: str, explanation: Explanation, path: Path) -> None:

@@ -61,7 +61,7 @@ def serve(name: str, options: Sequence[str]) -> None:
         server = command(args=given, prog_name="quota serve", standalone_mode=False).server
     server.config.app = Guard(server.config.app, served)
     server.config.timeout_graceful_shutdown = PATIENCE
-    with _uncaught():
+    with uncaught():
         server.run()
 
 
@@ -100,7 +100,7 @@ def _served(folder: Path) -> Served:
 
 
 @contextmanager
-def _uncaught() -> Iterator[None]:
+def uncaught() -> Iterator[None]:
     """The server takes SIGINT and SIGTERM itself, and ends in order; behind it nobody need hear of them again."""
     before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
