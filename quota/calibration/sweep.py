@@ -102,10 +102,8 @@ class Sweep:
         self.storage = storage
         self.ranks = ranks
         self.layers = list(self.family.decoder_layers)
-        self.linears: dict[str, nn.Linear] = {}
         # 16 bits are the layer as it is.
-        if scheme.weight_bits < 16:
-            self.linears = dict(self.family.linears(scheme.modules))
+        self.linears = dict(self.family.linears(scheme.modules)) if scheme.weight_bits < 16 else {}
         self.quantized = len(self.linears)
         self.curves = Curves()
         self._corrects = bool(self.linears) and scheme.weight_rounding == "corrected"
@@ -117,7 +115,7 @@ class Sweep:
         self.exact: list[Tensor] = []
         self.deployed: list[Tensor] = []
         self.beside: list[list[Beside]] = []
-        self._ahead = self._empty()
+        self._ahead = [torch.empty(0)] * len(inputs)
         """The exact stream behind the layer that is worked on, where what enters is needed again."""
         for sample in inputs:
             self._take(sample)
@@ -150,10 +148,6 @@ class Sweep:
             self._decoder_layer(index)
         return Calibration(self.curves, self.reference_tokens, self.typical, self.quantized)
 
-    def _empty(self) -> list[Tensor]:
-        """Room for a hidden state of each sample."""
-        return [torch.empty(0) for _ in self.inputs]
-
     def _take(self, sample: Mapping[str, Any]) -> None:
         """What enters the decoder for one sample, in full precision."""
         visual = self.family.visual_mask(sample["input_ids"])
@@ -183,7 +177,7 @@ class Sweep:
         captured = [capture(self.model, blocks, sample) for sample in self.inputs]
         hidden = [entering for entering, _ in captured]
         # Without corrections one stream is enough.
-        exact, ahead = ([x.clone() for x in hidden], self._empty()) if self._corrects else (hidden, None)
+        exact, ahead = ([x.clone() for x in hidden], [*self._ahead]) if self._corrects else (hidden, None)
         for index, block in enumerate(blocks):
             around = [chain[index] for _, chain in captured]
             advance = partial(_run_sample, block, hidden, around)
@@ -218,8 +212,7 @@ class Sweep:
         advance = partial(self._run_deployed, layer, around)
         meant = partial(_run_sample, layer, self.exact, beside)
         # In place if what enters is not needed again: only one sample then has both that and what leaves.
-        leaving_exact = self._ahead if self._corrects else self.exact
-        run_exact = partial(run_all, meant, len(self.inputs), leaving_exact)
+        run_exact = partial(run_all, meant, len(self.inputs), self._ahead if self._corrects else self.exact)
         if self.scheme.folds:
             run_first = partial(run, layer, self.exact[0].clone(), beside[0])
             attention: Any = layer.self_attn
