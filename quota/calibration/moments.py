@@ -8,7 +8,7 @@
 A deployed layer reads v where the model meant x. Of all weights those that come closest to W x from v are W E[x v^T]
 E[v v^T]^-1, and that is where they are moved, before GPTQ rounds them:
 
-    W* = W + a W D (H + d I)^-1         a = max(0, 1 - 8 K / tokens),  d = 0.1 mean(diag H)
+    W* = W + a W D (H + d I)^-1         a = 1 - 8 K / tokens, at most 0.6 and at least 0;  d = 0.2 mean(diag H)
 
 K input channels are fitted to so many tokens. With few of them the fit is to those tokens alone, and a, the share of it
 that is taken, ends at 0: that is GPTQ. To aim at the full-precision outputs is the idea of GPTAQ (arXiv 2504.02692) and
@@ -25,9 +25,11 @@ from quota.ops.hadamard import block_hadamard
 from quota.ranks import Ranks
 from quota.scheme import QuantizationScheme
 
-RIDGE = 0.1
+RIDGE = 0.2
 TOKENS = 8
 """For each channel, below which the fit is worth nothing."""
+MOST = 0.6
+"""Of the fit. All of it is worse on tokens that nothing was fitted to (SmolLM2, the first layers)."""
 
 
 class Moments:
@@ -58,7 +60,7 @@ class Moments:
             return hessian.float(), None
         lacking = ranks.total(self._lacking)
         tokens = float(ranks.total(torch.tensor(float(self._tokens), dtype=torch.float64)))
-        trust = 1 - TOKENS * self._columns / tokens
+        trust = min(MOST, 1 - TOKENS * self._columns / tokens)
         if trust <= 0 or not bool(torch.isfinite(hessian).all()):
             # What is not finite GPTQ refuses.
             return hessian.float(), None

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from quota.calibration.moments import RIDGE, TOKENS, Moments
+from quota.calibration.moments import MOST, RIDGE, TOKENS, Moments
 from quota.ops.activations import dequantize_activation, quantize_activation
 from quota.ops.hadamard import block_hadamard
 from quota.ranks import ALONE
@@ -43,9 +43,10 @@ def test_gptq_rounds_by_the_second_moment_of_the_rotated_inputs() -> None:
     assert correction is None
 
 
+@pytest.mark.parametrize("number", [2, 20], ids=["few tokens", "many tokens"])
 @pytest.mark.parametrize("bits", [4, 8, 16])
-def test_correction_is_its_definition(bits: int) -> None:
-    samples = drawn(4)
+def test_correction_is_its_definition(bits: int, number: int) -> None:
+    samples = drawn(number)
     hessian, correction = moments(samples, activation_bits=bits)
     x = block_hadamard(torch.cat([meant[0] for _, meant in samples]), 32)
     v = block_hadamard(torch.cat([seen[0] for seen, _ in samples]), 32)
@@ -54,13 +55,13 @@ def test_correction_is_its_definition(bits: int) -> None:
     x, v = x.double(), v.double()
     torch.testing.assert_close(hessian.double(), v.T @ v, rtol=1e-4, atol=1e-2)
     ridge = RIDGE * (v.T @ v).diagonal().mean() * torch.eye(COLUMNS, dtype=torch.float64)
-    expected = (1 - TOKENS * COLUMNS / len(v)) * ((x - v).T @ v) @ torch.linalg.inv(v.T @ v + ridge)
+    expected = min(MOST, 1 - TOKENS * COLUMNS / len(v)) * ((x - v).T @ v) @ torch.linalg.inv(v.T @ v + ridge)
     assert correction is not None
     torch.testing.assert_close(correction.double(), expected, rtol=1e-3, atol=1e-5)
 
 
 def test_corrected_weights_come_closer_on_tokens_that_nothing_was_fitted_to() -> None:
-    *samples, (seen, meant) = drawn(9)
+    *samples, (seen, meant) = drawn(25)
     _, correction = moments(samples, activation_bits=16, hadamard=0)
     weight = torch.randn(40, COLUMNS, generator=torch.Generator().manual_seed(1))
     assert correction is not None
@@ -68,7 +69,7 @@ def test_corrected_weights_come_closer_on_tokens_that_nothing_was_fitted_to() ->
     def error(changed: Tensor) -> float:
         return float((seen @ changed.T - meant @ weight.T).norm())
 
-    assert error(weight + weight @ correction) < 0.5 * error(weight)
+    assert error(weight + weight @ correction) < 0.7 * error(weight)
 
 
 def test_few_tokens_correct_nothing() -> None:
