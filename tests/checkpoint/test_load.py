@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from support.tiny_llava import batch, logits, make_model, make_samples, processor
 from torch import nn
-from transformers import AutoModelForImageTextToText, CompressedTensorsConfig
+from transformers import AutoModelForImageTextToText, CompressedTensorsConfig, Dinov2Config
 
 import quota
 from quota import QuantizationScheme, QuotaError
@@ -223,6 +223,14 @@ def test_a_checkpoint_without_a_manifest_loads_with_a_note(copy: Path, quota_fol
 
 
 @pytest.mark.filterwarnings("ignore:You passed `quantization_config`")
+def test_a_tower_whose_weights_transformers_can_split_loads(tmp_path: Path) -> None:
+    """DINOv2 has a kind of MLP that is stored as one weight and loaded as two."""
+    model = make_model(tower=Dinov2Config)
+    quota.compress(model, processor(), SAMPLES[:2])
+    quota.save_pretrained(model, processor(), tmp_path / "out")
+    assert torch.equal(logits(load(tmp_path / "out")), logits(model))
+
+
 def test_dequantizing_is_refused(quota_folder: Path) -> None:
     with pytest.raises(QuotaError, match="cannot be dequantised"):
         load(quota_folder, quantization_config=CompressedTensorsConfig(dequantize=True))

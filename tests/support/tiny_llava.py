@@ -14,6 +14,7 @@ from transformers import (
     LlavaConfig,
     LlavaForConditionalGeneration,
     LlavaProcessor,
+    PreTrainedConfig,
     PreTrainedModel,
 )
 
@@ -26,18 +27,14 @@ VISUAL_TOKENS = 16
 LAYERS = 6
 
 
-def make_model(seed: int = 0, inner: int = 96, layers: int = LAYERS) -> LlavaForConditionalGeneration:
+def make_model(
+    seed: int = 0, inner: int = 96, layers: int = LAYERS, tower: type[PreTrainedConfig] = CLIPVisionConfig
+) -> LlavaForConditionalGeneration:
     """Tower of 2 blocks, decoder of `layers` with MLPs of `inner` channels; 16 visual tokens; tied embeddings."""
     torch.manual_seed(seed)
+    blocks = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 32, "patch_size": 8}
     config = LlavaConfig(
-        vision_config=CLIPVisionConfig(
-            hidden_size=64,
-            intermediate_size=128,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            image_size=32,
-            patch_size=8,
-        ),
+        vision_config=tower(**blocks, **({"intermediate_size": 128} if tower is CLIPVisionConfig else {})),
         text_config=LlamaConfig(
             vocab_size=96,
             hidden_size=64,
