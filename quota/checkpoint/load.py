@@ -67,13 +67,13 @@ class QuotaQuantizer(CompressedTensorsHfQuantizer):
         if files:
             check_headers(model, files)
 
-    def update_weight_conversions(self, weight_conversions: list[Any], model: PreTrainedModel) -> list[Any]:
+    def update_weight_conversions(self, weight_conversions: list[Any], *model: Any) -> list[Any]:
         """Without what takes packed tensors apart: those of our layers have the names that the model itself has.
 
         For a model that splits one stored weight into two (DINOv2) the inherited method is an error besides.
         """
         if self.settings is None:
-            return super().update_weight_conversions(weight_conversions, model)
+            return super().update_weight_conversions(weight_conversions, *model)  # older transformers hand no model
         return weight_conversions
 
     def _process_model_after_weight_loading(self, model: PreTrainedModel, **kwargs: Any) -> None:
