@@ -134,8 +134,8 @@ def explain(
     network, processor, _ = load_model(model)
     explanation = explain_sample(network, processor, sample)
     draw_explanation(question, explanation, output)
-    typer.echo(explanation.answer)
-    notes.print(f"drawn: {output}; operators: {explanation.operators}")
+    typer.echo(explanation.followed.answer)
+    notes.print(f"drawn: {output}; operators: {explanation.followed.operators}")
     write_json(json_file, explanation.figures())
 
 

@@ -52,12 +52,12 @@ def report(
     from quota.report.page.asked import Suite
     from quota.report.page.gather import gather
     from quota.report.page.render import refuse_place, write_report
-    from quota.report.page.svg import require_matplotlib
+    from quota.report.page.svg import require_extra
     from quota.report.progress import progress_steps
     from quota.report.tables import size
     from quota.samples import first_of_each_task, read_samples
 
-    require_matplotlib()
+    require_extra()
     place = out.resolve()
     target = output or place.with_name(f"{place.name}.html")
     refuse_place(target)

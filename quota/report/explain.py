@@ -47,29 +47,22 @@ class Followed:
 
 @dataclass(frozen=True)
 class Explanation:
-    """One question's answer and its kept tokens."""
+    """One question's answer and its kept tokens, drawn."""
 
-    answer: str
+    followed: Followed
     recipe: PruningRecipe
-    kept: dict[int, list[int]]
-    """Candidate layer -> indices of the visual tokens that go on from it, in the order of the prompt."""
-    boxes: Boxes
-    """Where each visual token stands; None for those without a place."""
-    visual_tokens_per_layer: list[int]
-    """Visual tokens that enter each decoder layer."""
     panels: dict[str, list[tuple[str, Image.Image]]]
     """Name of each picture or frame -> captioned pictures: all tokens, then those that every candidate layer kept."""
-    operators: ops.Usage
-    """The backends that ran."""
 
     def figures(self) -> dict[str, Any]:
         """What `quota explain --json` writes."""
+        found = self.followed
         return {
-            "answer": self.answer,
-            "kept": {str(layer): indices for layer, indices in self.kept.items()},
-            "boxes": [None if box is None else asdict(box) for box in self.boxes],
-            "visual_tokens_per_layer": self.visual_tokens_per_layer,
-            "backends": self.operators.backends(),
+            "answer": found.answer,
+            "kept": {str(layer): indices for layer, indices in found.kept.items()},
+            "boxes": [None if box is None else asdict(box) for box in found.boxes],
+            "visual_tokens_per_layer": found.visual_tokens_per_layer,
+            "backends": found.operators.backends(),
         }
 
     def rows(self, heading: str, note: str) -> list[Row]:
@@ -106,8 +99,7 @@ def explain(model: Any, processor: Any, sample: Sample, size: int = 288) -> Expl
         raise QuotaError("this model is not pruned: it keeps every token, and there is nothing to explain")
     found = follow(model, processor, sample)
     panels = draw_panels(found.pictures, found.boxes, found.kept, size, found.video)
-    recipe, tokens = model.quota_pruner.recipe, found.visual_tokens_per_layer
-    return Explanation(found.answer, recipe, found.kept, found.boxes, tokens, panels, found.operators)
+    return Explanation(found, model.quota_pruner.recipe, panels)
 
 
 def kept_by(trace: Trace) -> dict[int, list[int]]:
@@ -136,8 +128,8 @@ def draw_panels(
 
 def draw_explanation(question: str, explanation: Explanation, path: Path) -> None:
     """Write a PNG: the panels of an explanation, and the schedule they follow. Raises QuotaError without matplotlib."""
-    sheet = draw_sheet(explanation.rows(question, f"answer: {explanation.answer}"))
-    plot = schedule_plot(explanation.recipe, explanation.visual_tokens_per_layer, max(sheet.width, 900))
+    sheet = draw_sheet(explanation.rows(question, f"answer: {explanation.followed.answer}"))
+    plot = schedule_plot(explanation.recipe, explanation.followed.visual_tokens_per_layer, max(sheet.width, 900))
     save_picture(stack([sheet, plot]), path)
 
 

@@ -153,7 +153,7 @@ def run_demo(out: Path, questions: int = QUESTIONS, progress: Steps = silent) ->
     pruned = measure(full_model, processor, "pruned only answers", full_size + recipe_size)
 
     entries = [
-        Shown(sample.question, sample.answer or "", plain, explanation.answer)
+        Shown(sample.question, sample.answer or "", plain, explanation.followed.answer)
         for sample, plain, explanation in zip(shown, full_answers, explained, strict=True)
     ]
     picture = out / PICTURE

@@ -11,10 +11,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.commands import call
 from support.tiny_llava import make_samples
 
 from quota.checkpoint.named import load_model
-from quota.cli import main
 from quota.cli.questions import LONGEST_ANSWER
 from quota.prompts import answer
 from quota.pruning.recipe import PruningRecipe
@@ -22,14 +22,6 @@ from quota.samples import Sample, fingerprint, read_samples
 from quota.version import __version__
 
 pytestmark = pytest.mark.slow
-
-
-def call(*arguments: object) -> int:
-    """Exit code of `quota ARGUMENTS`."""
-    with pytest.raises(SystemExit) as raised:
-        main([str(argument) for argument in arguments])
-    assert isinstance(raised.value.code, int)
-    return raised.value.code
 
 
 @pytest.fixture

@@ -14,14 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.instruction_sets import HERE, every_isa, needs_library, using
 from support.operands import ROWS as HARD
-from support.operands import make_weight
+from support.operands import constant, make_weight
 from torch import Tensor
 
 from quota.errors import QuotaError
 from quota.ops.cpu import CpuBackend
-from quota.ops.cpu import linear as module
-from quota.ops.interface import InputSpec, LinearSpec, LinearWeight
-from quota.ops.packing import pack_int32, unpack_int32
+from quota.ops.interface import LinearWeight
+from quota.ops.packing import unpack_int32
 from quota.ops.reference import ReferenceBackend
 from quota.ops.reference.backend import LARGEST_COLUMNS, sums_naive
 from quota.ops.weights import whole_weight
@@ -48,13 +47,6 @@ def linear(x: Tensor, weight: LinearWeight) -> Tensor:
 def oracle(x: Tensor, weight: LinearWeight) -> Tensor:
     [y] = REFERENCE.linear(x, [weight])
     return y
-
-
-def constant(outputs: int, columns: int, q: int, step: int, group: int, bits: int = 4) -> LinearWeight:
-    spec = LinearSpec(outputs, bits, group, InputSpec(columns, 4, min(group, columns & -columns), 0))
-    packed = pack_int32(torch.full((outputs, columns), q, dtype=torch.int8), bits)
-    steps = torch.full((outputs, columns // group), step, dtype=torch.uint8)
-    return LinearWeight(spec, packed, steps, torch.ones(outputs), None)
 
 
 @given(
@@ -271,35 +263,6 @@ def test_a_view_is_read_as_it_stands(isa: str) -> None:
         assert torch.equal(linear(x.T, weight), linear(x.T.contiguous(), weight))
 
 
-def test_nothing_but_the_steps_is_prepared() -> None:
-    weight = layer((37, 192, 64, 64))
-    linear(tokens(2, 192), weight)
-    prepared = weight.prepared["cpu"]
-    assert prepared.shape == (3, 3, 16) and prepared.dtype == torch.uint8
-    assert torch.equal(prepared.transpose(1, 2).reshape(48, 3)[:37], weight.step)
-
-
-def test_two_threads_that_are_first_read_the_same_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What one has prepared, and reads by its address, another that prepares it too does not put away."""
-    weight, prepare, taken = layer((37, 192, 64, 64)), module._prepared, []
-
-    def interrupted(step: Tensor) -> Tensor:
-        if not taken:
-            taken.append(None)
-            # Another thread comes and goes.
-            taken.append(module._steps(weight))
-        return prepare(step)
-
-    monkeypatch.setattr(module, "_prepared", interrupted)
-    assert module._steps(weight) == taken[1] == weight.prepared["cpu"].data_ptr()
-
-
-def test_nothing_is_prepared_for_weights_without_steps() -> None:
-    weight = layer((37, 192, 64, 64), weight_bits=8)
-    linear(tokens(2, 192), weight)
-    assert weight.prepared == {}
-
-
 @every_isa
 @pytest.mark.parametrize("rows", [1, 2, 33])
 def test_weights_of_4_and_8_bits_read_one_input(isa: str, rows: int) -> None:
@@ -307,52 +270,3 @@ def test_weights_of_4_and_8_bits_read_one_input(isa: str, rows: int) -> None:
     with using(isa):
         for y, weight in zip(CPU.linear(x, weights), weights, strict=True):
             assert torch.equal(y, linear(x, weight))
-
-
-def spec(bits: int = 4, group: int = 64, columns: int = 64, inputs: int = 4, inputs_group: int = 64) -> LinearSpec:
-    return LinearSpec(8, bits, group, InputSpec(columns, inputs, inputs_group, 0))
-
-
-@pytest.mark.parametrize(
-    ("lacking", "reason"),
-    [
-        (spec(bits=3), "4- and 8-bit weights, not 3"),
-        (spec(bits=8, columns=128), "8-bit weights with one scale a row, not in groups of 64"),
-        (spec(bits=8, columns=12, group=12, inputs_group=4), "multiples of 8 input channels, not 12"),
-        (spec(bits=8, columns=1 << 17, group=1 << 17), "sums over 131072 channels do not fit"),
-        (spec(inputs=16), "4- and 8-bit activations, not 16"),
-        (spec(columns=12, group=8, inputs_group=4), "multiples of 8 input channels, not 12"),
-        (spec(group=4), "weight groups of 8 to 256 channels, not 4"),
-        (spec(columns=96, group=24), "weight groups of 8 to 256 channels, not 24"),
-        (spec(inputs_group=4), "groups of 8 to 256 channels, not 4"),
-        (spec(columns=1 << 17), "sums over 131072 channels do not fit"),
-    ],
-    ids=[
-        *("W3", "W8 in groups", "W8, 12 channels", "W8, 131072 channels"),
-        *("A16", "12 channels", "weight groups of 4", "weight groups of 24", "groups of 4", "131072 channels"),
-    ],
-)
-def test_it_says_which_layers_it_lacks(lacking: LinearSpec, reason: str) -> None:
-    assert reason in str(CPU.lacks(lacking))
-
-
-@both_weights
-def test_it_has_w4a4_w4a8_w8a4_and_w8a8(weight_bits: int) -> None:
-    assert CPU.lacks(spec(weight_bits)) is None
-    assert CPU.lacks(spec(weight_bits, inputs=8)) is None
-    # One scale a token: the group of 8-bit activations does not matter.
-    assert CPU.lacks(spec(weight_bits, inputs=8, inputs_group=4)) is None
-    # As many channels as some have: the row is the group.
-    assert CPU.lacks(spec(8, columns=4104, group=4104, inputs_group=8)) is None
-
-
-def test_wide_layers_and_narrow_groups_raise_where_nobody_asked_what_it_lacks() -> None:
-    narrow = make_weight(8, 64, group=4)
-    with pytest.raises(QuotaError, match="weight groups of 8 to 256 channels, not 4"):
-        linear(tokens(1, 64), narrow)
-    grouped = replace(make_weight(8, 128, 8), spec=replace(make_weight(8, 128, 8).spec, group=64))
-    with pytest.raises(QuotaError, match="one scale a row, not in groups of 64"):
-        linear(tokens(1, 128), grouped)
-    for wide in (constant(1, 1 << 17, 1, 1, 64), constant(1, 1 << 17, 1, 1, 1 << 17, bits=8)):
-        with pytest.raises(QuotaError, match="not made for such sizes"):
-            linear(tokens(1, 1 << 17), wide)

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from support.commands import call
 from support.families.own import OWN
 
 from quota.checkpoint.named import load_model
-from quota.cli import main
 from quota.models import FAMILIES
 from quota.models.support import VIDEO
 from quota.prompts import build_inputs
@@ -23,14 +23,6 @@ from .conftest import FRAMES, SAMPLES
 pytestmark = pytest.mark.slow
 
 PICTURES = {"one picture": ["0.png"], "two pictures": ["0.png", "1.png"]}
-
-
-def call(*arguments: object) -> int:
-    """Exit code of `quota ARGUMENTS`."""
-    with pytest.raises(SystemExit) as raised:
-        main([str(argument) for argument in arguments])
-    assert isinstance(raised.value.code, int)
-    return raised.value.code
 
 
 @pytest.fixture(scope="session")

@@ -24,9 +24,9 @@ def test_kept_tokens_are_those_of_the_trace(quota_folder: Path, tmp_path: Path) 
     explanation = explain(model, processor, sample, size=64)
     with quota.record(model) as trace:
         generate(model, processor, build_inputs(processor, [sample]))
-    assert explanation.kept == {layer: kept[0].tolist() for layer, kept in trace.kept.items()}
-    assert [len(kept) for kept in explanation.kept.values()] == recipe.counts(16)
-    assert explanation.answer == answer(model, processor, sample)
+    assert explanation.followed.kept == {layer: kept[0].tolist() for layer, kept in trace.kept.items()}
+    assert [len(kept) for kept in explanation.followed.kept.values()] == recipe.counts(16)
+    assert explanation.followed.answer == answer(model, processor, sample)
     assert {name: len(panels) for name, panels in explanation.panels.items()} == {"picture 1": 1 + len(recipe.layers)}
     assert explanation.figures()["boxes"][5] == {
         "picture": 0,
@@ -56,7 +56,7 @@ def test_every_picture_has_a_row_as_the_user_gave_it(quota_folder: Path) -> None
         assert {panel.size for _, panel in panels} == {size}
         assert panels[0][1].getpixel((25, 30)) == colour
     for (layer, kept), *captions in zip(
-        explanation.kept.items(), *(panels[1:] for panels in explanation.panels.values()), strict=True
+        explanation.followed.kept.items(), *(panels[1:] for panels in explanation.panels.values()), strict=True
     ):
         each = [sum(index // 16 == picture for index in kept) for picture in (0, 1)]
         assert [caption for caption, _ in captions] == [

@@ -40,3 +40,11 @@ def make_weight(
     return LinearWeight(
         LinearSpec(rows, bits, width, inputs), pack_int32(q, bits), step, scale, torch.randn(rows, generator=generator)
     )
+
+
+def constant(outputs: int, columns: int, q: int, step: int, group: int, bits: int = 4) -> LinearWeight:
+    """A weight [outputs, columns] of the same number everywhere, one scale and one step."""
+    spec = LinearSpec(outputs, bits, group, InputSpec(columns, 4, min(group, columns & -columns), 0))
+    packed = pack_int32(torch.full((outputs, columns), q, dtype=torch.int8), bits)
+    steps = torch.full((outputs, columns // group), step, dtype=torch.uint8)
+    return LinearWeight(spec, packed, steps, torch.ones(outputs), None)

@@ -20,7 +20,7 @@ from quota.report.page import plots
 from quota.report.page.asked import FULL, QUANTISED, QUOTA, Asked
 from quota.report.page.gather import Report
 from quota.report.page.pictures import FRAMES, Drawn, draw
-from quota.report.page.svg import Plot, require_matplotlib
+from quota.report.page.svg import Plot, require_extra
 from quota.report.tables import describe_scheme, percent, percent_range, size
 from quota.version import __version__
 
@@ -39,7 +39,7 @@ def write_report(report: Report, path: Path) -> int:
 
 def render(report: Report) -> str:
     """The page. Raises QuotaError without jinja2 or matplotlib."""
-    require_matplotlib()
+    require_extra()
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 

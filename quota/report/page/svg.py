@@ -58,7 +58,7 @@ class Plot:
     title: str
 
 
-def require_matplotlib() -> None:
+def require_extra() -> None:
     """Raises QuotaError, with the command that installs them, if jinja2 or matplotlib is missing."""
     for package in ("jinja2", "matplotlib"):
         if find_spec(package) is None:

@@ -7,8 +7,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-
-from quota.cli import main
+from support.commands import call
 
 TASKS = ("<script>alert(1)</script>", "$\\frac{a}{b}$ & 100% \x0b.")
 """What the suite's two tasks are called: a document, a plot and a file have each something to stumble on."""
@@ -51,14 +50,6 @@ class Document(HTMLParser):
 
     def all(self, *tags: str) -> list[tuple[dict[str, str], str]]:
         return [(attributes, "".join(text)) for tag, attributes, text in self.elements if tag in tags]
-
-
-def call(*arguments: object) -> int:
-    """Exit code of `quota ARGUMENTS`."""
-    with pytest.raises(SystemExit) as raised:
-        main([str(argument) for argument in arguments])
-    assert isinstance(raised.value.code, int)
-    return raised.value.code
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.commands import call
 from support.tiny_llava import make_model, make_samples, processor
 
 from quota.allocation.clock import Clock
@@ -25,7 +26,7 @@ from quota.report.page.render import render, write_report
 from quota.samples import read_samples
 from quota.scheme import QuantizationScheme
 
-from .conftest import QUESTION, TASKS, Document, call
+from .conftest import QUESTION, TASKS, Document
 
 pytestmark = pytest.mark.slow
 
@@ -192,7 +193,7 @@ def test_bad_input_is_one_line(
 def test_what_is_not_installed_is_named(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(svg, "find_spec", lambda name: None if name == package else name)
     with pytest.raises(QuotaError, match=rf"needs {package}; .*pip install 'quota-vlm\[report\]'"):
-        svg.require_matplotlib()
+        svg.require_extra()
 
 
 def test_its_script_runs_in_a_browser(file: Path) -> None:
