@@ -43,7 +43,7 @@ from quota.checkpoint.weights import Weights
 from quota.compress import CompressionResult, Options, compress
 from quota.errors import QuotaError
 from quota.files import read_bytes, read_json, refuse_foreign, replace_folder, tidy, write_atomically
-from quota.ops import machine
+from quota.ops import device, machine
 from quota.progress import Progress
 from quota.prompts import failing
 from quota.ranks import ALONE, Ranks
@@ -70,9 +70,11 @@ def compress_folder(
     the checkpoint if it is not given. Called again with the same arguments after an interruption, it goes on from the
     last finished block and writes the same files. Raises QuotaError as `quota.compress` does, for a source without
     safetensors files, for an interrupted run of other arguments in the way, while another run is writing `out`, and for
-    ranks that differ in anything that the bits of a block depend on.
+    ranks that differ in anything that the bits of a block depend on, or are not on the CPU.
     """
     scheme = Options(keep=keep, **options).scheme
+    if ranks.size > 1 and device.chosen().type != "cpu":
+        raise QuotaError("ranks share samples on the processor; with another --device start one process")
     target = out.resolve()
     refuse_foreign(target)
     if scheme.weight_bits == 16:
@@ -172,7 +174,8 @@ def _identity(
         "scheme": scheme.model_dump(mode="json"),
         "type": str(dtype),
         "threads": torch.get_num_threads(),
-        "backend": ops.backend().name,
+        "backend": ops.backend(device=device.chosen()).name,
+        "device": machine.name(device.chosen()),
         "instruction set": machine.instructions(),
         "versions": versions("torch", "transformers"),
     }

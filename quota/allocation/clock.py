@@ -88,7 +88,7 @@ def machine_of(device: torch.device) -> str:
     """The name of what runs there. QuotaError if no backend does."""
     backend = ops.backend(device=device).name
     if device.type == "cuda":
-        return f"{torch.cuda.get_device_name(device)}, {backend}"
+        return f"{machine.name(device)}, {backend}"
     return f"{machine.processor()}, {torch.get_num_threads()} threads, {backend}"
 
 

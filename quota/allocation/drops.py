@@ -27,6 +27,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from quota.allocation.replay import Replay
 from quota.allocation.table import SMALLEST
 from quota.models import fingerprint
+from quota.ops.device import at_once
 from quota.progress import Progress
 from quota.prompts import build_inputs, generate
 from quota.pruning.pruner import Pruner
@@ -76,7 +77,7 @@ class Drops:
         `samples` are those of all `ranks`, which take turns at batches: what stands in one never depends on the others.
         """
         self._model, self._scheme, self._tokens, self._ranks = model, scheme, tokens, ranks
-        together = batches(samples, _BATCH)
+        together = batches(samples, at_once(_BATCH, model.device))
         ends = accumulate(map(len, together))
         places = [slice(end - len(batch), end) for end, batch in zip(ends, together, strict=True)]
         self._count, self._places = len(samples), places[ranks.rank :: ranks.size]

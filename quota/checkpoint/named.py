@@ -23,6 +23,7 @@ from quota.checkpoint.manifest import MANIFEST_FILE, verify_loading
 from quota.errors import QuotaError
 from quota.files import is_checkpoint
 from quota.models import config_fingerprint
+from quota.ops import device
 from quota.samples import Sample, read_samples
 
 SHIPPED = "quota.shipped"
@@ -95,16 +96,17 @@ def calibration_samples(model: str, file: Path | None, count: int, seed: int) ->
 def load_model(name: str) -> tuple[PreTrainedModel, Any, str]:
     """Load model and processor by name; returns (model in eval mode, processor, label for reports).
 
-    What is shipped is loaded in float32, everything else in the type its checkpoint is stored in. Weights stay on the
-    device where transformers puts them, the CPU. Raises QuotaError, in one line, for a name that cannot be loaded.
+    What is shipped is loaded in float32, everything else in the type its checkpoint is stored in, to the device of
+    quota/ops/device.py. Raises QuotaError, in one line, for a name that cannot be loaded.
     """
     source = find_folder(name)
     where = name if source is None else str(source)
     with in_one_line(name):
         if source is not None:
             check_folder(source)
-        model = AutoModelForImageTextToText.from_pretrained(where, dtype=model_dtype(name) or "auto")
+        model: Any = AutoModelForImageTextToText.from_pretrained(where, dtype=model_dtype(name) or "auto")
         processor = load_processor(where)
+    model.to(device.chosen())
     return model.eval(), processor, label(name)
 
 

@@ -25,6 +25,7 @@ from quota.calibration.storage import Storage
 from quota.checkpoint.weights import Weights
 from quota.files import cannot_write
 from quota.models import family
+from quota.ops import device
 from quota.quantization.linear import W4A4Linear
 from quota.ranks import ALONE, Ranks
 from quota.scheme import QuantizationScheme
@@ -41,13 +42,14 @@ class OnDisk(Storage):
         scheme: QuantizationScheme,
         ranks: Ranks = ALONE,
     ) -> None:
-        """Puts in memory what is in no block: embeddings, norms, head."""
+        """Puts in memory what is in no block (embeddings, norms, head), that of the device of quota/ops/device.py."""
         rooms = family(model)
         self.model: Any = model
         self.weights = weights
         self.folder = folder
         self.scheme = scheme
         self.ranks = ranks
+        self.device = device.chosen()
         self.blocks: list[nn.Module] = [*rooms.tower_blocks, *rooms.projectors, *rooms.decoder_layers]
         # As one of the ranks saw them, before it writes more.
         there = ranks.told(len(self.blocks), lambda: [self.file(index).exists() for index in range(len(self.blocks))])
@@ -77,10 +79,8 @@ class OnDisk(Storage):
             return False
         stored = load_file(self.file(self.blocks.index(block)))
         for name, linear in linears.items():
-            layer = W4A4Linear.empty_like(linear, self.scheme, "cpu")
-            layer.load_state_dict(
-                {key: stored[self.weights.key(f"{name}.{key}")].clone() for key in layer.state_dict()}
-            )
+            layer = W4A4Linear.empty_like(linear, self.scheme, self.device)
+            layer.load_state_dict({key: stored[self.weights.key(f"{name}.{key}")] for key in layer.state_dict()})
             self.model.set_submodule(name, layer)
         return True
 
@@ -116,7 +116,7 @@ class OnDisk(Storage):
         for number, block in enumerate(self.blocks):
             self.fetch(block)
             stored, prefix = load_file(self.file(number)), self.names[block]
-            state = {name: stored[self.weights.key(f"{prefix}.{name}")].clone() for name in block.state_dict()}
+            state = {name: self._own(stored[self.weights.key(f"{prefix}.{name}")]) for name in block.state_dict()}
             block.load_state_dict(state, assign=True)
 
     def _fill(self, modules: Mapping[str, nn.Module]) -> None:
@@ -125,7 +125,7 @@ class OnDisk(Storage):
         for place, module in modules.items():
             derived = module._non_persistent_buffers_set
             if any(module._buffers[name] is not None for name in derived):
-                module.to_empty(device="cpu", recurse=False)
+                module.to_empty(device=self.device, recurse=False)
                 self._owner(place)._init_weights(module)
             for store in (module._parameters, module._buffers):
                 for name, tensor in store.items():
@@ -134,8 +134,12 @@ class OnDisk(Storage):
                         wanted[full] = store, name, tensor
         for full, read in self.weights.read(wanted).items():
             store, name, tensor = wanted[full]
-            read = read.to(tensor.dtype)
+            read = read.to(self.device, tensor.dtype)
             store[name] = nn.Parameter(read, requires_grad=False) if isinstance(tensor, nn.Parameter) else read
+
+    def _own(self, read: Tensor) -> Tensor:
+        """A copy of what was read from a file, on the device: the file's memory can go."""
+        return read.clone() if self.device.type == "cpu" else read.to(self.device)
 
     def _owner(self, name: str) -> Any:
         """The innermost model of transformers around the module `name`: it knows how its modules are initialised."""

@@ -72,6 +72,25 @@ Backend = Annotated[
 ]
 
 
+def _choose_device(context: typer.Context, name: str | None) -> None:
+    from quota.ops import device
+
+    context.with_resource(device.use(name))
+
+
+# In force as long as the command runs, like the backend.
+Device = Annotated[
+    str | None,
+    typer.Option(
+        "--device",
+        metavar="NAME",
+        callback=_choose_device,
+        expose_value=False,
+        help="Where the model runs: `cpu` (the default), `cuda`, `cuda:1`.",
+    ),
+]
+
+
 def write_json(file: Path | None, figures: dict[str, Any]) -> None:
     from quota.files import write_atomically
 

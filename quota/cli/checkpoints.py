@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from quota.cli.app import Backend, JsonFile, Model, Seed, app, console, notes, write_json
+from quota.cli.app import Backend, Device, JsonFile, Model, Seed, app, console, notes, write_json
 from quota.errors import QuotaError
 
 if TYPE_CHECKING:
@@ -76,6 +76,7 @@ def compress(
     seed: Seed = 0,
     json_file: JsonFile = None,
     backend: Backend = None,
+    device: Device = None,
 ) -> None:
     """Quantise MODEL (to W4A4KV4 by default), find its pruning recipe, and save both to OUT.
 
@@ -163,6 +164,7 @@ def rebudget(
     ] = None,
     json_file: JsonFile = None,
     backend: Backend = None,
+    device: Device = None,
 ) -> None:
     """Give OUT the pruning recipe for another budget, in seconds: by what calibration measured, without its data.
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from quota.cli.app import Backend, JsonFile, Model, app, console, notes, write_json
+from quota.cli.app import Backend, Device, JsonFile, Model, app, console, notes, write_json
 
 if TYPE_CHECKING:
     from quota.evaluation import Evaluation
@@ -31,6 +31,7 @@ def run(
     image: Images = None,
     video: Video = None,
     backend: Backend = None,
+    device: Device = None,
 ) -> None:
     """Answer one question about a picture, several pictures, or a video.
 
@@ -63,7 +64,9 @@ def evaluate_suite(
         ),
     ] = "reference",
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N questions of each task.")] = None,
-    batch_size: Annotated[int, typer.Option(min=1, help="Questions answered at once.")] = 32,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Questions answered at once; default: 32, on a GPU 128.")
+    ] = None,
     workers: Annotated[
         int,
         typer.Option(min=1, help="Processes that share the batches, by Ray (extra `ray`); the answers stay the same."),
@@ -74,6 +77,7 @@ def evaluate_suite(
     ] = None,
     json_file: JsonFile = None,
     backend: Backend = None,
+    device: Device = None,
 ) -> None:
     """Measure accuracy: exact match after normalisation, per task and on average, with its 95% interval.
 
@@ -115,6 +119,7 @@ def explain(
     video: Video = None,
     json_file: JsonFile = None,
     backend: Backend = None,
+    device: Device = None,
 ) -> None:
     """Draw which visual tokens each candidate layer kept for one question, and the schedule they follow.
 
@@ -151,7 +156,7 @@ def _sample(images: list[Path] | None, video: Path | None, question: str) -> Sam
     return sample
 
 
-def _evaluate(model: str, questions: list[Sample], batch_size: int, workers: int, step: str) -> Evaluation:
+def _evaluate(model: str, questions: list[Sample], batch_size: int | None, workers: int, step: str) -> Evaluation:
     from quota.checkpoint.named import load_model
     from quota.evaluation import evaluate
     from quota.evaluation.workers import evaluate_over
@@ -171,7 +176,7 @@ def _compare(
     baseline: str,
     suite: str,
     questions: list[Sample],
-    batch_size: int,
+    batch_size: int | None,
     workers: int,
 ) -> dict[str, Any]:
     """Answer the same questions with the baseline, say what share of its score is left, and note it in the card."""

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from quota.cli.app import Backend, app, notes
+from quota.cli.app import Backend, Device, app, notes
 
 LIMIT = 100
 """Questions of each task by default: what lets a report of the reference model end within minutes."""
@@ -33,8 +33,11 @@ def report(
         typer.Option("--output", "-o", metavar="HTML", help="Where to write; default: OUT.html, beside the folder."),
     ] = None,
     limit: Annotated[int, typer.Option(min=1, help="Only the first N questions of each task.")] = LIMIT,
-    batch_size: Annotated[int, typer.Option(min=1, help="Questions answered at once.")] = 32,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Questions answered at once; default: 32, on a GPU 128.")
+    ] = None,
     backend: Backend = None,
+    device: Device = None,
 ) -> None:
     """Write one HTML file that says what OUT is, what it costs, how well it answers and what it looked at.
 

@@ -17,6 +17,7 @@ from quota import ops
 from quota.errors import QuotaError
 from quota.evaluation.answers import matches, normalize_answer
 from quota.evaluation.statistics import accuracy_interval
+from quota.ops.device import at_once
 from quota.progress import Progress
 from quota.prompts import build_inputs, count_tokens, decode, generate
 from quota.samples import Sample, batches
@@ -91,15 +92,16 @@ def evaluate(
     model: Any,
     processor: Any,
     samples: Sequence[Sample],
-    batch_size: int = BATCH_SIZE,
+    batch_size: int | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Evaluation:
-    """Answer all samples greedily, `batch_size` at a time, and compare with their known answers.
+    """Answer all samples greedily, `batch_size` at a time (None: 32, on a GPU 128), and compare with known answers.
 
     `seed` is the bootstrap's. Samples without a task count as one task, "all". Raises QuotaError for no samples,
     for a sample without an answer, and for a batch size below 1.
     """
+    batch_size = at_once(BATCH_SIZE, model.device) if batch_size is None else batch_size
     if batch_size < 1:
         raise QuotaError(f"a batch of {batch_size} questions cannot be asked; give at least 1")
     check_answers(samples)

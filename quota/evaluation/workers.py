@@ -20,6 +20,7 @@ from quota import ops
 from quota.checkpoint.named import load_model
 from quota.errors import QuotaError
 from quota.evaluation.evaluate import BATCH_SIZE, Answered, Evaluation, answer_batch, check_answers, judge
+from quota.ops import device
 from quota.progress import Progress
 from quota.samples import Sample, batches
 
@@ -44,17 +45,20 @@ def evaluate_over(
     name: str,
     samples: Sequence[Sample],
     workers: int,
-    batch_size: int = BATCH_SIZE,
+    batch_size: int | None = None,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Evaluation:
     """`evaluate` for the model `name` (as `load_model` takes it), its batches shared by so many `workers`.
 
-    They share the threads of this process. Seconds are those of the worker that answered longest. Raises QuotaError as
-    `evaluate` and `load_model` do, without the extra `ray`, and for a batch whose worker dies every time.
+    They share the threads of this process. Seconds are those of the worker that answered longest. Raises QuotaError
+    as `evaluate` and `load_model` do, for another device than the CPU, without the extra `ray`, and for a batch whose
+    worker dies every time.
     """
+    if device.chosen().type != "cpu":
+        raise QuotaError("workers share the threads of the processor; with another --device leave them out")
     check_answers(samples)
-    together = batches(samples, batch_size)
+    together = batches(samples, batch_size or BATCH_SIZE)
     threads = max(1, torch.get_num_threads() // workers)
     with _ray(workers * threads) as ray, _in_one_line(ray):
         actor = ray.remote(num_cpus=threads, max_restarts=TRIES, max_task_retries=TRIES)(_Worker)

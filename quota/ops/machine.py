@@ -36,6 +36,11 @@ def accelerators() -> list[str]:
     return [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
 
 
+def name(device: torch.device) -> str:
+    """What stands for a device: "cpu", or the name of the GPU."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
 def largest_cache() -> int:
     """Bytes of the processor's largest cache: data must exceed it to be read from memory."""
     sizes = [_bytes(file.read_text().strip()) for file in _CACHES.glob("index*/size")]

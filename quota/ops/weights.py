@@ -125,7 +125,7 @@ def _loss(groups: Tensor, scale: Tensor, importance: Tensor | None) -> Tensor:
 def _significant(scale: Tensor, bits: int) -> Tensor:
     """Rounded to so many significant bits."""
     mantissa, exponent = torch.frexp(scale)
-    return torch.ldexp(torch.ldexp(mantissa, torch.tensor(bits)).round_(), exponent - bits)
+    return torch.ldexp((mantissa * 2**bits).round_(), exponent - bits)
 
 
 def _usable(scale: Tensor) -> Tensor:

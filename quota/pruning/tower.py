@@ -29,16 +29,18 @@ class TowerAttention:
 
     def __init__(self, family: Family) -> None:
         """QuotaError for a tower without separate projections of queries and keys."""
-        # The feature layer counts outputs: -1 is that of the last block.
+        # The feature layer counts outputs: 1 is that of the first block, -1 of the last.
         chosen = getattr(family.model.config, "vision_feature_layer", None)
-        if not isinstance(chosen, int) or chosen >= 0:
+        if not isinstance(chosen, int) or chosen == 0:
             raise QuotaError(
                 f"vision_feature_layer {chosen} does not say which tower block to watch; use another scorer"
             )
-        attention: Any = getattr(family.tower_blocks[chosen], "self_attn", None)
+        block = family.tower_blocks[chosen - 1 if chosen > 0 else chosen]
+        # CLIP and SigLIP call it self_attn, DINOv2 attention.
+        attention: Any = getattr(block, "self_attn", None) or getattr(block, "attention", None)
         if not hasattr(attention, "q_proj") or not hasattr(attention, "k_proj"):
             raise QuotaError("this vision tower has no q_proj and k_proj to watch; use another scorer")
-        self._heads: int = attention.num_heads
+        self._heads: int = getattr(attention, "num_heads", None) or attention.num_attention_heads
         self.handles: list[RemovableHandle] = [
             getattr(attention, name).register_forward_hook(partial(self._note, name)) for name in ("q_proj", "k_proj")
         ]

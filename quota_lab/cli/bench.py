@@ -58,7 +58,14 @@ def ops(json_file: JsonFile = None, backend: Backend = None) -> None:
 
 
 @bench.command()
-def e2e(json_file: JsonFile = None, backend: Backend = None) -> None:
+def e2e(
+    models: Annotated[
+        list[str] | None, typer.Option("--model", help="reference or realistic; give it twice for both, the default.")
+    ] = None,
+    turns: Annotated[int, typer.Option(min=1, help="How often each is timed.")] = 5,
+    json_file: JsonFile = None,
+    backend: Backend = None,
+) -> None:
     """Time whole models: first token, tokens a second, peak memory, and what pruning itself costs.
 
     Two models, the reference model and a random one of realistic size (CLIP-L/14-336 tower, 576 visual tokens, decoder
@@ -66,13 +73,17 @@ def e2e(json_file: JsonFile = None, backend: Backend = None) -> None:
 
     ```text
     quota bench e2e --json e2e.json
+    quota bench e2e --model realistic --turns 2
     ```
     """
     from quota.report.progress import progress_steps
     from quota_lab.bench import bench_e2e
+    from quota_lab.bench.models import NAMES
 
+    if unknown := set(models or ()) - set(NAMES):
+        raise QuotaError(f"there is no model {unknown.pop()!r} to time here; choose one of {', '.join(NAMES)}")
     with progress_steps() as progress:
-        report = bench_e2e(progress=progress)
+        report = bench_e2e(models or NAMES, turns=turns, progress=progress)
     show(report)
     notes.print(
         "keep 30%: visual tokens left after the last cut; the average over layers is 43% in the realistic model"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from quota.cli.app import Backend, app, console, notes
+from quota.cli.app import Backend, Device, app, console, notes
 from quota.errors import QuotaError
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ def study(
     timed: Annotated[bool, typer.Option("--timed", help="Also measure prefill times, on an idle machine.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check what is named, print the plan, and end.")] = False,
     backend: Backend = None,
+    device: Device = None,
 ) -> None:
     """Measure one table of the study: variants of a compressed model on the same questions, with intervals.
 
@@ -121,6 +122,8 @@ def curves(
 
 def _command(name: str, what: Study, timed: bool) -> str:
     """The command that measures this again: all that changes a figure, and no folders of this machine."""
+    from quota.ops.device import chosen
+
     words = ["quota", "study", name]
     for option, value in (("--model", what.model), ("--suite", what.suite), ("--calibration", what.calibration)):
         if value not in (None, "reference"):
@@ -129,4 +132,5 @@ def _command(name: str, what: Study, timed: bool) -> str:
     words += ["--draw", str(what.draw)] if what.draw is not None else []
     words += ["--limit", str(what.limit)] if what.limit is not None else []
     words += ["--seeds", str(what.seeds)] if what.seeds != 5 else []
+    words += ["--device", chosen().type] if chosen().type != "cpu" else []
     return shlex.join(words + (["--timed"] if timed else []))

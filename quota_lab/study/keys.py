@@ -14,12 +14,13 @@ from typing import Any
 
 from quota import ops
 from quota.checkpoint.named import load_model
+from quota.ops import device
 from quota.samples import Sample, digest, fingerprint
 from quota_lab.digest import code_digest
 from quota_lab.study.variants import Variant
 
 # What cannot change an outcome.
-OUTSIDE = frozenset({"ablation", "bench", "cli", "report", "reference", "testbeds"})
+OUTSIDE = frozenset({"ablation", "bench", "cli", "report", "reference", "serving", "testbeds"})
 
 
 class Keys:
@@ -47,7 +48,7 @@ class Keys:
             "variant": variant.model_dump(mode="json"),
             "model": self._weights,
             "code": code_digest(OUTSIDE),
-            "backend": ops.backend().name,
+            "backend": ops.backend(device=device.chosen()).name,
         }
         if variant.calibrated:
             facts["calibration"] = self._calibrated_on(variant.samples, variant.seed)
@@ -69,5 +70,5 @@ class Keys:
         digest = hashlib.sha256()
         for name, tensor in model.state_dict().items():
             digest.update(name.encode())
-            digest.update(tensor.float().numpy().tobytes())
+            digest.update(tensor.float().cpu().numpy().tobytes())
         return digest.hexdigest()

@@ -105,7 +105,7 @@ class Workshop:
             recipes = [self._recipes(variant) for variant in own]
             model, processor = self._model(own[0])
             pruners = [self._pruners(model, *each) for each in zip(recipes, (one.scheme for one in own), strict=True)]
-            inputs = build_inputs(processor, self.questions[:1])
+            inputs = build_inputs(processor, self.questions[:1]).to(model.device)
             for place, taken in zip(group, prefill_milliseconds(model, inputs, pruners, turns), strict=True):
                 seconds[place] = taken / 1000
         return seconds
@@ -149,7 +149,7 @@ class Workshop:
 
         def measure() -> dict[str, float]:
             model, processor = self._quantized(variant)
-            inputs = self._calibration_inputs(variant, processor)
+            inputs = self._calibration_inputs(variant, processor).to(model.device)
             return asdict(prefill_clock(model, inputs, tokens, variant.scheme, CLOCK_TURNS))
 
         return Clock(**self._stored(variant, "clock", measure))
@@ -159,7 +159,7 @@ class Workshop:
 
         def measure() -> list[float]:
             model, processor = self._quantized(variant)
-            inputs = self._calibration_inputs(variant, processor)
+            inputs = self._calibration_inputs(variant, processor).to(model.device)
             pruners = [[] if one is None else [Pruner(model, one, variant.scheme)] for one in recipes]
             return prefill_milliseconds(model, inputs, pruners, CLOCK_TURNS)
 
@@ -260,7 +260,7 @@ class Workshop:
         if variant.graph != "unpruned" and pruning is not None:
             plan = recipe(pruning, self.measured(variant), None if variant.graph == "pruned" else scheme)
         model, processor, _ = load_model(self.model)
-        inputs = [build_inputs(processor, [sample]) for sample in samples]
+        inputs = [build_inputs(processor, [sample]).to(model.device) for sample in samples]
 
         def step(done: int, total: int) -> None:
             self.progress(f"calibrating, {scheme.name}, seed {variant.seed}", done, total)

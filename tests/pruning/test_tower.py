@@ -7,6 +7,7 @@ import torch
 from support.families import TINY
 from support.pruned import recipe_for
 from support.tiny import TOKENS_PER_IMAGE, tiny_batch, tiny_llava, tiny_prompt
+from support.tiny_testbed import make_model
 
 from quota.errors import QuotaError
 from quota.models import family
@@ -30,6 +31,33 @@ def test_is_that_of_the_class_token_in_the_feature_layer() -> None:
     torch.testing.assert_close(received[images >= 0].view(3, TOKENS_PER_IMAGE), expected)
     assert not received[images < 0].any()
     torch.testing.assert_close(watch.received(images.repeat_interleave(2, 0)), received.repeat_interleave(2, 0))
+
+
+def test_feature_layers_may_be_counted_from_either_end() -> None:
+    model = tiny_llava()
+    batch = tiny_batch([tiny_prompt(1, 3, seed=1)])
+    parts = family(model)
+    images = parts.index_images(batch["input_ids"], batch)
+    layer, depth = model.config.vision_feature_layer, len(parts.tower_blocks)
+    received = []
+    for chosen in (layer, depth + 1 + layer):
+        model.config.vision_feature_layer = chosen
+        watch = TowerAttention(parts)
+        with torch.no_grad():
+            model(**batch)
+        received.append(watch.received(images))
+    assert received[0].any() and torch.equal(*received)
+
+
+def test_the_tower_of_the_testbed() -> None:
+    model, _ = make_model()
+    watch = TowerAttention(family(model))
+    vision = model.config.vision_config
+    with torch.no_grad():
+        model.model.vision_tower(torch.rand(1, 3, vision.image_size, vision.image_size))
+    count = (vision.image_size // vision.patch_size) ** 2
+    received = watch.received(torch.zeros(1, count, dtype=torch.long))
+    assert received.shape == (1, count) and (received > 0).all() and received.sum() < 1
 
 
 def test_without_a_class_token_it_is_the_mean_over_patches() -> None:
@@ -60,11 +88,18 @@ def test_a_pruner_watches_only_for_a_scorer_that_asks() -> None:
     assert not torch.equal(kept["visionzip"], kept["divprune"])
 
 
+def test_a_tower_without_projections_of_its_own() -> None:
+    parts = family(tiny_llava())
+    parts.tower_blocks[parts.model.config.vision_feature_layer].self_attn = torch.nn.Identity()
+    with pytest.raises(QuotaError, match="q_proj"):
+        TowerAttention(parts)
+
+
 @pytest.mark.parametrize(
     ("name", "shown", "reason"),
     [
         ("Qwen2VLForConditionalGeneration", "image", "vision_feature_layer"),
-        ("InternVLForConditionalGeneration", "image", "q_proj"),
+        ("InternVLForConditionalGeneration", "image", "patches"),
         ("LlavaNextForConditionalGeneration", "image", "the prompt's images"),
         ("LlavaOnevisionForConditionalGeneration", "video", "patches"),
     ],

@@ -16,7 +16,7 @@ from typing import Any
 from quota.checkpoint.named import label, load_model
 from quota.evaluation import Evaluation, Footprint, evaluate, footprint, retention, retention_interval
 from quota.evaluation.answers import matches
-from quota.evaluation.evaluate import BATCH_SIZE, UNNAMED_TASK, check_answers
+from quota.evaluation.evaluate import UNNAMED_TASK, check_answers
 from quota.evaluation.statistics import accuracy_interval
 from quota.progress import Steps, silent
 from quota.prompts import answer
@@ -103,7 +103,7 @@ class Asked:
 
 
 def ask(
-    out: Path, suite: Suite, baseline: str | None = None, batch_size: int = BATCH_SIZE, progress: Steps = silent
+    out: Path, suite: Suite, baseline: str | None = None, batch_size: int | None = None, progress: Steps = silent
 ) -> Asked:
     """Ask the checkpoint in `out` and, if there is one, the model `baseline` all questions of `suite`.
 

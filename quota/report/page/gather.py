@@ -7,7 +7,6 @@ from pathlib import Path
 
 from quota.checkpoint.described import described
 from quota.checkpoint.manifest import MANIFEST_FILE, Entry, read_manifest
-from quota.evaluation.evaluate import BATCH_SIZE
 from quota.progress import Steps, silent
 from quota.report.inspection import Inspection, inspect_path
 from quota.report.page.asked import Asked, Suite, ask
@@ -33,7 +32,7 @@ def gather(
     out: Path,
     suite: Suite | None = None,
     baseline: str | None = None,
-    batch_size: int = BATCH_SIZE,
+    batch_size: int | None = None,
     progress: Steps = silent,
 ) -> Report:
     """Read the checkpoint in `out`, and ask it the questions of `suite`; without one, no model is loaded.

@@ -159,7 +159,7 @@ def test_a_table_from_the_command_line(
     assert ended.value.code == 0
     written = json.loads((tmp_path / ".study/tables/stage-wise.json").read_text())
     names = [row["name"] for row in written["rows"]]
-    assert names[0] == FULL and names[-3:] == [JOINT, "joint, 2 rounds", "joint, 3 rounds"] and against == JOINT
+    assert names[0] == FULL and names[-2:] == ["QUOTA as published", JOINT] and against == JOINT
     assert all(row["prefill_seconds"] > 0 for row in written["rows"])
     text = (tmp_path / ".study/tables/stage-wise.md").read_text()
     assert "prune, then quantise" in text and "2 calibration seeds" in text
