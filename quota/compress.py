@@ -21,7 +21,6 @@ from transformers import PreTrainedModel
 
 from quota import ops
 from quota.allocation.budget import DEFAULT_KEEP, Budget
-from quota.allocation.drops import SCORER
 from quota.allocation.measurements import Measurements
 from quota.allocation.paper import candidate_layers, keep_ratios, paper_schedule
 from quota.allocation.search import Search
@@ -179,7 +178,7 @@ def compress(
         keep=schedule.ratios[-1],
         temperature=chosen.temperature,
         sensitivities=tuple(curves.sensitivity[layer] for layer in schedule.layers) if search is None else (),
-        scorer="composite" if search is None else SCORER,
+        scorer="composite" if measurements is None else measurements.scorer,
         reference_tokens=calibration.reference_tokens,
         scheme=scheme,
         model_fingerprint=fingerprint(model),

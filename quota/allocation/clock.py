@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 
 from quota import ops
 from quota.allocation.drops import candidates, schedule_recipe
+from quota.allocation.scores import PEAKS
 from quota.errors import QuotaError
 from quota.models import family
 from quota.ops import machine
@@ -103,7 +104,7 @@ def prefill_clock(
     sizes = [keep_count(ratio, tokens) for ratio in _SIZES]
     falling = [(layer, max(1, sizes[0] - place)) for place, layer in enumerate(candidates(depth))]
     schedules = [Schedule.of_counts(cuts, tokens) for cuts in (*([(-1, size)] for size in sizes), falling)]
-    recipes = [schedule_recipe(model, schedule, tokens, scheme) for schedule in schedules]
+    recipes = [schedule_recipe(model, schedule, tokens, scheme, PEAKS) for schedule in schedules]
     milliseconds = prefill_milliseconds(model, inputs, [[], *([Pruner(model, one, scheme)] for one in recipes)], turns)
     work = layer_work(tokens, config)
     pruned = [(one.cost(tokens, depth, work), len(one.layers)) for one in schedules]

@@ -39,7 +39,6 @@ from quota.scheme import QuantizationScheme
 
 Table = dict[int, dict[int, float]]
 
-SCORER = "peaks"
 RATIOS = (0.8, 0.65, 0.5, 0.4, 0.3, 0.2, 0.1, 0.05)
 """Keep ratios that are tried; the final one of a recipe joins them."""
 _SHARES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5)
@@ -80,6 +79,7 @@ class Drops:
         together = batches(samples, at_once(_BATCH, model.device))
         ends = accumulate(map(len, together))
         places = [slice(end - len(batch), end) for end, batch in zip(ends, together, strict=True)]
+        self._known: dict[tuple[Schedule, str], float] = {}
         self._count, self._places = len(samples), places[ranks.rank :: ranks.size]
         asked = [build_inputs(processor, batch) for batch in together[ranks.rank :: ranks.size]]
         answers = [generate(model, processor, batch, words) for batch in asked]
@@ -87,12 +87,17 @@ class Drops:
         self._replay = Replay(model, asked, answers)
         self._full = [logits[said] for logits, said in zip(self._replay.logits(), self._said, strict=True)]
 
-    def error(self, schedule: Schedule) -> float:
-        """E(s) in nats."""
+    def error(self, schedule: Schedule, scorer: str) -> float:
+        """E(s) in nats, where `scorer` chooses the tokens. What was measured once is known."""
         if not schedule.layers:
             return 0.0
+        if (schedule, scorer) not in self._known:
+            self._known[schedule, scorer] = self._measure(schedule, scorer)
+        return self._known[schedule, scorer]
+
+    def _measure(self, schedule: Schedule, scorer: str) -> float:
         self._replay.begin_at(schedule.layers[0])
-        recipe = schedule_recipe(self._model, schedule, self._tokens, self._scheme)
+        recipe = schedule_recipe(self._model, schedule, self._tokens, self._scheme, scorer)
         each = torch.zeros(self._count, dtype=torch.float64)
         with Pruner(self._model, recipe, self._scheme):
             found = zip(self._places, self._full, self._replay.logits(), self._said, strict=True)
@@ -100,15 +105,17 @@ class Drops:
                 each[place] = divergence(full, logits[said], said)
         return typical(self._ranks.total(each))
 
-    def table(self, depth: int, ratios: Sequence[float] = RATIOS, progress: Progress | None = None) -> Table:
-        """E_l(k) for the candidate layers of a decoder of `depth` layers, k = `ratios` of V0."""
+    def table(
+        self, depth: int, scorer: str, ratios: Sequence[float] = RATIOS, progress: Progress | None = None
+    ) -> Table:
+        """E_l(k) under `scorer` for the candidate layers of a decoder of `depth` layers, k = `ratios` of V0."""
         errors: Table = {layer: {} for layer in candidates(depth)}
         # In thousandths: a sum of floats would miss its total.
         steps = {(layer, ratio): round(1000 * layers_run(layer, depth, ratio)) for layer in errors for ratio in ratios}
         done, total = 0, sum(steps.values())
         for (layer, ratio), step in steps.items():
             count = keep_count(ratio, self._tokens)
-            errors[layer][count] = self.error(Schedule.of_counts([(layer, count)], self._tokens))
+            errors[layer][count] = self.error(Schedule.of_counts([(layer, count)], self._tokens), scorer)
             done += step
             if progress is not None:
                 progress(done, total)
@@ -116,7 +123,7 @@ class Drops:
 
 
 def schedule_recipe(
-    model: PreTrainedModel, schedule: Schedule, tokens: int, scheme: QuantizationScheme | None
+    model: PreTrainedModel, schedule: Schedule, tokens: int, scheme: QuantizationScheme | None, scorer: str
 ) -> PruningRecipe:
     """The recipe that runs a schedule of at least one cut, over V0 = `tokens`, on a model deployed under `scheme`."""
     return PruningRecipe(
@@ -125,7 +132,7 @@ def schedule_recipe(
         keep=schedule.ratios[-1],
         reference_tokens=tokens,
         scheme=scheme,
-        scorer=SCORER,
+        scorer=scorer,
         model_fingerprint=fingerprint(model),
     )
 

@@ -7,6 +7,7 @@ The table of single cuts, what the typical prompt takes, and the few schedules t
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from transformers import PreTrainedModel
@@ -15,9 +16,10 @@ from quota.allocation.budget import DEFAULT_KEEP, Budget
 from quota.allocation.cache_cost import cache_cost
 from quota.allocation.choose import TRIED, choose
 from quota.allocation.clock import Clock, machine_of, prefill_clock
-from quota.allocation.drops import RATIOS, SCORER, Drops, candidates, layers_run
+from quota.allocation.drops import RATIOS, Drops, candidates, layers_run
 from quota.allocation.measurements import Measurements, Tried
 from quota.allocation.prompt import TypicalPrompt, typical_inputs
+from quota.allocation.scores import PROBED, better_score
 from quota.calibration.sweep import Calibration
 from quota.calibration.work import forward_work
 from quota.models import family, fingerprint
@@ -38,6 +40,8 @@ class Search:
         self._ratios = sorted({*RATIOS, budget.final or DEFAULT_KEEP} - {1.0}, reverse=True)
         decoder = forward_work([linear for _, linear in family(model).linears(["decoder"])], tokens)
         runs = sum(layers_run(layer, self._depth, ratio) for layer in candidates(self._depth) for ratio in self._ratios)
+        # The score that is not taken.
+        runs += sum(layers_run(layer, self._depth, PROBED) for layer in candidates(self._depth) if layer >= 0)
         self._single = round(runs * decoder / self._depth)
         # Schedules take about half of the arithmetic: only the bar of progress depends on it.
         self._whole = round(decoder / 2)
@@ -62,19 +66,20 @@ class Search:
         clock = None if self._budget.milliseconds is None else self._clock(inputs, tokens, scheme)
         cache = cache_cost(model, inputs, tokens)
         drops = Drops(model, processor, samples, scheme, tokens, ranks=self._ranks)
+        scorer = better_score(drops.error, candidates(self._depth), tokens)
         measured = Measurements.of(
             model_fingerprint=fingerprint(model),
             calibration_fingerprint=drawn,
             scheme=scheme,
-            scorer=SCORER,
+            scorer=scorer,
             reference_tokens=tokens,
             curves=calibration.curves,
-            errors=drops.table(self._depth, self._ratios, self._measured),
+            errors=drops.table(self._depth, scorer, self._ratios, self._measured),
             prompt=prompt,
             cache=cache,
             clock=clock,
         )
-        whole = Whole(drops.error, measured, lambda: self._meter.add(self._whole))
+        whole = Whole(partial(drops.error, scorer=scorer), measured, lambda: self._meter.add(self._whole))
         found = choose(self._budget, measured, model.config.get_text_config(), whole)
         self._meter.add((TRIED - whole.asked) * self._whole)
         return found, whole.remembered()

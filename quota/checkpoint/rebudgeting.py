@@ -14,6 +14,7 @@ import os
 import shutil
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from quota.allocation.budget import Budget
@@ -134,7 +135,7 @@ def _on_the_model(
     meter.plan(TRIED)
     if budget.final is not None:
         measured = _with_row(measured, keep_count(budget.final, tokens), drops, meter)
-    whole = Whole(drops.error, measured, lambda: meter.add(1))
+    whole = Whole(partial(drops.error, scorer=measured.scorer), measured, lambda: meter.add(1))
     schedule = choose(budget, measured, text_config, whole)
     meter.add(TRIED - whole.asked)
     return schedule, whole.remembered()
@@ -148,7 +149,7 @@ def _with_row(measured: Measurements, count: int, drops: Drops, meter: Meter) ->
     meter.plan(len(measured.errors))
     errors = {}
     for layer, row in measured.errors.items():
-        errors[layer] = {**row, count: drops.error(Schedule.of_counts([(layer, count)], tokens))}
+        errors[layer] = {**row, count: drops.error(Schedule.of_counts([(layer, count)], tokens), measured.scorer)}
         meter.add(1)
     return measured.model_copy(update={"errors": errors})
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from quota import ops
 from quota.attention.observation import Observation
-from quota.ops.choice import Cut
+from quota.ops.choice import Cut, rows_at
 from quota.pruning.presence import Presence
 from quota.pruning.recipe import PruningRecipe
 from quota.pruning.rows import ImageRows, image_rows
@@ -71,6 +71,8 @@ def rank(
         measured["risk"] = risk(tokens, scheme)
     if "budget" in method.SIGNALS:
         measured["budget"] = torch.tensor(counts, device=images.device)
+    if "entering" in method.SIGNALS and presence.entering is not None:
+        measured["entering"] = rows.of(rows_at(presence.entering, presence.index))
     if tower is not None:
         measured["tower"] = rows.of(tower.gather(1, presence.index))
     if "text" in method.SIGNALS:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, PreTrainedModel
 
-from quota.allocation.drops import SCORER
+from quota.allocation.scores import PEAKS
 from quota.attention.keys import add_key_transforms
 from quota.attention.operators import attach_operators
 from quota.checkpoint.named import load_model
@@ -26,7 +26,7 @@ from quota.models import family, fingerprint
 from quota.models.llava import tokens_per_image
 from quota.prompts import build_inputs
 from quota.pruning.recipe import PruningRecipe
-from quota.quantization.ends import quantize_ends
+from quota.quantization.ends import empty_ends, quantize_ends
 from quota.quantization.linear import W4A4Linear
 from quota.scheme import QuantizationScheme
 from quota_lab import reference
@@ -91,6 +91,7 @@ def random_subject(config: LlavaConfig, quantized: bool) -> Subject:
         model: Any = LlavaForConditionalGeneration._from_config(config, dtype=torch.bfloat16).eval()
     if quantized:
         _replace_linears(model, _random_linear)
+        _random_ends(model)
     _fill(model, model)
     model.generation_config.eos_token_id = None
     size = model.config.vision_config.image_size
@@ -111,7 +112,7 @@ def published_recipe(model: Any, scheme: QuantizationScheme | None) -> PruningRe
         keep_ratios=(*ratios, KEEP),
         keep=KEEP,
         reference_tokens=tokens_per_image(model),
-        scorer=SCORER,
+        scorer=PEAKS,
         scheme=scheme,
         model_fingerprint=fingerprint(model),
     )
@@ -122,6 +123,7 @@ def _reference(quantized: bool) -> Subject:
     model: Any = loaded.bfloat16()
     if quantized:
         _replace_linears(model, lambda linear: W4A4Linear.from_linear(linear, SCHEME))
+        quantize_ends(model, SCHEME)
     model.generation_config.eos_token_id = None
     [sample] = reference.calibration_samples(1, seed=0)
     inputs = dict(build_inputs(processor, [sample]))
@@ -132,7 +134,6 @@ def _reference(quantized: bool) -> Subject:
 def _finish(name: str, model: Any, inputs: dict[str, Any], quantized: bool) -> Subject:
     scheme = SCHEME if quantized else None
     if scheme is not None:
-        quantize_ends(model, scheme)
         # The identity takes as long as any other matrix.
         add_key_transforms(family(model).text_model)
         attach_operators(model, scheme)
@@ -147,10 +148,24 @@ def _replace_linears(model: Any, replacement: Callable[[nn.Linear], W4A4Linear])
 
 def _random_linear(linear: nn.Linear) -> W4A4Linear:
     layer = W4A4Linear.empty_like(linear, SCHEME, "cpu")
-    # Every bit drawn: integers from -8 to 7, without the memory that rounding would take.
-    layer.weight_packed.random_(-(2**31), 2**31)
-    layer.weight_scale.fill_(linear.in_features**-0.5 / _SPREAD)
+    _draw(layer)
     return layer
+
+
+def _random_ends(model: Any) -> None:
+    """Put a quantised embedding and head in the places of those on "meta"."""
+    for end in (model.get_input_embeddings(), model.get_output_embeddings()):
+        end.to_empty(device="cpu")
+    empty_ends(model, SCHEME, tied=False)
+    for end in (model.get_input_embeddings(), model.get_output_embeddings()):
+        if isinstance(end, W4A4Linear):
+            _draw(end)
+
+
+def _draw(layer: W4A4Linear) -> None:
+    # Every bit drawn: all integers that there are, without the memory that rounding would take.
+    layer.weight_packed.random_(-(2**31), 2**31)
+    layer.weight_scale.fill_(layer.in_features**-0.5 / _SPREAD)
 
 
 def _fill(module: nn.Module, owner: Any) -> None:

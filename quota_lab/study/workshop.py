@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from quota.allocation.clock import Clock, attached, prefill_clock, prefill_milliseconds
-from quota.allocation.drops import WORDS, Drops
+from quota.allocation.drops import WORDS, Drops, candidates
+from quota.allocation.scores import better_score
 from quota.attention.operators import attach_operators
 from quota.calibration.curves import Curves
 from quota.calibration.sweep import calibrate
@@ -39,7 +40,7 @@ from quota_lab.study.guided import GuidedPruner
 from quota_lab.study.keys import Keys
 from quota_lab.study.plan import Measured, recipe
 from quota_lab.study.pruned_graph import GivenSweep, JointSweep
-from quota_lab.study.variants import MEASURED, Variant
+from quota_lab.study.variants import CHOSEN, MEASURED, Variant
 
 CLOCK_TURNS = 60
 """Prefills of each schedule by which a budget of time is kept: more than elsewhere, as models are compared by it."""
@@ -124,9 +125,10 @@ class Workshop:
             clock=lambda: self._clock(calibrated, tokens),
             times=lambda recipes: self._times(calibrated, recipes),
         )
-        if variant.pruning is None or variant.pruning.schedule not in MEASURED:
+        pruning = variant.pruning
+        if pruning is None or (pruning.schedule not in MEASURED and pruning.scorer != CHOSEN):
             return facts
-        words = 1 if variant.pruning.schedule == "first word" else WORDS
+        words = 1 if pruning.schedule == "first word" else WORDS
 
         def stored(name: str, measure: Callable[[Drops], Any]) -> Any:
             name = name if words == WORDS else f"first_word_{name}"
@@ -138,11 +140,15 @@ class Workshop:
         def whole(schedule: Schedule) -> float:
             cuts = zip(schedule.layers, schedule.counts(tokens), strict=True)
             name = "_".join(["schedule", *(f"{layer}-{count}" for layer, count in cuts)])
-            return stored(name, lambda drops: drops.error(schedule))
+            return stored(name, lambda drops: drops.error(schedule, scorer))
 
-        errors = stored("drop_errors", lambda drops: drops.table(len(curves["sensitivity"]), progress=step))
+        depth = facts.depth
+        scorer = stored("score", lambda drops: better_score(drops.error, candidates(depth), tokens))
+        if pruning.schedule not in MEASURED:
+            return replace(facts, scorer=scorer)
+        errors = stored("drop_errors", lambda drops: drops.table(depth, scorer, progress=step))
         table = {int(layer): {int(count): error for count, error in row.items()} for layer, row in errors.items()}
-        return replace(facts, errors=table, whole=whole)
+        return replace(facts, scorer=scorer, errors=table, whole=whole)
 
     def _clock(self, variant: Variant, tokens: int) -> Clock:
         """The clock of the quantised model of `variant`."""

@@ -15,7 +15,7 @@ from quota.pruning.schedule import Schedule
 from quota.scheme import QuantizationScheme
 from quota_lab.study.methods import methods
 from quota_lab.study.plan import Measured, recipe, reference_cost, resolve
-from quota_lab.study.variants import Pruning
+from quota_lab.study.variants import CHOSEN, Pruning
 
 SCHEME = QuantizationScheme()
 
@@ -106,6 +106,13 @@ class TestPrefillTime:
     def test_it_takes_a_clock(self, measured: Measured) -> None:
         with pytest.raises(QuotaError, match="needs a clock"):
             resolve(Pruning(keep=None, prefill=0.9), measured)
+
+
+def test_the_score_may_be_the_one_that_calibration_has_chosen(measured: Measured) -> None:
+    ours = Pruning(scorer=CHOSEN, schedule="linear")
+    assert recipe(ours, replace(measured, scorer="early"), SCHEME).scorer == "early"
+    with pytest.raises(QuotaError, match="no score was chosen"):
+        recipe(ours, measured, SCHEME)
 
 
 def test_shares_of_the_depth_are_layers(measured: Measured) -> None:

@@ -32,6 +32,7 @@ def signals() -> Signals:
         hidden=torch.randn(2, TOKENS, 64, generator=draw),
         valid=torch.ones(2, TOKENS, dtype=torch.bool),
         keys=torch.randn(2, TOKENS, 8, generator=draw),
+        entering=torch.randn(2, TOKENS, 64, generator=draw),
         text=torch.randn(2, 7, 64, generator=draw),
         text_valid=torch.ones(2, 7, dtype=torch.bool),
         budget=torch.full((2,), 20),

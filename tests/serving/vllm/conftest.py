@@ -11,7 +11,11 @@ from support.engines import Beside
 
 import quota
 from quota.checkpoint.named import load_model
+from quota.checkpoint.save import mark
 from quota.compress import quantize_only
+from quota.models import fingerprint
+from quota.pruning.pruner import Pruner
+from quota.pruning.recipe import PruningRecipe
 from quota_lab import reference
 from quota_lab.reference import NAME as REFERENCE
 
@@ -31,5 +35,21 @@ def whole_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model, tools, _ = load_model(REFERENCE)
     model = model.to(torch.bfloat16)
     quantize_only(model, tools, reference.calibration_samples(4, seed=0), quota.QuantizationScheme(activation_bits=8))
+    quota.save_pretrained(model, tools, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def early_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The reference model at W4A4KV4, with cuts by the score that looks at what entered the decoder."""
+    folder = tmp_path_factory.mktemp("models") / "early"
+    model, tools, _ = load_model(REFERENCE)
+    quantize_only(model, tools, reference.calibration_samples(4, seed=0))
+    recipe = PruningRecipe(
+        layers=(-1, 3), keep_ratios=(0.6, 0.3), keep=0.3, reference_tokens=144, scheme=quota.QuantizationScheme(),
+        scorer="early", model_fingerprint=fingerprint(model),
+    )  # fmt: skip
+    Pruner(model, recipe, recipe.scheme).attach()
+    mark(model, recipe.scheme, recipe=True)
     quota.save_pretrained(model, tools, folder)
     return folder

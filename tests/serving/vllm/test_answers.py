@@ -34,8 +34,8 @@ def mixed(count: int) -> list[Sample]:
     ]
 
 
-def test_answers_and_kept_tokens_are_those_of_quota(engine: Beside) -> None:
-    samples = suite(36)
+def check_answers_and_kept_tokens(engine: Beside, count: int) -> None:
+    samples = suite(count)
     with engine.served.record() as traces:
         outputs = engine.generate(engine.prompts(samples))
     # The engine adds something to the numbers of requests.
@@ -50,6 +50,14 @@ def test_answers_and_kept_tokens_are_those_of_quota(engine: Beside) -> None:
             same += len(set(chosen[0].tolist()) & set(trace.kept[layer][0].tolist()))
             total += chosen.shape[1]
     assert same >= 0.99 * total
+
+
+def test_answers_and_kept_tokens_are_those_of_quota(engine: Beside) -> None:
+    check_answers_and_kept_tokens(engine, 36)
+
+
+def test_tokens_are_chosen_as_they_entered_the_decoder(early_folder: Path) -> None:
+    check_answers_and_kept_tokens(Beside(early_folder), 12)
 
 
 def test_many_at_once_answer_as_each_does_alone(engine: Beside) -> None:
