@@ -1,10 +1,10 @@
 """Which of our two scores a model's schedules go by: the one that loses less after the same cuts.
 
     peaks   attention from the text at the layer that cuts, times novelty       quota/pruning/scorers/peaks.py
-    early   the same without attention, of tokens as they enter the decoder     quota/pruning/scorers/early.py
+    early   farthest first, of the tokens as they entered the decoder           quota/pruning/scorers/early.py
 
 Compared are single cuts to three tenths after every candidate layer, by the geometric mean of E_early / E_peaks
-(quota/allocation/drops.py). Before the decoder both are one and the same.
+(quota/allocation/drops.py).
 """
 
 from __future__ import annotations
@@ -23,6 +23,6 @@ PROBED = 0.3
 
 def better_score(error: Callable[[Schedule, str], float], layers: Sequence[int], tokens: int) -> str:
     """The score to go by: `error` is what a schedule does under a score, in nats, `layers` are the candidates."""
-    cuts = [Schedule.of_counts([(layer, keep_count(PROBED, tokens))], tokens) for layer in layers if layer >= 0]
+    cuts = [Schedule.of_counts([(layer, keep_count(PROBED, tokens))], tokens) for layer in layers]
     ratios = [(error(cut, EARLY) + SMALLEST) / (error(cut, PEAKS) + SMALLEST) for cut in cuts]
     return EARLY if sum(map(math.log, ratios)) < 0 else PEAKS

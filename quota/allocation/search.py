@@ -41,7 +41,7 @@ class Search:
         decoder = forward_work([linear for _, linear in family(model).linears(["decoder"])], tokens)
         runs = sum(layers_run(layer, self._depth, ratio) for layer in candidates(self._depth) for ratio in self._ratios)
         # The score that is not taken.
-        runs += sum(layers_run(layer, self._depth, PROBED) for layer in candidates(self._depth) if layer >= 0)
+        runs += sum(layers_run(layer, self._depth, PROBED) for layer in candidates(self._depth))
         self._single = round(runs * decoder / self._depth)
         # Schedules take about half of the arithmetic: only the bar of progress depends on it.
         self._whole = round(decoder / 2)

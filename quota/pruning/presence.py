@@ -74,6 +74,8 @@ class Presence:
         self.cuts: list[tuple[int, Tensor, Tensor]] = []
         self.entering: Tensor | None = None
         """[B, L, D], what entered the first decoder layer; set by whoever runs it, if a scorer asks."""
+        self.order: Tensor | None = None
+        """[B, L], the score of such a scorer at the first cut, which holds at all later ones."""
         self._causal, self._blocks = causal, blocks
         self._look()
 

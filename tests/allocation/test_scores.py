@@ -25,11 +25,7 @@ def test_by_the_geometric_mean_over_layers(early: list[float], better: str) -> N
 
     def error(schedule: Schedule, scorer: str) -> float:
         asked.append((schedule.layers, schedule.counts(TOKENS), scorer))
-        return dict(zip((0, 3), early, strict=True))[schedule.layers[0]] if scorer == EARLY else 0.02
+        return dict(zip((-1, 3), early, strict=True))[schedule.layers[0]] if scorer == EARLY else 0.02
 
-    assert better_score(error, [-1, 0, 3], TOKENS) == better
-    assert asked == [((layer,), [30], scorer) for layer in (0, 3) for scorer in (EARLY, PEAKS)]
-
-
-def test_without_a_layer_to_cut_after_there_is_nothing_to_compare() -> None:
-    assert better_score(lambda *given: pytest.fail("asked"), [-1], TOKENS) == PEAKS
+    assert better_score(error, [-1, 3], TOKENS) == better
+    assert asked == [((layer,), [30], scorer) for layer in (-1, 3) for scorer in (EARLY, PEAKS)]

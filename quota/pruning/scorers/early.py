@@ -1,30 +1,29 @@
-"""Peaks (quota/pruning/scorers/peaks.py) of the tokens as they entered the decoder: what the picture alone says.
+"""Farthest first among the tokens as they entered the decoder: an order that the picture alone decides.
 
-    w_i = 1,  v_i the visual token in front of the first decoder layer, at whatever layer it is asked
+    next  = argmax over the tokens left of  min_{j chosen} (1 - cos(v_i, v_j))         v as it entered the first layer
 
-Whether attention from the text knows better depends on the model. Where it rests on a few tokens while the answer is
-spread over more (a sign whose letters are patches of their own), what it leaves out is lost. Calibration measures both
-(quota/allocation/scores.py).
+That is DivPrune's order (quota/pruning/scorers/divprune.py), at whatever layer tokens are dropped: it is found once, at
+the first cut, and later cuts keep the first of it. Whether attention from the text knows better depends on the model.
+Where it rests on a few tokens while the answer is spread over more (a sign whose letters are patches of their own),
+what it leaves out is lost. Calibration measures both (quota/allocation/scores.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
-from quota import ops
 from quota.errors import QuotaError
+from quota.pruning.scorers.divprune import distances, farthest_first
 from quota.pruning.scorers.signals import Signals
 
-SIGNALS: tuple[str, ...] = ("entering",)
+SIGNALS: tuple[str, ...] = ("entering", "budget")
 WEIGHTS: Mapping[str, float] = {}
 
 
 def score(signals: Signals, weights: Mapping[str, float], percentiles: tuple[float, float] = (1.0, 99.0)) -> Tensor:
-    """Signals of B rows with V visual tokens -> score [B, V] float32, 0 at padding."""
+    """Signals of B rows with V visual tokens -> score [B, V]: V for the first choice, then V - 1, and so on."""
     if signals.entering is None:
         raise QuotaError("the score 'early' needs the tokens as they entered the decoder")
-    even = torch.ones(signals.valid.shape, device=signals.hidden.device)
-    return ops.for_tokens(signals.hidden.device).peaks(signals.entering, even, signals.valid)
+    return farthest_first(distances(signals.entering), signals.valid, signals.budget)

@@ -15,7 +15,13 @@ from quota.pruning.scorers import SCORERS, Signals, scorer
 TOKENS = 50
 BESIDE = {"valid", "budget", "text", "text_valid"}
 # Before the decoder there is no attention; in a greedy order the first of few are the first of many.
-DOES_WITHOUT = {"novelty": {"inter"}, "peaks": {"inter"}, "divprune": {"budget"}, "cdpruner": {"budget"}}
+DOES_WITHOUT = {
+    "novelty": {"inter"},
+    "peaks": {"inter"},
+    "divprune": {"budget"},
+    "cdpruner": {"budget"},
+    "early": {"budget"},
+}
 """Fields that do not have one entry a visual token, or say where there is one."""
 
 
