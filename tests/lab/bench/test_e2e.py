@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support.commands import call
 from support.tiny import tiny_config
 
 import quota
@@ -150,9 +151,22 @@ def test_the_command_writes_its_figures(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(e2e, "NEW_TOKENS", 2)
     file = tmp_path / "e2e.json"
     with pytest.raises(SystemExit) as raised:
-        main(["bench", "e2e", "--json", str(file)])
+        main(["bench", "e2e", "--turns", "1", "--json", str(file)])
     assert raised.value.code == 0
     figures = json.loads(file.read_text())
     assert {row["job"] for row in figures["rows"]} == {"ttft", "decode", "overhead", "prefill", "step", "memory"}
     assert {row["shape"].split()[0] for row in figures["rows"]} == {"reference", "realistic"}
     assert "tokens/s" in capsys.readouterr().out
+
+
+def test_one_model_of_those_that_there_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setattr(e2e, "subject", tiny_subject)
+    monkeypatch.setattr(e2e, "peak_bytes", lambda name, variant: 100)
+    file = tmp_path / "e2e.json"
+    assert call("bench", "e2e", "--model", "realistic", "--turns", 1, "--json", file) == 0
+    assert {row["shape"].split()[0] for row in json.loads(file.read_text())["rows"]} == {"realistic"}
+    capsys.readouterr()
+    assert call("bench", "e2e", "--model", "llava") == 1
+    assert (
+        capsys.readouterr().err == "quota: there is no model 'llava' to time here; choose one of reference, realistic\n"
+    )
