@@ -63,7 +63,7 @@ def test_the_public_workflow_runs_what_developers_run() -> None:
     steps = read(".github/workflows/ci.yml")["jobs"]["all"]["steps"]
     assert ".ci/run" in [step.get("run") for step in steps]
     targets = re.findall(r"^make (\S+)$", (ROOT / ".ci" / "run").read_text(), re.MULTILINE)
-    assert targets == ["test", "docs", "test-processors", "test-vllm"]
+    assert targets == ["test", "docs", "test-processors", "test-serve", "test-vllm"]
 
 
 def test_wheels_are_built_once_for_manylinux_and_tried() -> None:

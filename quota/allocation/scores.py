@@ -3,8 +3,10 @@
     peaks   attention from the text at the layer that cuts, times novelty       quota/pruning/scorers/peaks.py
     early   farthest first, of the tokens as they entered the decoder           quota/pruning/scorers/early.py
 
-Compared are single cuts to three tenths after every candidate layer, by the geometric mean of E_early / E_peaks
-(quota/allocation/drops.py).
+Compared are single cuts to three tenths after every candidate layer, by what they do to the answer
+(quota/allocation/drops.py):
+
+    early  if  sum_l ln( (E_l,early(k) + e) / (E_l,peaks(k) + e) ) < 0,  k = 0.3 V0,  else peaks
 """
 
 from __future__ import annotations
