@@ -75,8 +75,10 @@ def test_the_default_spends_no_more_than_the_published_schedule() -> None:
 def test_milliseconds_are_spent_on_tokens_and_cuts(monkeypatch: pytest.MonkeyPatch) -> None:
     # A tiny model's prefill does not tell what its visual tokens cost, so the clock is given.
     asked: list[int] = []
+    scored: list[str] = []
 
-    def clock(model: Any, inputs: Any, tokens: int, scheme: Any) -> Clock:
+    def clock(model: Any, inputs: Any, tokens: int, scheme: Any, scorer: str) -> Clock:
+        scored.append(scorer)
         asked.append(int((inputs["input_ids"] == model.config.image_token_id).sum()))
         return Clock(rest=10.0, layer=1.0, cut=0.5, depth=LAYERS, full=10.0 + LAYERS)
 
@@ -85,7 +87,7 @@ def test_milliseconds_are_spent_on_tokens_and_cuts(monkeypatch: pytest.MonkeyPat
     recipe, config = result.recipe, make_model().config.get_text_config()
     entering = recipe.tokens_per_layer(VISUAL_TOKENS, LAYERS)
     spent = LAYERS * prefill_flops_ratio(entering, VISUAL_TOKENS, config)
-    assert asked == [VISUAL_TOKENS]
+    assert asked == [VISUAL_TOKENS] and scored == [recipe.scorer]
     assert spent + 0.5 * len(recipe.layers) <= 4.0
     with pytest.raises(QuotaError, match="out of reach"):
         compressed(method="quota", milliseconds=9.0)

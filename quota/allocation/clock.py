@@ -23,10 +23,9 @@ from transformers import PreTrainedModel
 
 from quota import ops
 from quota.allocation.drops import candidates, schedule_recipe
-from quota.allocation.scores import PEAKS
 from quota.errors import QuotaError
 from quota.models import family
-from quota.ops import machine
+from quota.ops import device, machine
 from quota.pruning.pruner import Pruner
 from quota.pruning.schedule import Schedule, Work, keep_count, layer_work
 from quota.scheme import QuantizationScheme
@@ -76,27 +75,33 @@ class Clock:
 
 def machines() -> list[str]:
     """What a prefill may run on here: the processor and each CUDA device, with what else its time depends on."""
-    devices = [torch.device("cpu"), *(torch.device("cuda", number) for number in range(torch.cuda.device_count()))]
     found = []
-    for device in devices:
+    for one in device.present():
         # A backend that is forced may run on some of them only.
         with suppress(QuotaError):
-            found.append(machine_of(device))
+            found.append(machine_of(one))
     return found
 
 
-def machine_of(device: torch.device) -> str:
+def machine_of(place: torch.device) -> str:
     """The name of what runs there. QuotaError if no backend does."""
-    backend = ops.backend(device=device).name
-    if device.type == "cuda":
-        return f"{machine.name(device)}, {backend}"
+    backend = ops.backend(device=place).name
+    if place.type == "cuda":
+        return f"{machine.name(place)}, {backend}"
     return f"{machine.processor()}, {torch.get_num_threads()} threads, {backend}"
 
 
 def prefill_clock(
-    model: PreTrainedModel, inputs: Any, tokens: int, scheme: QuantizationScheme | None, turns: int = TURNS
+    model: PreTrainedModel,
+    inputs: Any,
+    tokens: int,
+    scheme: QuantizationScheme | None,
+    scorer: str,
+    turns: int = TURNS,
 ) -> Clock:
     """Time a model, deployed under `scheme` and not pruned, on the `inputs` of one prompt; V0 is `tokens`.
+
+    Cuts are by `scorer`, as scores take different times.
 
     Raises QuotaError if what visual tokens cost cannot be told, on a machine that does other things meanwhile.
     """
@@ -104,7 +109,7 @@ def prefill_clock(
     sizes = [keep_count(ratio, tokens) for ratio in _SIZES]
     falling = [(layer, max(1, sizes[0] - place)) for place, layer in enumerate(candidates(depth))]
     schedules = [Schedule.of_counts(cuts, tokens) for cuts in (*([(-1, size)] for size in sizes), falling)]
-    recipes = [schedule_recipe(model, schedule, tokens, scheme, PEAKS) for schedule in schedules]
+    recipes = [schedule_recipe(model, schedule, tokens, scheme, scorer) for schedule in schedules]
     milliseconds = prefill_milliseconds(model, inputs, [[], *([Pruner(model, one, scheme)] for one in recipes)], turns)
     work = layer_work(tokens, config)
     pruned = [(one.cost(tokens, depth, work), len(one.layers)) for one in schedules]

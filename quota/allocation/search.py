@@ -63,10 +63,10 @@ class Search:
         model, tokens = self._model, calibration.reference_tokens
         prompt = TypicalPrompt.of(samples[calibration.typical])
         inputs = typical_inputs(model, processor, prompt, tokens)
-        clock = None if self._budget.milliseconds is None else self._clock(inputs, tokens, scheme)
         cache = cache_cost(model, inputs, tokens)
         drops = Drops(model, processor, samples, scheme, tokens, ranks=self._ranks)
         scorer = better_score(drops.error, candidates(self._depth), tokens)
+        clock = None if self._budget.milliseconds is None else self._clock(inputs, tokens, scheme, scorer)
         measured = Measurements.of(
             model_fingerprint=fingerprint(model),
             calibration_fingerprint=drawn,
@@ -84,11 +84,11 @@ class Search:
         self._meter.add((TRIED - whole.asked) * self._whole)
         return found, whole.remembered()
 
-    def _clock(self, inputs: Any, tokens: int, scheme: QuantizationScheme) -> Clock:
+    def _clock(self, inputs: Any, tokens: int, scheme: QuantizationScheme, scorer: str) -> Clock:
         """That of the first rank; the others do nothing meanwhile."""
 
         def timed() -> tuple[float, ...]:
-            found = prefill_clock(self._model, inputs, tokens, scheme)
+            found = prefill_clock(self._model, inputs, tokens, scheme, scorer)
             return found.rest, found.layer, found.cut, found.full
 
         rest, layer, cut, full = self._ranks.told(4, timed)

@@ -127,7 +127,7 @@ def _on_the_model(
     tokens, text_config = measured.reference_tokens, model.config.get_text_config()
     if not timed:
         inputs = typical_inputs(model, processor, measured.prompt, tokens)
-        clock = prefill_clock(model, inputs, tokens, measured.scheme)
+        clock = prefill_clock(model, inputs, tokens, measured.scheme, measured.scorer)
         measured = measured.model_copy(update={"clock": clock})
     if samples is None:
         return choose(budget, measured, text_config), measured

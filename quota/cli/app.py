@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -53,38 +55,34 @@ JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="A
 Seed = Annotated[int, typer.Option(help="Seed of everything that is drawn.")]
 
 
-def _force_backend(context: typer.Context, name: str | None) -> None:
-    from quota import ops
+def _in_force(module: str) -> Callable[[typer.Context, str | None], None]:
+    """Calls the module's `use` with the name that an option gives, for as long as the command runs."""
 
-    context.with_resource(ops.use(name))
+    def enter(context: typer.Context, name: str | None) -> None:
+        context.with_resource(import_module(module).use(name))
+
+    return enter
 
 
-# In force as long as the command runs; its function has no use for the name.
+# A command's function has no use for either name.
 Backend = Annotated[
     str | None,
     typer.Option(
         "--backend",
         metavar="NAME",
-        callback=_force_backend,
+        callback=_in_force("quota.ops"),
         expose_value=False,
         help="Force one operator backend (see `quota doctor`); the default is the fastest that can run.",
     ),
 ]
 
 
-def _choose_device(context: typer.Context, name: str | None) -> None:
-    from quota.ops import device
-
-    context.with_resource(device.use(name))
-
-
-# In force as long as the command runs, like the backend.
 Device = Annotated[
     str | None,
     typer.Option(
         "--device",
         metavar="NAME",
-        callback=_choose_device,
+        callback=_in_force("quota.ops.device"),
         expose_value=False,
         help="Where the model runs: `cpu` (the default), `cuda`, `cuda:1`.",
     ),

@@ -119,7 +119,6 @@ def explain(
     video: Video = None,
     json_file: JsonFile = None,
     backend: Backend = None,
-    device: Device = None,
 ) -> None:
     """Draw which visual tokens each candidate layer kept for one question, and the schedule they follow.
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from quota.cli.app import Backend, Device, app, notes
+from quota.cli.app import Backend, app, notes
 
 LIMIT = 100
 """Questions of each task by default: what lets a report of the reference model end within minutes."""
@@ -37,7 +37,6 @@ def report(
         int | None, typer.Option(min=1, help="Questions answered at once; default: 32, on a GPU 128.")
     ] = None,
     backend: Backend = None,
-    device: Device = None,
 ) -> None:
     """Write one HTML file that says what OUT is, what it costs, how well it answers and what it looked at.
 

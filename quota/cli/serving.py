@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from quota.cli.app import Backend, Device, Model, app, notes
+from quota.cli.app import Backend, Model, app, notes
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -32,7 +32,6 @@ def serve_page(
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 lets other machines in.")] = "localhost",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 8000,
     backend: Backend = None,
-    device: Device = None,
 ) -> None:
     """Serve a page on which people ask OUT about pictures, and see what each cut of its recipe keeps.
 

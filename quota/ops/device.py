@@ -41,8 +41,13 @@ def at_once(count: int, device: torch.device) -> int:
     return count if device.type == "cpu" else _TIMES * count
 
 
+def present() -> list[torch.device]:
+    """The processor and each CUDA device."""
+    return [_CPU, *(torch.device("cuda", number) for number in range(torch.cuda.device_count()))]
+
+
 def _by_name(name: str) -> torch.device:
-    found = [_CPU, *(torch.device("cuda", number) for number in range(torch.cuda.device_count()))]
+    found = present()
     known = {str(one): one for one in found} | ({"cuda": found[1]} if len(found) > 1 else {})
     if name not in known:
         raise QuotaError(f"there is no device {name!r} here; choose one of {', '.join(known)}")

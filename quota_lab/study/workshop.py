@@ -18,7 +18,7 @@ from typing import Any, cast
 
 from quota.allocation.clock import Clock, attached, prefill_clock, prefill_milliseconds
 from quota.allocation.drops import WORDS, Drops, candidates
-from quota.allocation.scores import better_score
+from quota.allocation.scores import PEAKS, better_score
 from quota.attention.operators import attach_operators
 from quota.calibration.curves import Curves
 from quota.calibration.sweep import calibrate
@@ -122,7 +122,7 @@ class Workshop:
             tokens,
             model.config.get_text_config(),
             fingerprint(model),
-            clock=lambda: self._clock(calibrated, tokens),
+            clock=lambda: self._clock(calibrated, tokens, PEAKS),
             times=lambda recipes: self._times(calibrated, recipes),
         )
         pruning = variant.pruning
@@ -139,41 +139,44 @@ class Workshop:
 
         def whole(schedule: Schedule) -> float:
             cuts = zip(schedule.layers, schedule.counts(tokens), strict=True)
-            name = "_".join(["schedule", *(f"{layer}-{count}" for layer, count in cuts)])
+            name = "_".join([scorer, "schedule", *(f"{layer}-{count}" for layer, count in cuts)])
             return stored(name, lambda drops: drops.error(schedule, scorer))
 
         depth = facts.depth
-        scorer = stored("score", lambda drops: better_score(drops.error, candidates(depth), tokens))
+        scorer = pruning.scorer
+        if scorer == CHOSEN:
+            scorer = stored("score", lambda drops: better_score(drops.error, candidates(depth), tokens))
+        facts = replace(facts, scorer=scorer, clock=lambda: self._clock(calibrated, tokens, scorer))
         if pruning.schedule not in MEASURED:
-            return replace(facts, scorer=scorer)
-        errors = stored("drop_errors", lambda drops: drops.table(depth, scorer, progress=step))
+            return facts
+        errors = stored(f"{scorer}_drop_errors", lambda drops: drops.table(depth, scorer, progress=step))
         table = {int(layer): {int(count): error for count, error in row.items()} for layer, row in errors.items()}
-        return replace(facts, scorer=scorer, errors=table, whole=whole)
+        return replace(facts, errors=table, whole=whole)
 
-    def _clock(self, variant: Variant, tokens: int) -> Clock:
-        """The clock of the quantised model of `variant`."""
+    def _clock(self, variant: Variant, tokens: int, scorer: str) -> Clock:
+        """The clock of the quantised model of `variant` with cuts by `scorer`."""
 
         def measure() -> dict[str, float]:
             model, processor = self._quantized(variant)
-            inputs = self._calibration_inputs(variant, processor).to(model.device)
-            return asdict(prefill_clock(model, inputs, tokens, variant.scheme, CLOCK_TURNS))
+            inputs = self._calibration_inputs(variant, model, processor)
+            return asdict(prefill_clock(model, inputs, tokens, variant.scheme, scorer, CLOCK_TURNS))
 
-        return Clock(**self._stored(variant, "clock", measure))
+        return Clock(**self._stored(variant, f"{scorer}_clock", measure))
 
     def _times(self, variant: Variant, recipes: list[PruningRecipe | None]) -> list[float]:
         """Milliseconds of a prefill of the quantised model of `variant` under each recipe."""
 
         def measure() -> list[float]:
             model, processor = self._quantized(variant)
-            inputs = self._calibration_inputs(variant, processor).to(model.device)
+            inputs = self._calibration_inputs(variant, model, processor)
             pruners = [[] if one is None else [Pruner(model, one, variant.scheme)] for one in recipes]
             return prefill_milliseconds(model, inputs, pruners, CLOCK_TURNS)
 
         shown = [None if recipe is None else recipe.model_dump(mode="json") for recipe in recipes]
         return self._stored(variant, f"times_{hashlib.sha256(json.dumps(shown).encode()).hexdigest()[:16]}", measure)
 
-    def _calibration_inputs(self, variant: Variant, processor: Any) -> Any:
-        return build_inputs(processor, self.calibration(variant.samples, variant.seed)[:1])
+    def _calibration_inputs(self, variant: Variant, model: Any, processor: Any) -> Any:
+        return build_inputs(processor, self.calibration(variant.samples, variant.seed)[:1]).to(model.device)
 
     def _drops(self, variant: Variant, tokens: int, words: int) -> Drops:
         """What measures drops on the quantised model of `variant`; held for as long as the model is."""

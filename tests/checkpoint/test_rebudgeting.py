@@ -141,13 +141,16 @@ def test_without_second_names_files_are_copied(out: Path, monkeypatch: pytest.Mo
 
 def test_time_is_taken_where_it_was_not(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     timed: list[int] = []
+    scored: list[str] = []
 
-    def clock(model: Any, inputs: Any, tokens: int, scheme: Any) -> Clock:
+    def clock(model: Any, inputs: Any, tokens: int, scheme: Any, scorer: str) -> Clock:
+        scored.append(scorer)
         timed.append(int((inputs["input_ids"] == model.config.image_token_id).sum()))
         return CLOCK
 
     monkeypatch.setattr(rebudgeting, "prefill_clock", clock)
     recipe = quota.rebudget(out, milliseconds=13.0)
+    assert scored == [recipe.scorer]
     assert timed == [VISUAL_TOKENS] and Measurements.load(out / MEASUREMENTS_FILE).clock == CLOCK
     # This is not the machine that was timed.
     quota.rebudget(out, milliseconds=14.0)

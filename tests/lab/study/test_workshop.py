@@ -97,6 +97,16 @@ def test_a_budget_of_time_is_kept_by_a_clock_that_is_read_once(
     assert asked == ["clock", "divprune"]
 
 
+def test_drops_are_measured_by_the_score_that_cuts(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "better_score", lambda *_: "early")
+    found = {}
+    for name in ("chosen", "peaks", "early"):
+        pruning = Pruning(scorer=name, schedule="measured", keep=None, compute=0.5)
+        found[name] = workshop.measured(Variant(pruning=pruning, samples=4))
+    assert [one.scorer for one in found.values()] == ["early", "peaks", "early"]
+    assert found["chosen"].errors == found["early"].errors != found["peaks"].errors
+
+
 def test_variants_of_one_model_are_timed_in_turns(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
     groups: list[list[int]] = []
 
@@ -221,7 +231,7 @@ def test_every_table_has_the_row_that_it_compares_with() -> None:
 
 def test_methods_are_compared_at_the_same_budget() -> None:
     made = table("methods")
-    assert made.rival("FastV, 25%") == "QUOTA, 25%" and made.rival("VTW, 20%") == "QUOTA, 20%"
+    assert made.rival("FastV, 25%") == "QUOTA, 25%" and made.rival("VTW, 50%") == "QUOTA, 50%"
     assert made.rival("QUOTA, 25%") is made.rival(FULL) is None
     assert table("keep").rival(FULL) == "quantised only" == table("keep").rival("QUOTA, keep 5%")
 
