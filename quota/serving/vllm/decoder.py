@@ -48,9 +48,9 @@ class Decoder:
     def __call__(
         self, hidden: Tensor, positions: Tensor, parts: Sequence[Part], blocks: Callable[[str], Tensor]
     ) -> Tensor:
-        """hidden [N, D] at `positions` [N] -> [N, D]; `blocks` gives a layer's block tables by its name."""
+        """hidden [N, D] at `positions` [N] or [3, N] -> [N, D]; `blocks` gives a layer's block tables by its name."""
         rows = hidden
-        tables = self.text.rotary_emb(hidden[None], position_ids=positions[None])
+        tables = self.text.rotary_emb(hidden[None], position_ids=positions.unsqueeze(-2))
         order: Tensor | None = None
         if self.recipe is not None:
             self._note(hidden, parts)

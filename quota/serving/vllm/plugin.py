@@ -5,6 +5,7 @@ from __future__ import annotations
 SERVED = {
     "LlavaForConditionalGeneration": ("QuotaLlava", "quota.serving.vllm.llava"),
     "LlavaOnevisionForConditionalGeneration": ("QuotaLlavaOnevision", "quota.serving.vllm.llava_onevision"),
+    "Qwen2_5_VLForConditionalGeneration": ("QuotaQwen25VL", "quota.serving.vllm.qwen2_5_vl"),
 }
 """Architecture of transformers -> class and module that run it."""
 
