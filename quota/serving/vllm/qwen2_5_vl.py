@@ -44,7 +44,7 @@ class QuotaQwen25VL(ServedModel, SupportsMRoPE):
         return _Theirs.get_placeholder_str(modality, i)
 
     def embed_multimodal(self, **kwargs: Any) -> Sequence[Tensor]:
-        """Features [tokens, D] of each picture, one by one: what a patch becomes would depend on how many there are."""
+        """Features [tokens, D] of each picture, encoded by itself: it is the same in any company."""
         grids = kwargs["image_grid_thw"]
         pictures = kwargs["pixel_values"].split(grids.prod(-1).tolist())
         return [

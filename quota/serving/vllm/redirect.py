@@ -75,7 +75,7 @@ def _rename(model_config: Any, architecture: str) -> None:
     model_config.model_arch_config.architectures = [architecture]
     found = model_config.registry.inspect_model_cls([architecture], model_config)
     model_config._model_info, model_config._architecture = found
-    # Models of vLLM's own may take bytes and scale them by themselves; those of transformers take what their processor scales.
+    # Some models of vLLM's own take bytes of pictures and scale them; those of transformers take scaled ones.
     model_config.multimodal_config.mm_device_do_normalize = False
 
 

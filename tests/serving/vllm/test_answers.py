@@ -7,44 +7,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.engines import Beside, suite
+from support.engines import Beside, in_order, in_pairs, suite
 
 import quota
-from quota.prompts import answer, build_inputs, generate
-from quota.samples import Sample
+from quota.prompts import answer
 
 pytest.importorskip("vllm", reason="run by `make test-vllm`")
-
-
-def own_tokens(engine: Beside, sample: Sample) -> list[int]:
-    """Of the answer that quota gives, to the end mark."""
-    tokens = generate(engine.model, engine.processor, build_inputs(engine.processor, [sample]))[0].tolist()
-    end = engine.processor.tokenizer.eos_token_id
-    return tokens[: tokens.index(end) + 1] if end in tokens else tokens
-
-
-def mixed(count: int) -> list[Sample]:
-    """Requests of many sizes: one picture or two, few words or many."""
-    samples = suite(count)
-    return [
-        Sample(
-            (sample.image, other.image) if number % 3 == 0 else sample.image,
-            " ".join([sample.question] * (1 + number % 4)),
-        )
-        for number, (sample, other) in enumerate(zip(samples, reversed(samples), strict=True))
-    ]
 
 
 def check_answers_and_kept_tokens(engine: Beside, count: int) -> None:
     samples = suite(count)
     with engine.served.record() as traces:
         outputs = engine.generate(engine.prompts(samples))
-    # The engine adds something to the numbers of requests.
-    kept = sorted(traces.items(), key=lambda item: int(item[0].split("-")[0]))
     same = total = 0
-    for sample, tokens, (_, trace) in zip(samples, outputs, kept, strict=True):
+    for sample, tokens, trace in zip(samples, outputs, in_order(traces), strict=True):
         with quota.record(engine.model) as own:
-            assert tokens == own_tokens(engine, sample)
+            assert tokens == engine.alone(sample)
         assert trace.tokens_per_layer == own.tokens_per_layer
         assert list(trace.kept) == list(own.kept) == [*engine.served.decoder.recipe.layers]
         for layer, chosen in own.kept.items():
@@ -58,14 +36,14 @@ def test_answers_and_kept_tokens_are_those_of_quota(engine: Beside) -> None:
 
 
 def test_many_at_once_answer_as_each_does_alone(engine: Beside) -> None:
-    prompts: list[Any] = engine.prompts(mixed(28))
+    prompts: list[Any] = engine.prompts(in_pairs(suite(28)))
     prompts += [{"prompt": prompt["prompt"].replace("<image>", "")} for prompt in prompts[:4]]
     alone = [engine.generate([prompt])[0] for prompt in prompts]
     assert engine.generate(prompts) == alone
 
 
 def test_two_pictures_are_cut_each_by_itself(engine: Beside) -> None:
-    samples = [sample for sample in mixed(9) if isinstance(sample.image, tuple)]
+    samples = [sample for sample in in_pairs(suite(9)) if isinstance(sample.image, tuple)]
     assert engine.texts(engine.generate(engine.prompts(samples))) == [
         answer(engine.model, engine.processor, sample) for sample in samples
     ]
