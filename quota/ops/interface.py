@@ -9,7 +9,7 @@ the integer sums and to rounding behind them:
                decode_attention  one query a sequence over the packed cache
     attention  attention         prefill attention that also adds up what each token receives (the scores' cues)
     tokens     activation_error  how far the activation quantiser moves each visual token
-               peaks             QUOTA's own score of visual tokens (quota/pruning/scorers/peaks.py)
+               information       QUOTA's own score of visual tokens (quota/pruning/scorers/information.py)
                cut               the best so many by any score (equation 5), and where they stand then
     rows       norm              RMSNorm and LayerNorm
                activate, gated   an activation, and one times another tensor
@@ -225,10 +225,11 @@ class Backend(Protocol):
         """||Q(x H) - x H||_2 of each row of x [M, K] -> [M] float32, Q the activation quantiser (the scores' risk)."""
         ...
 
-    def peaks(self, hidden: Tensor, weight: Tensor, valid: Tensor) -> Tensor:
+    def information(self, hidden: Tensor, valid: Tensor, counts: Tensor, noise: float) -> Tensor:
         """Score of the V visual tokens of each image, hidden [B, V, D] -> [B, V] float32, 0 at padding.
 
-        weight [B, V] the attention each receives, valid bool [B, V].
+        valid bool [B, V]; counts int64 [B], how many of each image are chosen; the noise relative to the mean square
+        of a token's length.
         """
         ...
 

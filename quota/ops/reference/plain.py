@@ -19,7 +19,7 @@ class PlainTorch:
     decode_attention = staticmethod(attention.decode_attention)
     attention = staticmethod(attention.attention)
     activation_error = staticmethod(tokens.activation_error)
-    peaks = staticmethod(tokens.peaks)
+    information = staticmethod(tokens.information)
     cut = staticmethod(cut)
     norm = staticmethod(rows.norm)
     activate = staticmethod(rows.activate)
