@@ -62,7 +62,7 @@ def test_the_default_spends_no_more_than_the_published_schedule() -> None:
     )
     recipe = result.recipe
     assert spent <= published + 1e-9
-    assert (recipe.method, recipe.scorer, recipe.weights) == ("quota", "peaks", {})
+    assert (recipe.method, recipe.scorer, recipe.weights) == ("quota", "information", {})
     assert recipe.keep == recipe.keep_ratios[-1] == 0.30
     assert paper.recipe.method == "paper"
     done, totals = zip(*steps, strict=True)

@@ -19,12 +19,12 @@ from quota.allocation.clock import Clock, machine_of, prefill_clock
 from quota.allocation.drops import RATIOS, Drops, candidates, layers_run
 from quota.allocation.measurements import Measurements, Tried
 from quota.allocation.prompt import TypicalPrompt, typical_inputs
-from quota.allocation.scores import PROBED, better_score
 from quota.calibration.sweep import Calibration
 from quota.calibration.work import forward_work
 from quota.models import family, fingerprint
 from quota.progress import Meter
 from quota.pruning.schedule import Schedule
+from quota.pruning.scorers.information import NAME
 from quota.ranks import ALONE, Ranks
 from quota.samples import Sample
 from quota.scheme import QuantizationScheme
@@ -40,8 +40,6 @@ class Search:
         self._ratios = sorted({*RATIOS, budget.final or DEFAULT_KEEP} - {1.0}, reverse=True)
         decoder = forward_work([linear for _, linear in family(model).linears(["decoder"])], tokens)
         runs = sum(layers_run(layer, self._depth, ratio) for layer in candidates(self._depth) for ratio in self._ratios)
-        # The score that is not taken.
-        runs += sum(layers_run(layer, self._depth, PROBED) for layer in candidates(self._depth))
         self._single = round(runs * decoder / self._depth)
         # Schedules take about half of the arithmetic: only the bar of progress depends on it.
         self._whole = round(decoder / 2)
@@ -65,30 +63,29 @@ class Search:
         inputs = typical_inputs(model, processor, prompt, tokens)
         cache = cache_cost(model, inputs, tokens)
         drops = Drops(model, processor, samples, scheme, tokens, ranks=self._ranks)
-        scorer = better_score(drops.error, candidates(self._depth), tokens)
-        clock = None if self._budget.milliseconds is None else self._clock(inputs, tokens, scheme, scorer)
+        clock = None if self._budget.milliseconds is None else self._clock(inputs, tokens, scheme)
         measured = Measurements.of(
             model_fingerprint=fingerprint(model),
             calibration_fingerprint=drawn,
             scheme=scheme,
-            scorer=scorer,
+            scorer=NAME,
             reference_tokens=tokens,
             curves=calibration.curves,
-            errors=drops.table(self._depth, scorer, self._ratios, self._measured),
+            errors=drops.table(self._depth, NAME, self._ratios, self._measured),
             prompt=prompt,
             cache=cache,
             clock=clock,
         )
-        whole = Whole(partial(drops.error, scorer=scorer), measured, lambda: self._meter.add(self._whole))
+        whole = Whole(partial(drops.error, scorer=NAME), measured, lambda: self._meter.add(self._whole))
         found = choose(self._budget, measured, model.config.get_text_config(), whole)
         self._meter.add((TRIED - whole.asked) * self._whole)
         return found, whole.remembered()
 
-    def _clock(self, inputs: Any, tokens: int, scheme: QuantizationScheme, scorer: str) -> Clock:
+    def _clock(self, inputs: Any, tokens: int, scheme: QuantizationScheme) -> Clock:
         """That of the first rank; the others do nothing meanwhile."""
 
         def timed() -> tuple[float, ...]:
-            found = prefill_clock(self._model, inputs, tokens, scheme, scorer)
+            found = prefill_clock(self._model, inputs, tokens, scheme, NAME)
             return found.rest, found.layer, found.cut, found.full
 
         rest, layer, cut, full = self._ranks.told(4, timed)

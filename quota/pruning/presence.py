@@ -72,10 +72,6 @@ class Presence:
         self.filled = torch.ones_like(self.index, dtype=torch.bool)
         self.ragged = False
         self.cuts: list[tuple[int, Tensor, Tensor]] = []
-        self.entering: Tensor | None = None
-        """[B, L, D], what entered the first decoder layer; set by whoever runs it, if a scorer asks."""
-        self.order: Tensor | None = None
-        """[B, L], the score of such a scorer at the first cut, which holds at all later ones."""
         self._causal, self._blocks = causal, blocks
         self._look()
 

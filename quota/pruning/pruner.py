@@ -111,8 +111,7 @@ class Pruner:
         if "tower" in self._signals:
             self._tower = TowerAttention(self.family)
             self._handles += self._tower.handles
-        first = 0 if "entering" in self._signals else max(self._layers[0], 0)
-        for index in range(first, len(layers)):
+        for index in range(max(self._layers[0], 0), len(layers)):
             hook = partial(self._before_layer, index)
             self._handles.append(layers[index].register_forward_pre_hook(hook, **before))
         # The hook that is registered last comes first: features are added to what a cut has left.
@@ -201,8 +200,6 @@ class Pruner:
         if now is None or now.presence is None:
             return None
         presence, config = now.presence, self.family.text_model.config
-        if index == 0 and "entering" in self._signals:
-            presence.entering = args[0].detach()
         if index == 0 and -1 in now.recipe.layers and presence.has_images:
             args = (self._cut(-1, presence, args[0], None, args[0], None), *args[1:])
         given = presence.arguments(index, args[0], kwargs, config, self.family.window(index))

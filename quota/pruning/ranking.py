@@ -13,7 +13,7 @@ from torch import Tensor
 
 from quota import ops
 from quota.attention.observation import Observation
-from quota.ops.choice import Cut, rows_at
+from quota.ops.choice import Cut
 from quota.pruning.presence import Presence
 from quota.pruning.recipe import PruningRecipe
 from quota.pruning.rows import ImageRows, image_rows
@@ -71,9 +71,6 @@ def rank(
         measured["risk"] = risk(tokens, scheme)
     if "budget" in method.SIGNALS:
         measured["budget"] = torch.tensor(counts, device=images.device)
-    once = "entering" in method.SIGNALS
-    if once and presence.entering is not None:
-        measured["entering"] = rows.of(rows_at(presence.entering, presence.index))
     if tower is not None:
         measured["tower"] = rows.of(tower.gather(1, presence.index))
     if "text" in method.SIGNALS:
@@ -81,14 +78,8 @@ def rank(
         measured |= {"text": text[rows.sample], "text_valid": text_valid[rows.sample]}
     signals = Signals(hidden=tokens, valid=rows.valid, **measured)
     weights = {name: weight for name, weight in recipe.weights.items() if weight}
+    score = method.score(signals, weights, recipe.percentiles)
     places = rows.flat(images.shape[1])
-    if once and presence.order is not None:
-        score = rows.of(presence.order.gather(1, presence.index))
-    else:
-        score = method.score(signals, weights, recipe.percentiles)
-    if once and presence.whole:
-        presence.order = torch.zeros(images.shape, dtype=score.dtype, device=score.device)
-        presence.order.view(-1)[places[rows.valid]] = score[rows.valid]
     cut = ops.for_tokens(images.device).cut(score, counts, rows.valid, places, presence.text)
     return Choice(cut, counts == rows.counts, places, rows.valid, score)
 

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, PreTrainedModel
 
-from quota.allocation.scores import PEAKS
 from quota.attention.keys import add_key_transforms
 from quota.attention.operators import attach_operators
 from quota.checkpoint.named import load_model
@@ -26,6 +25,7 @@ from quota.models import family, fingerprint
 from quota.models.llava import tokens_per_image
 from quota.prompts import build_inputs
 from quota.pruning.recipe import PruningRecipe
+from quota.pruning.scorers.information import NAME
 from quota.quantization.ends import empty_ends, quantize_ends
 from quota.quantization.linear import W4A4Linear
 from quota.scheme import QuantizationScheme
@@ -112,7 +112,7 @@ def published_recipe(model: Any, scheme: QuantizationScheme | None) -> PruningRe
         keep_ratios=(*ratios, KEEP),
         keep=KEEP,
         reference_tokens=tokens_per_image(model),
-        scorer=PEAKS,
+        scorer=NAME,
         scheme=scheme,
         model_fingerprint=fingerprint(model),
     )

@@ -18,7 +18,7 @@ from quota.pruning.schedule import Schedule, layer_work
 from quota.pruning.scorers import scorer
 from quota.scheme import QuantizationScheme
 from quota_lab.study.schedules import keep_for_cost, ratios
-from quota_lab.study.variants import CHOSEN, MEASURED, Pruning
+from quota_lab.study.variants import MEASURED, Pruning
 
 _TIMED = (0.6, 0.4, 0.25)
 """Prefill arithmetic at which a method is timed."""
@@ -33,8 +33,6 @@ class Measured:
     """V0, visual tokens of one image."""
     text_config: Any
     model_fingerprint: str
-    scorer: str | None = None
-    """The score that calibration has chosen."""
     errors: Errors | None = None
     """What single cuts do to the answer (quota/allocation/drops.py), for the schedule "measured"."""
     whole: Callable[[Schedule], float] | None = None
@@ -68,10 +66,7 @@ def recipe(pruning: Pruning, measured: Measured, scheme: QuantizationScheme | No
 def _recipe(
     pruning: Pruning, measured: Measured, scheme: QuantizationScheme | None, schedule: Schedule
 ) -> PruningRecipe:
-    chosen = measured.scorer if pruning.scorer == CHOSEN else pruning.scorer
-    if chosen is None:
-        raise QuotaError("no score was chosen, as nothing was measured")
-    weights = dict(scorer(chosen).WEIGHTS if pruning.weights is None else pruning.weights)
+    weights = dict(scorer(pruning.scorer).WEIGHTS if pruning.weights is None else pruning.weights)
     return PruningRecipe(
         layers=schedule.layers,
         keep_ratios=schedule.ratios,
@@ -79,7 +74,7 @@ def _recipe(
         temperature=pruning.temperature,
         reference_tokens=measured.tokens,
         scheme=scheme,
-        scorer=chosen,
+        scorer=pruning.scorer,
         weights=without_risk(weights) if scheme is None else weights,
         model_fingerprint=measured.model_fingerprint,
     )

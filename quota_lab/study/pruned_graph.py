@@ -59,8 +59,6 @@ class JointSweep(Sweep):
         super()._enter_decoder()
         firsts = [chain[0] for chain in self.beside]
         self._presences = [self._presence(*each) for each in zip(self.inputs, firsts, strict=True)]
-        for presence, entering in zip(self._presences, self.deployed, strict=True):
-            presence.entering = entering
         for sample in range(len(self.inputs)):
             self._drop(-1, sample, self.deployed[sample], None)
 

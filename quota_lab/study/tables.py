@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from quota.allocation.scores import PEAKS
 from quota.errors import QuotaError
 from quota.pruning.scorers.composite import WEIGHTS
+from quota.pruning.scorers.information import NAME
 from quota.scheme import QuantizationScheme
 from quota_lab.study.methods import methods
-from quota_lab.study.variants import CHOSEN, MEASURED, Pruning, Rule, Variant
+from quota_lab.study.variants import MEASURED, Pruning, Rule, Variant
 from quota_lab.testbeds.methods import method_scheme
 
 FULL = "full precision"
@@ -54,13 +54,13 @@ def table(name: str) -> Table:
 
 def joint(keep: float | None = 0.30, compute: float | None = None, prefill: float | None = None) -> Pruning:
     """QUOTA's own method; without `compute` or `prefill` it may cost what the published schedule costs."""
-    return Pruning(scorer=CHOSEN, schedule="measured", keep=keep, compute=compute, prefill=prefill)
+    return Pruning(scorer=NAME, schedule="measured", keep=keep, compute=compute, prefill=prefill)
 
 
 def _stage_wise() -> dict[str, Variant]:
     # The baselines' score has no risk, and their schedule no sensitivities.
     stage = Pruning(weights=_without("risk"), schedule="linear")
-    ours = Pruning(scorer=CHOSEN, schedule="linear")
+    ours = Pruning(scorer=NAME, schedule="linear")
     return {
         "pruned only": Variant(scheme=None, pruning=stage),
         "quantise, then prune": Variant(pruning=stage),
@@ -98,9 +98,9 @@ def _parts() -> dict[str, Variant]:
     return {
         PAPER: Variant(pruning=Pruning(keep=keep)),
         "attention alone": Variant(pruning=Pruning(keep=keep, weights={"inter": 1.0})),
-        "novelty": Variant(pruning=Pruning(keep=keep, scorer="novelty")),
-        "novelty and mass": Variant(pruning=Pruning(keep=keep, scorer=PEAKS)),
         "farthest first": Variant(pruning=Pruning(keep=keep, scorer="divprune")),
+        "information": Variant(pruning=Pruning(keep=keep, scorer=NAME)),
+        "farthest first, our schedule": Variant(pruning=joint(keep).model_copy(update={"scorer": "divprune"})),
         JOINT: Variant(pruning=joint(keep)),
     }
 

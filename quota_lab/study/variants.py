@@ -10,8 +10,6 @@ from quota.scheme import QuantizationScheme
 
 Rule = Literal["paper", "uniform", "one-shot", "linear", "reversed", "withdraw", "measured", "added up", "first word"]
 """The last three are ours: as it is, without measuring schedules whole, and by the first word of each answer."""
-CHOSEN = "chosen"
-"""The score that calibration has found better (quota/allocation/scores.py)."""
 MEASURED: tuple[Rule, ...] = ("measured", "added up", "first word")
 
 
@@ -21,7 +19,6 @@ class Pruning(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     scorer: str = "composite"
-    """Or `CHOSEN`."""
     weights: dict[str, float] | None = None
     """None: those of the scorer."""
     layers: tuple[int, ...] | None = None

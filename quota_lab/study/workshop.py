@@ -17,8 +17,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from quota.allocation.clock import Clock, attached, prefill_clock, prefill_milliseconds
-from quota.allocation.drops import WORDS, Drops, candidates
-from quota.allocation.scores import PEAKS, better_score
+from quota.allocation.drops import WORDS, Drops
 from quota.attention.operators import attach_operators
 from quota.calibration.curves import Curves
 from quota.calibration.sweep import calibrate
@@ -33,6 +32,7 @@ from quota.prompts import build_inputs
 from quota.pruning.pruner import Pruner
 from quota.pruning.recipe import PruningRecipe
 from quota.pruning.schedule import Schedule
+from quota.pruning.scorers.information import NAME
 from quota.samples import Sample
 from quota.scheme import QuantizationScheme
 from quota_lab.outcomes import kept
@@ -40,7 +40,7 @@ from quota_lab.study.guided import GuidedPruner
 from quota_lab.study.keys import Keys
 from quota_lab.study.plan import Measured, recipe
 from quota_lab.study.pruned_graph import GivenSweep, JointSweep
-from quota_lab.study.variants import CHOSEN, MEASURED, Variant
+from quota_lab.study.variants import MEASURED, Variant
 
 CLOCK_TURNS = 60
 """Prefills of each schedule by which a budget of time is kept: more than elsewhere, as models are compared by it."""
@@ -116,17 +116,17 @@ class Workshop:
         calibrated = variant.measured_on()
         model, _ = self._quantized(calibrated)
         curves = json.loads((self._folder(calibrated) / "curves.json").read_text(encoding="utf-8"))
-        tokens = curves.pop("reference_tokens")
+        tokens, pruning = curves.pop("reference_tokens"), variant.pruning
+        scorer = NAME if pruning is None else pruning.scorer
         facts = Measured(
             Curves(**curves),
             tokens,
             model.config.get_text_config(),
             fingerprint(model),
-            clock=lambda: self._clock(calibrated, tokens, PEAKS),
+            clock=lambda: self._clock(calibrated, tokens, scorer),
             times=lambda recipes: self._times(calibrated, recipes),
         )
-        pruning = variant.pruning
-        if pruning is None or (pruning.schedule not in MEASURED and pruning.scorer != CHOSEN):
+        if pruning is None or pruning.schedule not in MEASURED:
             return facts
         words = 1 if pruning.schedule == "first word" else WORDS
 
@@ -143,12 +143,6 @@ class Workshop:
             return stored(name, lambda drops: drops.error(schedule, scorer))
 
         depth = facts.depth
-        scorer = pruning.scorer
-        if scorer == CHOSEN:
-            scorer = stored("score", lambda drops: better_score(drops.error, candidates(depth), tokens))
-        facts = replace(facts, scorer=scorer, clock=lambda: self._clock(calibrated, tokens, scorer))
-        if pruning.schedule not in MEASURED:
-            return facts
         errors = stored(f"{scorer}_drop_errors", lambda drops: drops.table(depth, scorer, progress=step))
         table = {int(layer): {int(count): error for count, error in row.items()} for layer, row in errors.items()}
         return replace(facts, errors=table, whole=whole)

@@ -32,7 +32,7 @@ def test_it_is_what_the_cache_holds(bits: int | None) -> None:
     for schedule in SCHEDULES:
         pruners = []
         if schedule.layers:
-            pruners = [Pruner(model, schedule_recipe(model, schedule, VISUAL_TOKENS, scheme, "peaks"), scheme)]
+            pruners = [Pruner(model, schedule_recipe(model, schedule, VISUAL_TOKENS, scheme, "information"), scheme)]
         with attached(pruners), torch.no_grad():
             filled = model(**inputs, use_cache=True).past_key_values
         assert cost.bytes(schedule, VISUAL_TOKENS, LAYERS) == pytest.approx(cache_bytes(filled), abs=1e-6)

@@ -46,7 +46,7 @@ def test_every_recipe_is_timed_and_the_model_left_as_it_was() -> None:
     model = make_model()
     attach_cache(model, None)
     schedules = [Schedule((layer,), (0.25,)) for layer in range(-1, LAYERS - 1)]
-    recipes = [schedule_recipe(model, schedule, VISUAL_TOKENS, None, "peaks") for schedule in schedules]
+    recipes = [schedule_recipe(model, schedule, VISUAL_TOKENS, None, "information") for schedule in schedules]
     taken = prefill_milliseconds(model, batch(), [[], *([Pruner(model, recipe)] for recipe in recipes)], turns=3)
     assert len(taken) == 1 + len(recipes) and min(taken) > 0
     assert not is_pruned(model)

@@ -57,14 +57,14 @@ def test_later_words_of_an_answer_count() -> None:
     tables = []
     for words in (1, 8):
         drops = Drops(model, processor(), make_samples(3), None, VISUAL_TOKENS, words)
-        tables.append(drops.table(LAYERS, "peaks", (0.5, 0.1)))
+        tables.append(drops.table(LAYERS, "information", (0.5, 0.1)))
     first, whole = tables
     assert all(whole[layer][count] > first[layer][count] > 0 for layer in first for count in first[layer])
 
 
 def test_keeping_all_is_no_error_and_the_model_is_left_alone() -> None:
     model = deployed()
-    errors = Drops(model, processor(), make_samples(3), None, VISUAL_TOKENS).table(LAYERS, "peaks", (1.0, 0.5, 0.1))
+    errors = Drops(model, processor(), make_samples(3), None, VISUAL_TOKENS).table(LAYERS, "information", (1.0, 0.5, 0.1))
     assert list(errors) == candidates(LAYERS)
     for table in errors.values():
         assert list(table) == [16, 8, 2]
@@ -76,7 +76,7 @@ def test_a_schedule_is_worse_than_its_cuts_and_measured_in_any_order() -> None:
     drops = Drops(deployed(), processor(), make_samples(3), None, VISUAL_TOKENS)
 
     def error(*cuts: tuple[int, int]) -> float:
-        return drops.error(Schedule.of_counts(cuts, VISUAL_TOKENS), "peaks")
+        return drops.error(Schedule.of_counts(cuts, VISUAL_TOKENS), "information")
 
     both = error((2, 8), (3, 2))
     assert error() == 0

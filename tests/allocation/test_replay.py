@@ -55,7 +55,7 @@ def pruner(model: Any, layer: int, keep: float, scheme: QuantizationScheme | Non
         keep=keep,
         reference_tokens=16,
         model_fingerprint=fingerprint(model),
-        scorer="peaks",
+        scorer="information",
         scheme=scheme,
     )
     return Pruner(model, recipe, scheme)

@@ -24,7 +24,7 @@ BATCH = tiny_batch(PROMPTS["left padding"])
 
 
 def recipes(model) -> list[PruningRecipe]:
-    return [recipe_for(model, scorer="peaks", **schedule) for schedule in SCHEDULES]
+    return [recipe_for(model, scorer="information", **schedule) for schedule in SCHEDULES]
 
 
 def asked(model) -> list[torch.Tensor]:
@@ -75,7 +75,7 @@ def test_what_cannot_run() -> None:
     pruner = Pruner(model, recipe_for(model), layers=(0,))
     for changes, message in (
         ({"layers": (0, 2, 4)}, r"after layers \[4\]"),
-        ({"scorer": "peaks"}, "'composite', the recipe by 'peaks'"),
+        ({"scorer": "information"}, "'composite', the recipe by 'information'"),
         ({"scheme": QuantizationScheme()}, "another scheme"),
         ({"model_fingerprint": "0" * 64}, "another model"),
     ):

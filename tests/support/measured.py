@@ -33,7 +33,7 @@ def measurements(depth: int = 6, tokens: int = 16, **changes: Any) -> Measuremen
         "model_fingerprint": "model",
         "calibration_fingerprint": "samples",
         "scheme": QuantizationScheme(),
-        "scorer": "peaks",
+        "scorer": "information",
         "reference_tokens": tokens,
         "curves": Curves(rises, rises, rises, rises),
         "errors": table(candidates(depth), tokens),

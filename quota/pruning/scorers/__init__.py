@@ -23,10 +23,8 @@ from quota.pruning.scorers import (
     composite,
     dart,
     divprune,
-    early,
     fastv,
-    novelty,
-    peaks,
+    information,
     qapruner,
     random,
     uniform,
@@ -50,9 +48,7 @@ class Scorer(Protocol):
 
 SCORERS: dict[str, Scorer] = {
     "composite": composite,
-    "novelty": novelty,
-    "peaks": peaks,
-    "early": early,
+    information.NAME: information,
     "random": random,
     "uniform": uniform,
     "fastv": fastv,

@@ -36,7 +36,5 @@ class Signals:
     """[B, N] bool, False at padding of `text`; measured with it."""
     tower: Tensor | None = None
     """[B, V] attention of the vision tower's [CLS] token (without one: of all its patches), averaged over heads."""
-    entering: Tensor | None = None
-    """[B, V, D] the tokens as they entered the first decoder layer."""
     budget: Tensor | None = None
     """[B] int64, how many tokens of the row go on: for scorers whose choice of few is no part of that of many."""

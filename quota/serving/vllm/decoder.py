@@ -17,7 +17,6 @@ from quota.attention.turns import turn_table
 from quota.models import Family
 from quota.pruning.ranking import Choice, rank
 from quota.pruning.recipe import PruningRecipe
-from quota.pruning.scorers import scorer
 from quota.scheme import QuantizationScheme
 from quota.serving.vllm.attention import Now, PackedAttention, attach
 from quota.serving.vllm.batch import Part
@@ -52,8 +51,6 @@ class Decoder:
         rows = hidden
         tables = self.text.rotary_emb(hidden[None], position_ids=positions.unsqueeze(-2))
         order: Tensor | None = None
-        if self.recipe is not None:
-            self._note(hidden, parts)
         if self.recipe is not None and -1 in self.recipe.layers:
             self._choose_first(hidden, parts)
             hidden, tables, order = self._cut(-1, hidden, tables, order, parts)
@@ -65,17 +62,6 @@ class Decoder:
             hidden, tables, order = self._cut(index, hidden, tables, order, parts)
         hidden = self.text.norm(hidden)
         return hidden if order is None else torch.zeros_like(rows).index_copy_(0, order, hidden)
-
-    def _note(self, hidden: Tensor, parts: Sequence[Part]) -> None:
-        """What enters the first layer, where the score asks for it."""
-        assert self.recipe is not None
-        if "entering" not in scorer(self.recipe.scorer).SIGNALS:
-            return
-        start = 0
-        for part in parts:
-            if part.presence is not None:
-                part.presence.entering = hidden[None, start : start + part.prompt]
-            start += part.rows
 
     def _choose_first(self, hidden: Tensor, parts: Sequence[Part]) -> None:
         """The choice in front of the first layer, where no attention is to be seen."""

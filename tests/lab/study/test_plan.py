@@ -15,7 +15,7 @@ from quota.pruning.schedule import Schedule
 from quota.scheme import QuantizationScheme
 from quota_lab.study.methods import methods
 from quota_lab.study.plan import Measured, recipe, reference_cost, resolve
-from quota_lab.study.variants import CHOSEN, Pruning
+from quota_lab.study.variants import Pruning
 
 SCHEME = QuantizationScheme()
 
@@ -62,10 +62,10 @@ def test_as_costly_as_the_published_schedule(measured: Measured) -> None:
 def test_the_measured_schedule_ends_where_it_should_and_costs_no_more(measured: Measured) -> None:
     errors = {layer: {11: 0.1 / (layer + 2), 5: 1.0 / (layer + 2)} for layer in (-1, 1, 3)}
     given = replace(measured, errors=errors, whole=lambda one: len(one.layers))
-    found = resolve(Pruning(scorer="peaks", schedule="measured"), given)
+    found = resolve(Pruning(scorer="information", schedule="measured"), given)
     assert found.ratios[-1] == 0.30
     assert measured.cost(found) <= reference_cost(0.3, measured)
-    alone = resolve(Pruning(scorer="peaks", schedule="measured", keep=None, compute=0.4), given)
+    alone = resolve(Pruning(scorer="information", schedule="measured", keep=None, compute=0.4), given)
     assert alone.ratios[-1] == 5 / VISUAL_TOKENS
     with pytest.raises(QuotaError, match="needs the errors"):
         resolve(Pruning(schedule="measured"), measured)
@@ -100,19 +100,12 @@ class TestPrefillTime:
     def test_ours_is_charged_for_its_cuts(self, measured: Measured) -> None:
         errors = {layer: {11: 0.1 / (layer + 2), 5: 1.0 / (layer + 2)} for layer in (-1, 1, 3)}
         given = replace(self.timed(measured, 0.25), errors=errors, whole=lambda one: len(one.layers))
-        found = resolve(Pruning(scorer="peaks", schedule="measured", keep=None, prefill=0.9), given)
+        found = resolve(Pruning(scorer="information", schedule="measured", keep=None, prefill=0.9), given)
         assert LAYERS * measured.cost(found) + 0.25 * len(found.layers) <= 0.9 * (10 + LAYERS) - 10
 
     def test_it_takes_a_clock(self, measured: Measured) -> None:
         with pytest.raises(QuotaError, match="needs a clock"):
             resolve(Pruning(keep=None, prefill=0.9), measured)
-
-
-def test_the_score_may_be_the_one_that_calibration_has_chosen(measured: Measured) -> None:
-    ours = Pruning(scorer=CHOSEN, schedule="linear")
-    assert recipe(ours, replace(measured, scorer="early"), SCHEME).scorer == "early"
-    with pytest.raises(QuotaError, match="no score was chosen"):
-        recipe(ours, measured, SCHEME)
 
 
 def test_shares_of_the_depth_are_layers(measured: Measured) -> None:

@@ -37,7 +37,7 @@ def recipe(*ratios: float, scheme: QuantizationScheme | None = None, **changes: 
 @pytest.mark.parametrize("before", [False, True], ids=["in the decoder", "before the decoder"])
 def test_the_deployed_stream_is_that_of_the_pruned_model(before: bool, transforms: Any) -> None:
     scheme = QuantizationScheme(transforms=transforms)
-    changes = {"layers": (-1, 2), "scorer": "peaks", "weights": {}} if before else {}
+    changes = {"layers": (-1, 2), "scorer": "information", "weights": {}} if before else {}
     model, chosen = make_model(), recipe(0.5, 0.25, scheme=scheme, **changes)
     inputs = [build_inputs(processor(), [sample]) for sample in SAMPLES]
     sweep = JointSweep(model, inputs, scheme, chosen)

@@ -44,14 +44,14 @@ VARIANTS = {
     "prune, then quantise": Variant(pruning=Pruning(layers=(1, 3), weights={"inter": 1.0}), graph="pruned", samples=4),
     "joint": Variant(pruning=Pruning(layers=(1, 3)), graph="joint", samples=4),
     "joint, 3 rounds": Variant(
-        pruning=Pruning(scorer="peaks", schedule="measured", keep=None, compute=0.5), graph="joint", rounds=3, samples=4
+        pruning=Pruning(scorer="information", schedule="measured", keep=None, compute=0.5), graph="joint", rounds=3, samples=4
     ),
     "scored in full precision": Variant(
         pruning=Pruning(layers=(1, 3), weights={"inter": 1.0}, scoring="full precision"), samples=4
     ),
-    "measured": Variant(pruning=Pruning(scorer="peaks", schedule="measured", keep=None, compute=0.5), samples=4),
-    "added up": Variant(pruning=Pruning(scorer="peaks", schedule="added up", keep=None, compute=0.5), samples=4),
-    "first word": Variant(pruning=Pruning(scorer="peaks", schedule="first word", keep=None, compute=0.5), samples=4),
+    "measured": Variant(pruning=Pruning(scorer="information", schedule="measured", keep=None, compute=0.5), samples=4),
+    "added up": Variant(pruning=Pruning(scorer="information", schedule="added up", keep=None, compute=0.5), samples=4),
+    "first word": Variant(pruning=Pruning(scorer="information", schedule="first word", keep=None, compute=0.5), samples=4),
     "before the decoder": Variant(pruning=Pruning(scorer="visionzip", layers=(-1,), schedule="one-shot"), samples=4),
 }
 
@@ -87,7 +87,7 @@ def test_a_budget_of_time_is_kept_by_a_clock_that_is_read_once(
 
     monkeypatch.setattr(module, "prefill_clock", clock)
     monkeypatch.setattr(module, "prefill_milliseconds", taken)
-    ours = Pruning(scorer="peaks", schedule="measured", keep=None, prefill=0.8)
+    ours = Pruning(scorer="information", schedule="measured", keep=None, prefill=0.8)
     other = Pruning(scorer="divprune", layers=(-1,), schedule="one-shot", keep=None, prefill=0.8)
     for _ in range(2):
         for pruning in (ours, other):
@@ -97,14 +97,12 @@ def test_a_budget_of_time_is_kept_by_a_clock_that_is_read_once(
     assert asked == ["clock", "divprune"]
 
 
-def test_drops_are_measured_by_the_score_that_cuts(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "better_score", lambda *_: "early")
+def test_drops_are_measured_by_the_score_that_cuts(workshop: Workshop) -> None:
     found = {}
-    for name in ("chosen", "peaks", "early"):
+    for name in ("information", "divprune"):
         pruning = Pruning(scorer=name, schedule="measured", keep=None, compute=0.5)
         found[name] = workshop.measured(Variant(pruning=pruning, samples=4))
-    assert [one.scorer for one in found.values()] == ["early", "peaks", "early"]
-    assert found["chosen"].errors == found["early"].errors != found["peaks"].errors
+    assert found["information"].errors != found["divprune"].errors
 
 
 def test_variants_of_one_model_are_timed_in_turns(workshop: Workshop, monkeypatch: pytest.MonkeyPatch) -> None:

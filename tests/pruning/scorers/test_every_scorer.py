@@ -14,14 +14,8 @@ from quota.pruning.scorers import SCORERS, Signals, scorer
 
 TOKENS = 50
 BESIDE = {"valid", "budget", "text", "text_valid"}
-# Before the decoder there is no attention; in a greedy order the first of few are the first of many.
-DOES_WITHOUT = {
-    "novelty": {"inter"},
-    "peaks": {"inter"},
-    "divprune": {"budget"},
-    "cdpruner": {"budget"},
-    "early": {"budget"},
-}
+# In a greedy order the first of few are the first of many.
+DOES_WITHOUT = {"divprune": {"budget"}, "cdpruner": {"budget"}}
 """Fields that do not have one entry a visual token, or say where there is one."""
 
 
@@ -38,7 +32,6 @@ def signals() -> Signals:
         hidden=torch.randn(2, TOKENS, 64, generator=draw),
         valid=torch.ones(2, TOKENS, dtype=torch.bool),
         keys=torch.randn(2, TOKENS, 8, generator=draw),
-        entering=torch.randn(2, TOKENS, 64, generator=draw),
         text=torch.randn(2, 7, 64, generator=draw),
         text_valid=torch.ones(2, 7, dtype=torch.bool),
         budget=torch.full((2,), 20),

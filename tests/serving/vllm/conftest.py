@@ -40,14 +40,14 @@ def whole_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def early_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The reference model at W4A4KV4, with cuts by the score that looks at what entered the decoder."""
-    folder = tmp_path_factory.mktemp("models") / "early"
+def paper_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The reference model at W4A4KV4, with cuts by the published score, which asks attention."""
+    folder = tmp_path_factory.mktemp("models") / "paper"
     model, tools, _ = load_model(REFERENCE)
     quantize_only(model, tools, reference.calibration_samples(4, seed=0))
     recipe = PruningRecipe(
-        layers=(-1, 3), keep_ratios=(0.6, 0.3), keep=0.3, reference_tokens=144, scheme=quota.QuantizationScheme(),
-        scorer="early", model_fingerprint=fingerprint(model),
+        layers=(1, 3), keep_ratios=(0.6, 0.3), keep=0.3, reference_tokens=144, scheme=quota.QuantizationScheme(),
+        model_fingerprint=fingerprint(model),
     )  # fmt: skip
     Pruner(model, recipe, recipe.scheme).attach()
     mark(model, recipe.scheme, recipe=True)

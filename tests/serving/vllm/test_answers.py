@@ -60,6 +60,6 @@ def test_without_cuts_in_another_scheme_and_type(whole_folder: Path) -> None:
 
 
 # After those that share an engine: a second one takes from the first what vLLM has once in a process.
-def test_tokens_are_chosen_as_they_entered_the_decoder(early_folder: Path) -> None:
+def test_tokens_are_chosen_by_attention(paper_folder: Path) -> None:
     gc.collect()
-    check_answers_and_kept_tokens(Beside(early_folder), 12)
+    check_answers_and_kept_tokens(Beside(paper_folder), 12)

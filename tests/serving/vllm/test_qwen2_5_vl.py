@@ -41,7 +41,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     quantize_only(model, processor, noise(5))
     recipe = PruningRecipe(
         layers=(1, 3), keep_ratios=(0.6, 0.3), keep=0.3, reference_tokens=24, scheme=quota.QuantizationScheme(),
-        scorer="peaks", model_fingerprint=fingerprint(model),
+        scorer="information", model_fingerprint=fingerprint(model),
     )  # fmt: skip
     Pruner(model, recipe, recipe.scheme).attach()
     mark(model, recipe.scheme, recipe=True)
