@@ -64,7 +64,8 @@ def test_later_words_of_an_answer_count() -> None:
 
 def test_keeping_all_is_no_error_and_the_model_is_left_alone() -> None:
     model = deployed()
-    errors = Drops(model, processor(), make_samples(3), None, VISUAL_TOKENS).table(LAYERS, "information", (1.0, 0.5, 0.1))
+    drops = Drops(model, processor(), make_samples(3), None, VISUAL_TOKENS)
+    errors = drops.table(LAYERS, "information", (1.0, 0.5, 0.1))
     assert list(errors) == candidates(LAYERS)
     for table in errors.values():
         assert list(table) == [16, 8, 2]

@@ -36,6 +36,7 @@ def workshop(full_folder: Path, suite_folder: Path, tmp_path_factory: pytest.Tem
     return Workshop(str(full_folder), read_samples(suite_folder), make_samples, cache, silent)
 
 
+OURS = Pruning(scorer="information", schedule="measured", keep=None, compute=0.5)
 VARIANTS = {
     "full precision": Variant(scheme=None, samples=4),
     "quantised": Variant(samples=4),
@@ -43,15 +44,13 @@ VARIANTS = {
     "both": Variant(pruning=Pruning(layers=(1, 3)), samples=4),
     "prune, then quantise": Variant(pruning=Pruning(layers=(1, 3), weights={"inter": 1.0}), graph="pruned", samples=4),
     "joint": Variant(pruning=Pruning(layers=(1, 3)), graph="joint", samples=4),
-    "joint, 3 rounds": Variant(
-        pruning=Pruning(scorer="information", schedule="measured", keep=None, compute=0.5), graph="joint", rounds=3, samples=4
-    ),
+    "joint, 3 rounds": Variant(pruning=OURS, graph="joint", rounds=3, samples=4),
     "scored in full precision": Variant(
         pruning=Pruning(layers=(1, 3), weights={"inter": 1.0}, scoring="full precision"), samples=4
     ),
-    "measured": Variant(pruning=Pruning(scorer="information", schedule="measured", keep=None, compute=0.5), samples=4),
-    "added up": Variant(pruning=Pruning(scorer="information", schedule="added up", keep=None, compute=0.5), samples=4),
-    "first word": Variant(pruning=Pruning(scorer="information", schedule="first word", keep=None, compute=0.5), samples=4),
+    "measured": Variant(pruning=OURS, samples=4),
+    "added up": Variant(pruning=OURS.model_copy(update={"schedule": "added up"}), samples=4),
+    "first word": Variant(pruning=OURS.model_copy(update={"schedule": "first word"}), samples=4),
     "before the decoder": Variant(pruning=Pruning(scorer="visionzip", layers=(-1,), schedule="one-shot"), samples=4),
 }
 
