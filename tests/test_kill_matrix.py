@@ -9,12 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from support.killed import VARIANTS
 from support.tiny_llava import make_model, processor
 
 HERE = Path(__file__).parent
 
 pytestmark = pytest.mark.slow
+
+MET = {"flock", "mkdir", "save_file", "fsync", "replace", "open", "unlink", "rename"}
 
 
 @pytest.fixture(scope="module")
@@ -34,16 +35,29 @@ def run(script: str, *arguments: object) -> list[tuple[int, str, str]]:
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_killed_anywhere_it_goes_on_to_the_same_files(variant: str, source: Path, tmp_path: Path) -> None:
-    rows = run("killed.py", source, tmp_path, variant)
-    assert [row for row in rows if row[2]] == []
-    # The last row is of a run that came to its end; the others meet every kind of change.
-    *killed, (_, change, _) = rows
-    assert change == ""
-    met = {row[1].split()[0] for row in killed}
-    assert met >= {"flock", "mkdir", "save_file", "fsync", "replace", "open", "unlink", "rename"}
-    assert ("_exchange" in met) == ("rmdir" in met) == (variant != "empty")
+def test_killed_anywhere_it_goes_on_to_the_same_files(source: Path, tmp_path: Path) -> None:
+    found = run("killed.py", source, tmp_path, "empty")
+    assert faults(found) == []
+    assert changes(found) >= MET and not changes(found) & {"_exchange", "rmdir"}
+
+
+def test_so_it_does_over_an_old_one_at_once_or_in_two_steps(source: Path, tmp_path: Path) -> None:
+    found = run("killed.py", source, tmp_path / "once", "old")
+    assert faults(found) == []
+    assert changes(found) >= MET | {"_exchange", "rmdir"}
+    # Up to the exchange both ways are one.
+    first = next(number for number, change, _ in found if change.startswith("_exchange"))
+    assert faults(run("killed.py", source, tmp_path / "steps", "old in two steps", first)) == []
+
+
+def faults(rows: list[tuple[int, str, str]]) -> list[tuple[int, str, str]]:
+    """Rows with one. The last is of a run that came to its end."""
+    assert rows[-1][1] == ""
+    return [row for row in rows if row[2]]
+
+
+def changes(rows: list[tuple[int, str, str]]) -> set[str]:
+    return {change.split()[0] for _, change, _ in rows[:-1]}
 
 
 def test_another_budget_comes_whole_or_not_at_all(quota_folder: Path, tmp_path: Path) -> None:
