@@ -34,7 +34,7 @@ def activation_error(x: Tensor, inputs: InputSpec) -> Tensor:
 
 
 def information(hidden: Tensor, valid: Tensor, counts: Tensor, noise: float) -> Tensor:
-    """As `quota.ops.reference.tokens.information`; NaN all over an image with what has no finite length."""
+    """As `quota.ops.reference.tokens.information`."""
     hidden, valid, counts = hidden.float().contiguous(), valid.contiguous(), counts.contiguous()
     batch, tokens, width = hidden.shape
     scores = torch.empty(batch, tokens)

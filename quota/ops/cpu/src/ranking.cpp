@@ -16,7 +16,7 @@ using quota::Conditioning, quota::TokenProducts;
 constexpr int64_t LARGEST = 1 << 24;
 constexpr float SMALLEST = 1e-30f;
 
-int64_t filled(const uint8_t* valid, int64_t tokens) { return tokens - std::count(valid, valid + tokens, uint8_t{0}); }
+int64_t count_of(const uint8_t* valid, int64_t tokens) { return tokens - std::count(valid, valid + tokens, uint8_t{0}); }
 
 // The choice of up to `room` tokens of one image after another.
 struct Choice {
@@ -42,7 +42,7 @@ struct Choice {
     TokenProducts rows_from(int64_t first) const { return {hidden, tokens, width, first, rows(), products}; }
 
     // The variances of an image where tokens are valid; their sum.
-    double open(const float* image, const uint8_t* valid) {
+    float open(const float* image, const uint8_t* valid) {
         hidden = image;
         if (whole()) {
             constexpr int64_t ROWS = TokenProducts::BLOCK;
@@ -56,7 +56,7 @@ struct Choice {
         std::fill(left, left + padded(), -INFINITY);
         for (int64_t j = 0; j < tokens; ++j)
             if (valid[j]) sum += left[j] = products[whole() ? j * tokens + j : j];
-        return sum;
+        return float(sum);
     }
     // What the choice of token `best`, behind `steps` others, leaves of all variances.
     void choose(int64_t best, int64_t steps, float spread) {
@@ -80,20 +80,20 @@ struct Choice {
 extern "C" {
 
 // hidden contiguous [batch, tokens, width], valid [batch, tokens], counts [batch] -> scores [batch, tokens], 0 at padding;
-// NaN in samples with what is no finite number, or has no such square. NO_MEMORY if it runs out.
+// all NaN in a sample whose variances have no finite sum. NO_MEMORY if it runs out.
 int quota_information(int isa, int threads, const float* hidden, const uint8_t* valid, const int64_t* counts,
                       int64_t batch, int64_t tokens, int64_t width, float noise, float* scores) {
     if (!runs_here(isa, threads) || !are_sizes({batch, tokens, width - 1})) return WRONG_SIZES;
     Choice choice = {quota::kv_kernels(isa), threads, tokens, width, 0};
     for (int64_t sample = 0; sample < batch; ++sample)
-        choice.room = std::max(choice.room, std::min(counts[sample], filled(valid + sample * tokens, tokens)));
+        choice.room = std::max(choice.room, std::min(counts[sample], count_of(valid + sample * tokens, tokens)));
     const std::unique_ptr<float[]> memory(new (std::nothrow) float[choice.floats()]);
     if (!memory) return NO_MEMORY;
     choice.take(memory.get());
     for (int64_t sample = 0; sample < batch; ++sample, valid += tokens, scores += tokens) {
-        const double sum = choice.open(hidden + sample * tokens * width, valid);
-        const int64_t there = filled(valid, tokens), count = std::isfinite(sum) ? std::min(counts[sample], there) : 0;
-        const float spread = noise * float(sum / double(std::max<int64_t>(there, 1)));
+        const float sum = choice.open(hidden + sample * tokens * width, valid);
+        const int64_t there = count_of(valid, tokens), count = std::isfinite(sum) ? std::min(counts[sample], there) : 0;
+        const float spread = noise * sum / float(std::max<int64_t>(there, 1));
         const float* left = choice.left;
         std::fill(scores, scores + tokens, 0.0f);
         for (int64_t step = 0; step < count; ++step) {
