@@ -26,7 +26,7 @@ int quota_softmax_sums(int, int, void*, int, int64_t, int64_t, int64_t, int64_t,
 int quota_attention(int, int, const void*, const void*, const void*, void*, const int64_t*, int64_t, int64_t, int64_t, int64_t,
                     int64_t, int, const uint8_t*, const uint8_t*, int64_t, float, float*, void*);
 int quota_activation_error(int, int, const void*, int, int64_t, int64_t, int64_t, int64_t, int64_t, int, float*);
-int quota_peaks(int, int, const float*, const float*, const uint8_t*, int64_t, int64_t, int64_t, float*);
+int quota_information(int, int, const float*, const uint8_t*, const int64_t*, int64_t, int64_t, int64_t, float, float*);
 int quota_cut(int, int, const float*, const uint8_t*, const int64_t*, const int64_t*, int64_t, int64_t, uint8_t*, int64_t, int64_t,
               int64_t*, uint8_t*, int64_t*);
 int quota_norm(int, int, const void*, int, int64_t, int64_t, const void*, const void*, float, int, int, void*);

@@ -312,22 +312,95 @@ void attention() {
     }
 }
 
-void ranking() {
-    const int64_t batch = draw(0, 3), tokens = draw(0, 80), width = draw(1, 70);
-    Numbers hidden(FLOAT32, batch * tokens * width, true), weights(FLOAT32, batch * tokens, true);
-    for (float& weight : weights.wide) weight = std::fabs(weight);
-    const auto valid = flags(batch * tokens);
-    std::vector<float> expected;
-    for (int isa = 0; isa <= quota_best_isa(); isa++) {
-        std::vector<float> scores(batch * tokens);
-        require(!quota_peaks(isa, threads(), static_cast<const float*>(hidden.data()),
-                             static_cast<const float*>(weights.data()), valid.data(), batch, tokens, width,
-                             scores.data()),
-                "no memory");
-        if (!isa) expected = scores;
-        for (size_t i = 0; i < scores.size(); i++)
-            require(std::fabs(scores[i] - expected[i]) <= 1e-3f * (1 + expected[i]), "scores differ");
+// The tokens of one image: ordinary ones, or such as have little or nothing to choose between.
+void draw_tokens(float* hidden, int64_t tokens, int64_t width) {
+    const int64_t kind = draw(0, 7), count = tokens * width;
+    if (kind > 4 || count == 0) return;
+    if (kind == 0) std::fill(hidden, hidden + count, 0.0f);
+    if (kind == 1) std::fill(hidden, hidden + count, chance(2) ? 1e-40f : 1e-20f);
+    if (kind == 2) hidden[draw(0, count - 1)] = chance(2) ? 1e4f : 1e15f;
+    for (int64_t i = 1; i < tokens; i++) {
+        float* const token = hidden + i * width;
+        if (kind == 3) std::copy_n(hidden, width, token);
+        if (kind == 4) std::fill(token, token + width, *token);
     }
+}
+
+// Chosen in the order of their scores, the tokens must have been the best each time, and all scores what is left of their
+// variances: in double, the choice taken as it is.
+void check_choice(const float* hidden, const uint8_t* valid, int64_t count, int64_t tokens, int64_t width, float noise,
+                  const float* scores) {
+    std::vector<int64_t> order;
+    std::vector<double> left(tokens);
+    double sum = 0, most = 0;
+    for (int64_t i = 0; i < tokens; i++) {
+        require(valid[i] || scores[i] == 0, "padding has a score");
+        if (!valid[i]) continue;
+        order.push_back(i);
+        for (int64_t k = 0; k < width; k++) left[i] += double(hidden[i * width + k]) * hidden[i * width + k];
+        sum += left[i];
+        most = std::max(most, left[i]);
+    }
+    const auto is_nan = [scores](int64_t i) { return std::isnan(scores[i]); };
+    if (!std::isfinite(float(sum))) return require(std::all_of(order.begin(), order.end(), is_nan), "what is no number is hidden");
+    // Without noise nothing holds up rounding once all is said.
+    if (noise == 0) return;
+    require(std::none_of(order.begin(), order.end(), is_nan), "a score is no number");
+    std::stable_sort(order.begin(), order.end(), [scores](int64_t a, int64_t b) { return scores[a] > scores[b]; });
+    const int64_t there = int64_t(order.size());
+    const double spread = noise * sum / double(there), near = 1e-5 * most + 1e-30;
+    std::vector<std::vector<double>> factor;
+    for (int64_t step = 0; step < std::min(count, there); step++) {
+        const int64_t best = order[step];
+        require(std::fabs(scores[best] - left[best]) <= near, "a score is not the variance");
+        for (int64_t i = step; i < there; i++) require(left[order[i]] <= left[best] + near, "not the best is chosen");
+        std::vector<double> taken(tokens);
+        for (int64_t i = step + 1; i < there; i++) {
+            const int64_t j = order[i];
+            for (int64_t k = 0; k < width; k++) taken[j] += double(hidden[best * width + k]) * hidden[j * width + k];
+            for (const auto& row : factor) taken[j] -= row[best] * row[j];
+            taken[j] /= std::sqrt(std::max(left[best] + spread, 1e-30));
+            left[j] -= taken[j] * taken[j];
+        }
+        factor.push_back(taken);
+    }
+    for (int64_t i = std::clamp<int64_t>(count, 0, there); i < there; i++)
+        require(std::fabs(scores[order[i]] - left[order[i]]) <= near, "what is left is wrong");
+}
+
+void information() {
+    // Now and then too many for all their products at once, or enough for several threads.
+    const bool many = chance(20);
+    const int64_t batch = draw(0, 3), tokens = many ? draw(4097, 4200) : draw(0, 150), width = draw(1, many ? 8 : 70);
+    Numbers hidden(FLOAT32, batch * tokens * width, !chance(10));
+    float* const all = hidden.wide.data();
+    const auto valid = flags(batch * tokens);
+    std::vector<int64_t> counts(batch);
+    for (int64_t row = 0; row < batch; row++) {
+        counts[row] = draw(-1, many ? 9 : tokens + 3);
+        draw_tokens(all + row * tokens * width, tokens, width);
+    }
+    for (size_t i = 0; i < valid.size(); i++)
+        if (!valid[i]) std::fill_n(all + int64_t(i) * width, width, chance(2) ? NAN : INFINITY);
+    const float noise = chance(8) ? 0.0f : std::pow(10.0f, float(draw(-3, 0)));
+    for (int isa = 0; isa <= quota_best_isa(); isa++) {
+        std::vector<float> scores(batch * tokens), again(batch * tokens);
+        for (auto* found : {&scores, &again})
+            require(!quota_information(isa, threads(), all, valid.data(), counts.data(), batch, tokens, width, noise,
+                                       found->data()),
+                    "tokens are refused");
+        require(scores.empty() || !std::memcmp(scores.data(), again.data(), scores.size() * sizeof(float)), "threads differ");
+        for (int64_t row = 0; row < batch; row++) {
+            const int64_t at = row * tokens;
+            check_choice(all + at * width, valid.data() + at, counts[row], tokens, width, noise, scores.data() + at);
+        }
+    }
+}
+
+void choice() {
+    const int64_t batch = draw(0, 3), tokens = draw(0, 80);
+    Numbers weights(FLOAT32, batch * tokens, true);
+    const auto valid = flags(batch * tokens);
     // One image a sample, behind as many places of text.
     const int64_t length = tokens + draw(0, 20);
     std::vector<int64_t> counts(batch), places(batch * tokens), slots(batch * length);
@@ -388,7 +461,7 @@ void rows() {
 int main(int count, char** arguments) {
     if (count != 3) return std::fprintf(stderr, "usage: %s SEED CALLS\n", arguments[0]), 2;
     const uint64_t start = std::strtoull(arguments[1], nullptr, 10), calls = std::strtoull(arguments[2], nullptr, 10);
-    void (*const jobs[])() = {linear, sums, quantize, cache, softmax, attention, ranking, rows, wrong_sizes};
+    void (*const jobs[])() = {linear, sums, quantize, cache, softmax, attention, information, choice, rows, wrong_sizes};
     for (seed = start; seed < start + calls; seed++) {
         random_bits.seed(seed);
         jobs[seed % std::size(jobs)]();

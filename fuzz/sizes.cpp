@@ -98,11 +98,11 @@ std::vector<Case> cases() {
              return quota_activation_error(int(s[0]), int(s[1]), nullptr, int(s[2]), s[3], s[4], s[5], s[6], s[7],
                                            int(s[8]), nullptr);
          }},
-        {"peaks",
+        {"information",
          {0, 1, 2, 5, 8},
-         {isas, THREADS, NEGATIVE, NEGATIVE, {0, -1}},
+         {isas, THREADS, NEGATIVE, NEGATIVE, {0, -1, INT64_MIN + 1}},
          [](const Sizes& s) {
-             return quota_peaks(int(s[0]), int(s[1]), nullptr, nullptr, nullptr, s[2], s[3], s[4], nullptr);
+             return quota_information(int(s[0]), int(s[1]), nullptr, nullptr, nullptr, s[2], s[3], s[4], 0, nullptr);
          }},
         {"cut",
          {0, 1, 2, 5, 2, 9},

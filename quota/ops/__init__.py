@@ -139,7 +139,7 @@ def for_attention(device: torch.device, pairs: bool = False) -> Backend:
 
 
 def for_tokens(device: torch.device) -> Backend:
-    """The backend for activation_error, peaks and cut; QuotaError if one is forced and not made for the device."""
+    """The backend for activation_error, information and cut; QuotaError if one is forced and not for the device."""
     return note("tokens", *_choose(forced(), device.type, None))
 
 

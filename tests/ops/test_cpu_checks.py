@@ -184,7 +184,7 @@ def test_an_instruction_set_that_is_not_there_is_refused_by_the_kernels_too(isa:
                 "store_kv",
                 "dequantize_kv",
                 "decode_attention",
-                "peaks",
+                "information",
                 "cut",
             ):
                 with pytest.raises(QuotaError, match="not made for such sizes"):

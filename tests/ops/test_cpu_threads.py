@@ -26,11 +26,10 @@ def as_before() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def peaks(seed: int = 0, tokens: int = 300) -> Tensor:
-    """A kernel with two phases, and work enough for threads in both."""
-    generator = torch.Generator().manual_seed(seed)
-    hidden = torch.randn(2, tokens, 64, generator=generator)
-    return CpuBackend().peaks(hidden, torch.rand(2, tokens, generator=generator), torch.ones(2, tokens).bool())
+def information(seed: int = 0, tokens: int = 300, chosen: int = 100) -> Tensor:
+    """A kernel with several phases, and work enough for threads in the first; with many tokens in the last too."""
+    hidden = torch.randn(2, tokens, 64, generator=torch.Generator().manual_seed(seed))
+    return CpuBackend().information(hidden, torch.ones(2, tokens).bool(), torch.tensor([chosen, chosen // 2]), 0.01)
 
 
 def container(folder: Path, files: dict[str, str]) -> Path:
@@ -84,24 +83,26 @@ def test_threads_are_torchs_within_the_quota(
 @needs_library
 def test_the_number_of_threads_may_change_between_calls_and_changes_no_bit() -> None:
     torch.set_num_threads(1)
-    expected = peaks()
+    expected, many = information(), information(tokens=2100, chosen=510)
     for number in (2, 5, 1, 3, 2):
         torch.set_num_threads(number)
-        assert torch.equal(peaks(), expected)
+        assert torch.equal(information(), expected)
+    torch.set_num_threads(3)
+    assert torch.equal(information(tokens=2100, chosen=510), many)
 
 
 @needs_library
 def test_many_threads_call_at_once() -> None:
     torch.set_num_threads(2)
-    expected = [peaks(seed) for seed in range(8)]
+    expected = [information(seed) for seed in range(8)]
     with ThreadPoolExecutor(8) as pool:
         for _ in range(5):
-            assert all(map(torch.equal, pool.map(peaks, range(8)), expected))
+            assert all(map(torch.equal, pool.map(information, range(8)), expected))
 
 
 def alone(code: str) -> str:
     """What a Python of its own prints that runs it behind this module's names, on two threads."""
-    before = "import os, sys, torch\nfrom ops.test_cpu_threads import peaks\ntorch.set_num_threads(2)\n"
+    before = "import os, sys, torch\nfrom ops.test_cpu_threads import information\ntorch.set_num_threads(2)\n"
     tests = str(Path(__file__).parents[1])
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([tests, os.environ.get("PYTHONPATH", "")])}
     done = subprocess.run(
@@ -115,11 +116,11 @@ def alone(code: str) -> str:
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
 def test_a_child_made_by_fork_waits_for_no_thread_of_its_parent() -> None:
     code = """
-expected, child = peaks(), os.fork()
+expected, child = information(), os.fork()
 if child == 0:
     import signal
     signal.alarm(30)
-    os._exit(0 if torch.equal(peaks(), expected) else 1)
+    os._exit(0 if torch.equal(information(), expected) else 1)
 print(os.waitpid(child, 0)[1])
 """
     assert alone(code) == "0\n"
@@ -134,7 +135,7 @@ def count():
 before = count()
 (torch.ones(10**7) + 1).sum()
 with_torchs = count()
-peaks()
+information()
 print(with_torchs - before, count() - with_torchs)
 """
     assert alone(code) == "1 0\n"

@@ -136,7 +136,8 @@ def test_no_tokens_have_no_error(backend: Backend, bits: int) -> None:
 
 @pytest.mark.parametrize(("batch", "tokens"), [(0, 5), (2, 0), (0, 0)])
 def test_no_tokens_have_no_scores(backend: Backend, batch: int, tokens: int) -> None:
-    found = backend.peaks(zeros(batch, tokens, 8), zeros(batch, tokens), nothing(batch, tokens))
+    counts = torch.full((batch,), 3)
+    found = backend.information(zeros(batch, tokens, 8), nothing(batch, tokens), counts, 0.01)
     assert found.shape == (batch, tokens)
 
 

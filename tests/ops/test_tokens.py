@@ -7,65 +7,166 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from support.instruction_sets import HERE, every_isa, needs_library, using
 from torch import Tensor
 
 from quota.errors import QuotaError
-from quota.ops.choice import Cut, cut, places
+from quota.ops.choice import Cut, cut
 from quota.ops.cpu import tokens as ranking
 from quota.ops.interface import InputSpec
-from quota.ops.reference import tokens as reference_peaks
-from quota.ops.reference.tokens import attention_mass, attention_mass_naive, cosines, novelty, novelty_naive
+from quota.ops.reference import tokens as reference
+from quota.ops.reference.tokens import information_naive
+
+NOISE = 0.05
 
 
 def operands(batch: int, tokens: int, width: int, ties: bool = False) -> tuple[Tensor, Tensor, Tensor]:
-    """Tokens, what they receive and which are valid; padding holds what may not be read."""
+    """Tokens, which are valid, and how many are chosen; padding holds what may not be read."""
     draw = torch.Generator().manual_seed(tokens)
-    hidden, weight = torch.randn(batch, tokens, width, generator=draw), torch.rand(batch, tokens, generator=draw)
+    hidden = torch.randn(batch, tokens, width, generator=draw)
     if ties:
-        weight, hidden = (weight * 4).round(), hidden.sign()
+        hidden = hidden[:, torch.randint(tokens, (tokens,), generator=draw)].sign()
     valid = torch.rand(batch, tokens, generator=draw) < 0.8
-    hidden[~valid] = weight[~valid] = torch.nan
-    return hidden, weight, valid
+    hidden[~valid] = torch.nan
+    return hidden, valid, torch.arange(batch) * tokens + tokens // 3
 
 
-def cosines_of(hidden: Tensor) -> Tensor:
-    return cosines(hidden @ hidden.transpose(1, 2), hidden.norm(dim=-1), slice(0, hidden.shape[1]))
+def order_of(score: Tensor, valid: Tensor) -> Tensor:
+    """The valid tokens of one image, the highest score first."""
+    places = valid.nonzero().flatten()
+    return places[score[places].sort(descending=True, stable=True).indices]
+
+
+def check(score: Tensor, hidden: Tensor, valid: Tensor, counts: Tensor, noise: float) -> None:
+    """The highest scores are a choice of the best token each time, up to rounding, and all are what is left.
+
+    Each variance by its definition, in float64: near ties may be chosen in any order.
+    """
+    assert not score[~valid].any()
+    for own, row, there, count in zip(hidden.double(), score, valid, counts.tolist(), strict=True):
+        order = order_of(row, there)
+        products, found = own[order] @ own[order].T, row[order].double()
+        spread, left = noise * products.diagonal().mean(), products.diagonal()
+        near = 1e-5 * float(left.max()) if len(order) else 0.0
+        for step in range(min(count, len(order))):
+            assert abs(float(found[step] - left[step])) <= near
+            assert float(left[step]) >= (1 - 1e-4) * float(left[step:].max()) - near
+            shared = products[: step + 1]
+            seen = shared[:, : step + 1] + spread * torch.eye(step + 1)
+            # Zeros, where nothing is left to choose between, have no inverse.
+            left = products.diagonal() - (shared * (torch.linalg.pinv(seen, hermitian=True) @ shared)).sum(dim=0)
+        torch.testing.assert_close(found[count:], left[count:], rtol=0, atol=near)
 
 
 @pytest.mark.parametrize("ties", [False, True], ids=["all different", "ties"])
-def test_novelty_is_the_plain_loop(ties: bool) -> None:
-    hidden, weight, valid = operands(3, 20, 8, ties)
-    found = novelty(cosines_of(hidden), places(weight, valid), slice(0, 20))
-    torch.testing.assert_close(found[valid], novelty_naive(hidden, weight, valid)[valid], rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("width", [2, 8])
-def test_mass_is_the_plain_loop(width: int) -> None:
-    hidden, weight, valid = operands(3, 20, width)
-    found = attention_mass(cosines_of(hidden), weight, valid)
-    torch.testing.assert_close(found[valid], attention_mass_naive(hidden, weight, valid)[valid], rtol=1e-4, atol=1e-5)
+@pytest.mark.parametrize("noise", [0.01, 1.0])
+def test_the_reference_is_the_plain_loop(noise: float, ties: bool) -> None:
+    hidden, valid, counts = operands(3, 20, 8, ties)
+    found, expected = (job(hidden, valid, counts, noise) for job in (reference.information, information_naive))
+    check(found, hidden, valid, counts, noise)
+    check(expected, hidden, valid, counts, noise)
+    if not ties:
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 @every_isa
 @pytest.mark.parametrize("ties", [False, True], ids=["all different", "ties"])
-@pytest.mark.parametrize(("tokens", "width"), [(1, 8), (5, 21), (16, 16), (144, 21), (333, 40), (37, 1100)])
+@pytest.mark.parametrize(("tokens", "width"), [(1, 8), (5, 21), (64, 16), (144, 21), (333, 40), (37, 1100)])
 def test_the_kernel_equals_the_reference(tokens: int, width: int, ties: bool, isa: str) -> None:
-    hidden, weight, valid = operands(2, tokens, width, ties)
+    hidden, valid, counts = operands(2, tokens, width, ties)
     with using(isa):
-        found = ranking.peaks(hidden, weight, valid)
-    torch.testing.assert_close(found, reference_peaks.peaks(hidden, weight, valid), rtol=1e-5, atol=1e-6)
-    assert not found[~valid].any()
+        found = ranking.information(hidden, valid, counts, NOISE)
+    check(found, hidden, valid, counts, NOISE)
+    if not ties:
+        expected = reference.information(hidden, valid, counts, NOISE)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5 * width)
 
 
 @every_isa
-def test_an_image_of_very_many_tokens_is_done_in_parts(isa: str) -> None:
-    hidden, weight, valid = operands(1, 4099, 5)
+def test_an_image_of_very_many_tokens_is_done_row_by_row(isa: str) -> None:
+    hidden, valid, _ = operands(1, 4099, 5)
+    counts = torch.tensor([40])
     with using(isa):
-        found = ranking.peaks(hidden, weight, valid)
-    torch.testing.assert_close(found, reference_peaks.peaks(hidden, weight, valid), rtol=1e-4, atol=1e-6)
+        found = ranking.information(hidden, valid, counts, NOISE)
+        # What is not padding alone, and so all its products at once.
+        alone = ranking.information(hidden[:, valid[0]], valid[:, valid[0]], counts, NOISE)
+    torch.testing.assert_close(found, reference.information(hidden, valid, counts, NOISE), rtol=1e-4, atol=1e-5)
+    assert torch.equal(found[:, valid[0]], alone)
+
+
+@st.composite
+def images(draw: st.DrawFn) -> tuple[Tensor, Tensor, Tensor, float]:
+    """Up to 3 images of up to 10 tokens with few different numbers: zeros, equal tokens, an outlier, padding."""
+    batch, tokens, width = draw(st.integers(1, 3)), draw(st.integers(1, 10)), draw(st.integers(1, 4))
+    size = batch * tokens
+    number = st.sampled_from([0.0, 1.0, -1.0, 0.5, 3.0, 100.0])
+    hidden = torch.tensor(draw(st.lists(number, min_size=size * width, max_size=size * width)))
+    valid = torch.tensor(draw(st.lists(st.booleans(), min_size=size, max_size=size))).view(batch, tokens)
+    counts = torch.tensor(draw(st.lists(st.integers(0, 12), min_size=batch, max_size=batch)))
+    hidden = hidden.view(batch, tokens, width).masked_fill_(~valid[..., None], draw(st.sampled_from([math.nan, 1e30])))
+    return hidden, valid, counts, draw(st.sampled_from([0.01, 0.1, 1.0]))
+
+
+JOBS = pytest.mark.parametrize("job", [ranking.information, reference.information], ids=["cpu", "reference"])
+
+
+@needs_library
+@JOBS
+@given(given=images())
+def test_the_highest_scores_are_the_best_each_time(
+    job: Callable[..., Tensor], given: tuple[Tensor, Tensor, Tensor, float]
+) -> None:
+    check(job(*given), *given)
+
+
+@needs_library
+@JOBS
+@given(given=images(), fewer=st.integers(0, 9))
+def test_what_is_chosen_first_stays_chosen(
+    job: Callable[..., Tensor], given: tuple[Tensor, Tensor, Tensor, float], fewer: int
+) -> None:
+    """And its scores stay the same, bit for bit; those of others never rise."""
+    hidden, valid, counts, noise = given
+    less = (counts - fewer).clamp(min=0)
+    found, before = job(hidden, valid, counts, noise), job(hidden, valid, less, noise)
+    for row in range(len(valid)):
+        chosen = order_of(found[row], valid[row])[: less[row]]
+        assert torch.equal(order_of(before[row], valid[row])[: less[row]], chosen)
+        assert torch.equal(before[row, chosen], found[row, chosen])
+    assert (found <= before).all()
+
+
+@needs_library
+@JOBS
+@given(given=images(), power=st.integers(-20, 20))
+def test_a_power_of_two_scales_all_scores(
+    job: Callable[..., Tensor], given: tuple[Tensor, Tensor, Tensor, float], power: int
+) -> None:
+    hidden, valid, counts, noise = given
+    # Above what is taken for nothing.
+    assume(not (hidden == 0).all(dim=2).any())
+    assert torch.equal(job(hidden * 2.0**power, valid, counts, noise), job(*given) * 4.0**power)
+
+
+@needs_library
+@given(given=images(), data=st.data())
+def test_where_padding_stands_and_who_else_is_there_changes_no_bit(
+    given: tuple[Tensor, Tensor, Tensor, float], data: st.DataObject
+) -> None:
+    hidden, valid, counts, noise = given
+    found = ranking.information(*given)
+    for row, there in enumerate(valid):
+        own = hidden[row, there]
+        alone = ranking.information(own[None], there[there][None], counts[row : row + 1], noise)
+        assert torch.equal(found[row, there], alone[0])
+        # The same tokens in the same order, spread over more places.
+        places = sorted(data.draw(st.permutations(range(len(own) + 7)))[: len(own)])
+        wider, filled = torch.full((1, len(own) + 7, own.shape[1]), math.inf), torch.zeros(1, len(own) + 7).bool()
+        wider[0, places], filled[0, places] = own, True
+        again = ranking.information(wider, filled, counts[row : row + 1], noise)
+        assert torch.equal(again[filled], alone[0])
 
 
 @st.composite
@@ -100,13 +201,31 @@ def test_a_score_that_is_not_a_number_is_refused(cut: Callable[..., Cut]) -> Non
 
 
 @every_isa
-def test_what_is_not_a_number_is_not_hidden(isa: str) -> None:
-    hidden = torch.randn(1, 40, 8, generator=torch.Generator().manual_seed(0))
-    hidden[0, 7] = torch.nan
-    weight, valid = torch.ones(1, 40), torch.ones(1, 40, dtype=torch.bool)
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf, 1e30], ids=str)
+@pytest.mark.parametrize("count", [0, 13, 40])
+def test_what_has_no_finite_length_is_not_hidden(count: int, value: float, isa: str) -> None:
+    hidden = random(2, 40, 8)
+    hidden[0, 7, 3] = value
+    valid, counts = torch.ones(2, 40, dtype=torch.bool), torch.tensor([count, 5])
     with using(isa):
-        found = ranking.peaks(hidden, weight, valid)
-    assert found.isnan().all()
+        found = ranking.information(hidden, valid, counts, NOISE)
+        assert found[0].isnan().all() and not found[1].isnan().any()
+        with pytest.raises(QuotaError, match="score is NaN"):
+            ranking.cut(found, counts.tolist(), valid, torch.arange(80).view(2, 40), torch.zeros(2, 40).bool())
+    expected = reference.information(hidden, valid, counts, NOISE)
+    assert expected[0].isnan().all() and not expected[1].isnan().any()
+
+
+@every_isa
+@pytest.mark.parametrize("noise", [0.0, 1e-9, NOISE])
+@pytest.mark.parametrize("value", [0.0, 1e-40, 1e-20, 1.0, 1e15])
+def test_tokens_without_any_difference_are_chosen_in_order(value: float, noise: float, isa: str) -> None:
+    hidden, valid, counts = torch.full((1, 70, 8), value), torch.ones(1, 70, dtype=torch.bool), torch.tensor([20])
+    with using(isa):
+        found = ranking.information(hidden, valid, counts, noise)
+    assert not found.isnan().any()
+    if noise == NOISE:
+        assert order_of(found[0], valid[0])[:20].tolist() == list(range(20))
 
 
 @every_isa
@@ -117,7 +236,7 @@ def test_the_number_of_threads_changes_nothing(isa: str) -> None:
         for count in (1, 2, 3):
             torch.set_num_threads(count)
             with using(isa):
-                found.append(ranking.peaks(*given))
+                found.append(ranking.information(*given, NOISE))
     finally:
         torch.set_num_threads(threads)
     assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
@@ -145,7 +264,7 @@ class TestActivationError:
     def test_equals_the_reference(self, width: int, group: int, block: int, bits: int, dtype: torch.dtype) -> None:
         x = (random(7, 2 * width) * 3)[:, :width].to(dtype)
         x[3, width // 2] = 1000
-        expected = reference_peaks.activation_error(x, InputSpec(width, bits, group, block))
+        expected = reference.activation_error(x, InputSpec(width, bits, group, block))
         actual = ranking.activation_error(x, InputSpec(width, bits, group, block))
         # Behind a rotation that adds in another order, a number may be rounded to the other side.
         torch.testing.assert_close(actual, expected, atol=1e-4, rtol=1e-3 if block else 1e-5)
@@ -153,7 +272,7 @@ class TestActivationError:
     @pytest.mark.parametrize("value", [0.0, -3.0, 1e-40], ids=str)
     def test_rows_without_spread(self, value: float) -> None:
         x, plain = torch.full((2, 64), value), InputSpec(64, 4, 64, 0)
-        torch.testing.assert_close(ranking.activation_error(x, plain), reference_peaks.activation_error(x, plain))
+        torch.testing.assert_close(ranking.activation_error(x, plain), reference.activation_error(x, plain))
 
     @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf], ids=str)
     def test_what_is_not_a_number_is_not_hidden(self, value: float) -> None:

@@ -86,6 +86,10 @@ def run_softmax(logits: Tensor, rows: Tensor, visible: Tensor) -> Tensor:
     return attention._softmax(logits, rows, visible, 0.1)
 
 
+def run_information(hidden: Tensor, valid: Tensor, counts: Tensor) -> Tensor:
+    return tokens.information(hidden, valid, counts, 0.01)
+
+
 def run_cut(score: Tensor, valid: Tensor, places: Tensor, others: Tensor, counts: tuple[int, ...] = (3, 3)) -> Tensor:
     return tokens.cut(score, counts, valid, places, others).slots
 
@@ -168,12 +172,12 @@ JOBS: dict[str, tuple[Callable[..., Tensor], dict[str, tuple[Tensor, set[torch.d
         lambda x: tokens.activation_error(x, INPUTS),
         {"x": (random(M, K), FLOATS)},
     ),
-    "peaks": (
-        tokens.peaks,
+    "information": (
+        run_information,
         {
             "hidden": (random(B, V, D), EVERY),
-            "weight": (torch.ones(B, V), EVERY),
             "valid": (cells(B, V), {torch.bool}),
+            "counts": (torch.tensor([3, V]), {torch.int64}),
         },
     ),
     "cut": (
@@ -196,7 +200,7 @@ FREE = {
     *(("decode_attention", "queries", 1), ("attention", "queries", 1), ("attention", "rows", 1)),
     *(("softmax", "logits", dim) for dim in range(3)),
     *(("softmax", "rows", 0), ("softmax", "rows", 1), ("softmax", "visible", 0)),
-    *(("peaks", "hidden", 2), ("cut", "others", 0), ("cut", "others", 1)),
+    *(("information", "hidden", 2), ("cut", "others", 0), ("cut", "others", 1)),
 }
 
 

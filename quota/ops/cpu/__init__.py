@@ -27,7 +27,7 @@ class CpuBackend:
     leads_attention = staticmethod(attention.leads_attention)
     attention = staticmethod(attention.attention)
     activation_error = staticmethod(tokens.activation_error)
-    peaks = staticmethod(tokens.peaks)
+    information = staticmethod(tokens.information)
     cut = staticmethod(tokens.cut)
     norm = staticmethod(rows.norm)
     activate = staticmethod(rows.activate)

@@ -50,7 +50,7 @@ _FUNCTIONS = {
     "quota_softmax_sums": "ii pi nnnn pp nn f n p",
     "quota_attention": "ii pppp p nnnnn i pp n f pp",
     "quota_activation_error": "ii pi nn n nn i p",
-    "quota_peaks": "ii ppp nnn p",
+    "quota_information": "ii ppp nnn f p",
     "quota_cut": "ii ppp p nn p nn pp p",
     "quota_norm": "ii pi nn pp fii p",
     "quota_activate": "ii pi n i p",

@@ -33,17 +33,17 @@ def activation_error(x: Tensor, inputs: InputSpec) -> Tensor:
     return errors
 
 
-def peaks(hidden: Tensor, weight: Tensor, valid: Tensor) -> Tensor:
-    """[B, V, D] -> [B, V] float32, as `quota.ops.reference.tokens.peaks`."""
-    hidden, weight, valid = hidden.float().contiguous(), weight.float().contiguous(), valid.contiguous()
+def information(hidden: Tensor, valid: Tensor, counts: Tensor, noise: float) -> Tensor:
+    """As `quota.ops.reference.tokens.information`."""
+    hidden, valid, counts = hidden.float().contiguous(), valid.contiguous(), counts.contiguous()
     batch, tokens, width = hidden.shape
     scores = torch.empty(batch, tokens)
     run(
-        "quota_peaks",
+        "quota_information",
         address("tokens", hidden, (batch, tokens, width), torch.float32),
-        address("weights", weight, (batch, tokens), torch.float32),
         address("valid", valid, (batch, tokens), torch.bool),
-        *(batch, tokens, width, scores.data_ptr()),
+        address("counts", counts, (batch,), torch.int64),
+        *(batch, tokens, width, noise, scores.data_ptr()),
         work=f"the scores of {tokens} tokens",
     )
     return scores

@@ -40,22 +40,23 @@ def information(hidden: Tensor, valid: Tensor, counts: Tensor, noise: float) -> 
 
     valid bool [B, V]; counts int64 [B]: how many of a row are chosen. A chosen token's score is its variance when it
     was, any other's what is left of it, so that the highest scores are the choice. What stands at padding is never
-    read.
+    read. Where variances have no finite sum, all scores of an image are NaN.
     """
     batch, tokens = valid.shape
     hidden = hidden.float().masked_fill(~valid[..., None], 0)
     products = hidden @ hidden.transpose(1, 2)
     left = products.diagonal(dim1=1, dim2=2).clone()
-    score, free = torch.zeros(valid.shape, device=valid.device), valid.clone()
-    chosen = counts.minimum(valid.sum(dim=1))
-    spread = noise * left.sum(dim=1) / valid.sum(dim=1).clamp(min=1)
+    score, free = torch.zeros(valid.shape, device=valid.device), valid
+    there, total = valid.sum(dim=1), left.sum(dim=1)
+    left.masked_fill_(~total.isfinite()[:, None], torch.nan)
+    chosen, spread = counts.minimum(there), noise * total / there.clamp(min=1)
     factor = left.new_zeros(batch, int(chosen.max()) if batch else 0, tokens)
-    rows = torch.arange(batch, device=valid.device)
+    rows, place = torch.arange(batch, device=valid.device), torch.arange(tokens, device=valid.device)
     for step in range(factor.shape[1]):
         best = left.masked_fill(~free, -torch.inf).argmax(dim=1)
         on = step < chosen
-        score[rows[on], best[on]] = left[rows[on], best[on]]
-        free[rows[on], best[on]] = False
+        newest = on[:, None] & (place == best[:, None])
+        score, free = torch.where(newest, left, score), free & ~newest
         known = (factor[rows, :step, best][:, :, None] * factor[:, :step]).sum(dim=1)
         root = (left[rows, best] + spread).clamp(min=_SMALLEST).sqrt()
         new = ((products[rows, best] - known) / root[:, None]).masked_fill(~on[:, None], 0)

@@ -107,18 +107,20 @@ struct TokenProducts {
     int64_t tokens, width, first, rows;
     float* products;
 
-    // Rows that are done at a time; `first` is a multiple of it.
+    // Rows that are done at a time; of several, `first` is a multiple of it.
     static constexpr int64_t BLOCK = 16;
 };
 
-// One visual token beside all `tokens` of its image: what its score is made of. Arrays are in whole vectors but products.
-struct PeakRow {
-    const float* products;  // v_i . v_j
-    const float* inverses;  // 1 / |v_j|
-    const float* weights;   // w_j, 0 at padding
-    const float* order;     // w_j, -infinity at padding
-    float inverse;          // 1 / |v_i|
-    int64_t index, tokens;
+// What the newest of the visual tokens that are chosen leaves of the variance of all others.
+struct Conditioning {
+    float* factor;          // [blocks, room, BLOCK]: what each chosen one has taken of the tokens
+    const float* own;       // [steps]: what those before it had taken of the newest
+    const float* products;  // of the newest with all
+    float* left;            // [blocks, BLOCK]: variances, -infinity where a token is chosen or padding
+    float inverse;          // of the root of the newest one's variance
+    int64_t steps, room, tokens;
+
+    static constexpr int64_t BLOCK = 64;
 };
 
 // Whether a head of `width` channels, rotated in blocks of `hadamard`, fits the kernels.
@@ -141,10 +143,10 @@ struct KvKernels {
                    const uint8_t* valid, const float* added, int64_t start, int64_t tokens, float scaling,
                    float* scratch, float* out);
     void (*softmax)(void* logits, int type, const SoftmaxRows& rows, float* scratch);
-    float (*length)(const float* x, int64_t width);
-    // Of the block at `row` with all columns. What lies on both sides of the diagonal is made above it, for both.
-    void (*products)(const TokenProducts& job, int64_t row);
-    float (*peak)(const PeakRow& row);
+    // Of the block at `row` with columns start .. until - 1. If these are all, what lies on both sides of the diagonal is
+    // made above it, for both.
+    void (*products)(const TokenProducts& job, int64_t row, int64_t start, int64_t until);
+    void (*condition)(const Conditioning& job, int64_t block);
 };
 
 // `keep` through a map in bfloat16 for processors with AMX, `width` a multiple of 16; each call lays out its tiles.

@@ -1,20 +1,15 @@
-// The score of one visual token: what all that look like it are attended by, times how new it is.
-//
-//     c_j     = p_j / (|v_i| |v_j|)                                  p: the products of v_i with all tokens
-//     score_i = sqrt(sum_j w_j max(0, c_j)^16) * (1 - max of c_j over the j ahead of i)
-//
-// j is ahead of i if w_j > w_i, or w_j = w_i and j < i; the first of all has 2 for the second factor.
+// What visual tokens have in common, and what a chosen one leaves of the others: quota/ops/reference/tokens.py says what of.
 #pragma once
 
 #include <algorithm>
-#include <cmath>
+#include <cfloat>
 
 #include "kv.h"
 #include "kv_vector.h"
 
 namespace {
 
-using quota::PeakRow;
+using quota::Conditioning;
 using quota::TokenProducts;
 
 inline Floats load_up_to(const float* from, int64_t count) {
@@ -22,15 +17,6 @@ inline Floats load_up_to(const float* from, int64_t count) {
     Floats x = {};
     std::memcpy(&x, from, sizeof(float) * count);
     return x;
-}
-
-inline float length(const float* x, int64_t width) {
-    Floats squares = {};
-    for (int64_t k = 0; k < width; k += LANES) {
-        const Floats part = load_up_to(x + k, width - k);
-        squares = fma(part, part, squares);
-    }
-    return std::sqrt(sum_of(squares));
 }
 
 // Each half of the lanes goes on with one of two vectors.
@@ -85,12 +71,12 @@ inline void multiply(const TokenProducts& job, int64_t row, int64_t column, bool
     rows == TILE && columns == WIDE ? put(TILE, WIDE) : put(rows, columns);
 }
 
-inline void products(const TokenProducts& job, int64_t row) {
+inline void products(const TokenProducts& job, int64_t row, int64_t start, int64_t until) {
     const int64_t stop = job.first + job.rows, end = std::min(row + TokenProducts::BLOCK, stop);
     // A block of rows and a tile of columns stay in the first cache.
     constexpr int64_t CHANNELS = 512;
     for (int64_t from = 0; from < job.width; from += CHANNELS) {
-        for (int64_t column = 0; column < job.tokens; column += WIDE) {
+        for (int64_t column = start; column < until; column += WIDE) {
             const bool both = column >= job.first && column < stop;
             for (int64_t tile = row; tile < end; tile += TILE) {
                 const int64_t above = column / TILE - tile / TILE;
@@ -101,26 +87,31 @@ inline void products(const TokenProducts& job, int64_t row) {
     }
 }
 
-inline float peak(const PeakRow& row) {
-    const float own = row.order[row.index];
-    Ints place;
-    for (int lane = 0; lane < LANES; ++lane) place[lane] = lane;
-    Floats mass = {}, closest = broadcast(-1.0f);
-    for (int64_t j = 0; j < row.tokens; j += LANES, place += LANES) {
-        const Floats products = load_up_to(row.products + j, row.tokens - j);
-        const Floats order = load<Floats>(row.order + j);
-        const Ints there = order > -INFINITY;
-        // What stands at padding may be no number.
-        const Floats cosine = there ? products * row.inverse * load<Floats>(row.inverses + j) : Floats{};
-        // Less has no normal 16th power, which would take long to compute. Written so that NaN stays NaN.
-        Floats alike = cosine < 0.005f ? Floats{} : cosine;
-        for (int squaring = 0; squaring < 4; ++squaring) alike *= alike;
-        mass = fma(alike, load<Floats>(row.weights + j), mass);
-        const Ints ahead = (order > own) | ((order == own) & (place < int32_t(row.index)));
-        closest = (ahead & (cosine > closest)) ? cosine : closest;
+inline void condition(const Conditioning& job, int64_t block) {
+    constexpr int64_t BLOCK = Conditioning::BLOCK, PART = std::min<int64_t>(BLOCK, 8 * LANES), VECTORS = PART / LANES;
+    for (int64_t part = 0; part < BLOCK; part += PART) {
+        float* row = job.factor + block * job.room * BLOCK + part;
+        const int64_t first = block * BLOCK + part;
+        Floats shared[VECTORS];
+        for (int64_t v = 0; v < VECTORS; ++v) {
+            const int64_t j = first + v * LANES;
+            shared[v] = load_up_to(job.products + j, std::max<int64_t>(job.tokens - j, 0));
+        }
+        for (int64_t step = 0; step < job.steps; ++step, row += BLOCK) {
+            const Floats own = broadcast(-job.own[step]);
+            for (int64_t v = 0; v < VECTORS; ++v) shared[v] = fma(own, load<Floats>(row + v * LANES), shared[v]);
+        }
+        for (int64_t v = 0; v < VECTORS; ++v) {
+            const Floats taken = shared[v] * job.inverse;
+            float* left = job.left + first + v * LANES;
+            const Floats before = load<Floats>(left);
+            Floats behind = fma(-taken, taken, before);
+            // Lower is only what is not to be chosen. Written so that NaN stays NaN.
+            behind = behind < -FLT_MAX ? broadcast(-FLT_MAX) : behind;
+            store(row + v * LANES, taken);
+            store(left, before < -FLT_MAX ? before : behind);
+        }
     }
-    const float novelty = 1.0f - max_of(closest);
-    return std::sqrt(sum_of(mass)) * (novelty < 0.0f ? 0.0f : novelty);
 }
 
 }  // namespace
