@@ -1,6 +1,6 @@
 """What dropping visual tokens does to the answer, measured under the deployed operators.
 
-    E(s) = exp(mean over samples of ln(D_s + e)) - e                                                e = 1e-3 nats
+    E(s) = exp(mean over samples of ln(D_s + e)) - e                                                e = 0.1 nats
     D_s  = sum over the words t of the answer of KL(p_t || p_s,t)
 
 p_t is the distribution of word t behind the prompt and the words before it, of the quantised model with every visual
@@ -11,7 +11,8 @@ together.
 
 The mean is geometric because divergences are spread over many powers of ten: an arithmetic mean is that of the one or
 two samples whose answer has flipped, and which these are changes with every cut and every choice of samples. What is
-typical of a cut shows in all of them (docs/study/README.md has the figures).
+typical of a cut shows in all of them (docs/study/README.md has the figures). Less than e changes no answer: with a
+smaller one, five kinds of questions that gain what nobody sees outvote a sixth that loses its answers.
 """
 
 from __future__ import annotations

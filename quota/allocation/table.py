@@ -4,7 +4,7 @@ E_l(k) is the output error when all visual tokens but k go after layer l and not
 (quota/allocation/drops.py). It is made to rise as k falls (a running maximum), so no step is charged less than nothing.
 Between two counts that were measured
 
-    ln(E_l(k) + e)   is linear in k                          e = 1e-3 nats, as in the mean that E is; E_l(V0) = 0
+    ln(E_l(k) + e)   is linear in k                          e = 0.1 nats, as in the mean that E is; E_l(V0) = 0
 
 Below the smallest of them the table says nothing, and nothing is made up.
 """
@@ -21,7 +21,7 @@ from quota.pruning.schedule import Schedule
 Errors = Mapping[int, Mapping[int, float]]
 """Candidate layer -> number of tokens left after it -> output error, over the same counts for every layer."""
 
-SMALLEST = 1e-3
+SMALLEST = 0.1
 """e, nats: errors below it are as good as none."""
 
 
