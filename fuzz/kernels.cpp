@@ -312,10 +312,12 @@ void attention() {
     }
 }
 
-// The tokens of one image: ordinary ones, or such as have little or nothing to choose between.
+// The tokens of one image: as they are, or such as have little or nothing to choose between, or none beside which others
+// are too small to be checked.
 void draw_tokens(float* hidden, int64_t tokens, int64_t width) {
-    const int64_t kind = draw(0, 7), count = tokens * width;
-    if (kind > 4 || count == 0) return;
+    const int64_t kind = draw(0, 10), count = tokens * width;
+    if (kind > 7 || count == 0) return;
+    if (kind > 4) std::generate_n(hidden, count, [] { return std::normal_distribution<float>()(random_bits); });
     if (kind == 0) std::fill(hidden, hidden + count, 0.0f);
     if (kind == 1) std::fill(hidden, hidden + count, chance(2) ? 1e-40f : 1e-20f);
     if (kind == 2) hidden[draw(0, count - 1)] = chance(2) ? 1e4f : 1e15f;
