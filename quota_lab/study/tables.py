@@ -23,7 +23,7 @@ JOINT = "QUOTA"
 
 _SCHEME = QuantizationScheme()
 _KEEPS = (0.5, 0.4, 0.3, 0.2, 0.1, 0.05)
-_BUDGETS = (0.5, 0.25, 0.2)
+_BUDGETS = (0.25, 0.2)
 """Prefill arithmetic of the visual tokens at which methods are compared."""
 _TIMES = (0.9, 0.8, 0.7)
 """Prefill time, relative to keeping all tokens, at which they are."""
