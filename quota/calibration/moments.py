@@ -17,6 +17,8 @@ QEP (arXiv 2504.09629). With `weight_rounding` "gptq" H is that of xq, as publis
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import Tensor
 
@@ -30,6 +32,7 @@ TOKENS = 8
 """For each channel, below which the fit is worth nothing."""
 MOST = 0.6
 """Of the fit. All of it is worse on tokens that nothing was fitted to (SmolLM2, the first layers)."""
+FEW = f"linears with fewer than {TOKENS} calibration tokens a channel are rounded without correction; give more samples"
 
 
 class Moments:
@@ -61,6 +64,8 @@ class Moments:
         lacking = ranks.total(self._lacking)
         tokens = float(ranks.total(torch.tensor(float(self._tokens), dtype=torch.float64)))
         trust = min(MOST, 1 - TOKENS * self._columns / tokens)
+        if trust <= 0 and ranks.rank == 0:
+            warnings.warn(FEW, stacklevel=2)
         if trust <= 0 or not bool(torch.isfinite(hessian).all()):
             # What is not finite GPTQ refuses.
             return hessian.float(), None
