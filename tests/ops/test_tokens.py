@@ -18,6 +18,7 @@ from quota.ops.cpu import tokens as ranking
 from quota.ops.interface import InputSpec
 from quota.ops.reference import tokens as reference
 from quota.ops.reference.tokens import information_naive
+from quota.ops.triton import TritonBackend
 
 NOISE = 0.05
 
@@ -82,6 +83,25 @@ def test_the_kernel_equals_the_reference(tokens: int, width: int, ties: bool, is
     if not ties:
         expected = reference.information(hidden, valid, counts, NOISE)
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5 * width)
+
+
+@pytest.mark.parametrize("ties", [False, True], ids=["all different", "ties"])
+@pytest.mark.parametrize(("tokens", "width"), [(1, 8), (5, 21), (64, 16), (144, 21)])
+def test_so_does_the_gpus(interpret: Callable[..., Tensor], tokens: int, width: int, ties: bool) -> None:
+    hidden, valid, counts = operands(2, tokens, width, ties)
+    found = interpret(TritonBackend().information, hidden, valid, counts, NOISE)
+    check(found, hidden, valid, counts, NOISE)
+    if not ties:
+        expected = reference.information(hidden, valid, counts, NOISE)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5 * width)
+
+
+def test_there_too_numbers_without_a_finite_sum_are_none(interpret: Callable[..., Tensor]) -> None:
+    hidden = torch.randn(2, 9, 4)
+    hidden[0, 3] = 1e30
+    valid, counts = torch.ones(2, 9, dtype=torch.bool), torch.tensor([3, 3])
+    found = interpret(TritonBackend().information, hidden, valid, counts, NOISE)
+    assert found[0].isnan().all() and found[1].isfinite().all()
 
 
 @every_isa

@@ -107,6 +107,15 @@ def test_activation_error(compiled: list[Any], columns: int) -> None:
     assert names(compiled) == ["_quantize"]
 
 
+@pytest.mark.parametrize("tokens", [144, 576, 4096])
+def test_information(compiled: list[Any], tokens: int) -> None:
+    valid = torch.ones(2, tokens, dtype=torch.bool)
+    TRITON.information(torch.zeros(2, tokens, 8), valid, torch.tensor([3, tokens // 3]), 0.03)
+    assert names(compiled) == ["_choose"]
+    # What one thread writes all read at the next choice.
+    assert "bar.sync" in compiled[0].asm["ptx"]
+
+
 @pytest.mark.parametrize(("width", "hadamard"), [(8, 8), (128, 64), (256, 0)])
 def test_cache_and_decode(compiled: list[Any], width: int, hadamard: int) -> None:
     stored = TRITON.quantize_kv(torch.zeros(2, 4, 100, width, dtype=torch.bfloat16), 4, hadamard)

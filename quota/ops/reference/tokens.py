@@ -20,7 +20,8 @@ from quota.ops.activations import dequantize_activation, quantize_activation
 from quota.ops.hadamard import block_hadamard
 from quota.ops.interface import InputSpec
 
-_SMALLEST = 1e-30
+SMALLEST = 1e-30
+"""Under the root: where nothing is left, nothing is divided by."""
 
 
 def activation_error(x: Tensor, inputs: InputSpec) -> Tensor:
@@ -43,13 +44,8 @@ def information(hidden: Tensor, valid: Tensor, counts: Tensor, noise: float) -> 
     read. Where variances have no finite sum, all scores of an image are NaN.
     """
     batch, tokens = valid.shape
-    hidden = hidden.float().masked_fill(~valid[..., None], 0)
-    products = hidden @ hidden.transpose(1, 2)
-    left = products.diagonal(dim1=1, dim2=2).clone()
+    products, left, chosen, spread = opening(hidden, valid, counts, noise)
     score, free = torch.zeros(valid.shape, device=valid.device), valid
-    there, total = valid.sum(dim=1), left.sum(dim=1)
-    left.masked_fill_(~total.isfinite()[:, None], torch.nan)
-    chosen, spread = counts.minimum(there), noise * total / there.clamp(min=1)
     factor = left.new_zeros(batch, int(chosen.max()) if batch else 0, tokens)
     rows, place = torch.arange(batch, device=valid.device), torch.arange(tokens, device=valid.device)
     for step in range(factor.shape[1]):
@@ -58,11 +54,21 @@ def information(hidden: Tensor, valid: Tensor, counts: Tensor, noise: float) -> 
         newest = on[:, None] & (place == best[:, None])
         score, free = torch.where(newest, left, score), free & ~newest
         known = (factor[rows, :step, best][:, :, None] * factor[:, :step]).sum(dim=1)
-        root = (left[rows, best] + spread).clamp(min=_SMALLEST).sqrt()
+        root = (left[rows, best] + spread).clamp(min=SMALLEST).sqrt()
         new = ((products[rows, best] - known) / root[:, None]).masked_fill(~on[:, None], 0)
         factor[:, step] = new
         left = left - new.square()
     return torch.where(free, left, score).masked_fill_(~valid, 0)
+
+
+def opening(hidden: Tensor, valid: Tensor, counts: Tensor, noise: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What is known before the first choice: G [B, V, V], variances [B, V], how many are chosen [B], and s2 [B]."""
+    hidden = hidden.float().masked_fill(~valid[..., None], 0)
+    products = hidden @ hidden.transpose(1, 2)
+    left = products.diagonal(dim1=1, dim2=2).clone()
+    there, total = valid.sum(dim=1), left.sum(dim=1)
+    left.masked_fill_(~total.isfinite()[:, None], torch.nan)
+    return products, left, counts.minimum(there), noise * total / there.clamp(min=1)
 
 
 def information_naive(hidden: Tensor, valid: Tensor, counts: Tensor, noise: float) -> Tensor:

@@ -1,4 +1,4 @@
-"""The "triton" backend: kernels for CUDA. What is done with visual tokens is left to torch.
+"""The "triton" backend: kernels for CUDA.
 
 Nothing here imports triton before a job is run, so `why_not` can tell a machine without it what is missing. With
 TRITON_INTERPRET=1 the same kernels run on the CPU, one program after the other, in triton's interpreter: slow, but
@@ -81,6 +81,12 @@ class TritonBackend(PlainTorch):
         from quota.ops.triton.activations import activation_error
 
         return activation_error(x, inputs)
+
+    def information(self, hidden: Tensor, valid: Tensor, counts: Tensor, noise: float) -> Tensor:
+        """hidden [B, V, D], valid bool [B, V], counts int64 [B] -> score [B, V] float32, 0 at padding."""
+        from quota.ops.triton.information import information
+
+        return information(hidden, valid, counts, noise)
 
     def quantize_kv(self, x: Tensor, bits: int, hadamard: int, transform: HeadTransform | None = None) -> PackedTensor:
         """[B, G, T, D] -> packed, 4 bits; QuotaError as for `linear`, and for what float16 cannot hold."""
