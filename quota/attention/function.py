@@ -117,6 +117,8 @@ def _attention(
     if now.moments is not None:
         now.moments.add(query, key)
     observation, layer = now.observation, getattr(key, "quota_layer", None)
+    if observation is not None and not observation.measures:
+        observation = None
     if observation is None and not (now.deployed and layer is not None):
         return _as_chosen(module, query, key, value, attention_mask, **kwargs)
     scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5

@@ -33,6 +33,11 @@ class Observation:
     states: Tensor | None = field(default=None, init=False)
     """[B, T, G * D], the tokens' keys (wanted as "keys")."""
 
+    @property
+    def measures(self) -> bool:
+        """Whether anything is wanted of the attention call: of scorers, not all look at attention."""
+        return bool({"inter", "intra", "last", "keys"} & {*self.wanted})
+
     def sets(self) -> dict[str, Tensor]:
         """Name of every sum that is wanted -> its queries, [B, T] bool."""
         queries = {"inter": lambda: self.text, "intra": lambda: self.visual, "last": self._final}

@@ -55,6 +55,15 @@ def test_sees_the_attention_of_the_model(implementation: str) -> None:
     assert config._attn_implementation == implementation
 
 
+def test_a_scorer_that_asks_nothing_of_attention_leaves_it_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(attention, "attend")
+    batch, model = tiny_batch([tiny_prompt(1, 3, seed=1)]), tiny_llava()
+    valid, visual = batch["attention_mask"].bool(), batch["input_ids"] == IMAGE
+    observation = Observation(text=valid & ~visual, visual=visual, keys=valid, wanted=("budget", "risk"))
+    with torch.no_grad():
+        assert torch.equal(observed(model, 2, observation, batch), model(**batch).logits)
+
+
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
 def test_over_a_quantised_cache_output_and_sums_are_of_one_softmax(implementation: str) -> None:
     batch = tiny_batch([tiny_prompt(1, 3, seed=1), tiny_prompt(1, 9, seed=2)])
