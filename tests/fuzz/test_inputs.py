@@ -12,7 +12,7 @@ import pytest
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[2]
-SECONDS = 60
+SECONDS = 40
 
 
 def test_spoilt_inputs_give_one_line(tmp_path: Path) -> None:
