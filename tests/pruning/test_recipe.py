@@ -164,6 +164,7 @@ class TestConsistency:
             ({"reference_tokens": 10**400}, "reference_tokens"),
             ({"percentiles": (99.0, 1.0)}, "percentiles"),
             ({"scorer": "oracle"}, "unknown scorer 'oracle'"),
+            ({"scorer": "peaks"}, "'peaks' is one of an earlier version; compress the original model again"),
             ({"weights": {"luck": 1.0}}, "no metric 'luck'"),
             ({"weights": {"inter": -0.1}}, "'inter' must be at least 0"),
             ({"weights": {"inter": 0.0}}, "above 0"),

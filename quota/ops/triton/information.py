@@ -19,8 +19,6 @@ from torch import Tensor
 from quota.ops.reference import tokens as reference
 from quota.ops.triton.launch import launch, power_of_two
 
-# What a program holds in registers; of images with more tokens the reference takes care.
-MOST = 8192
 # Rows of F that are read at a time.
 _ROWS = 8
 
@@ -28,10 +26,8 @@ _ROWS = 8
 def information(hidden: Tensor, valid: Tensor, counts: Tensor, noise: float) -> Tensor:
     """Score of visual tokens, hidden [B, V, D] -> [B, V] float32, as `quota.ops.reference.tokens.information`."""
     batch, tokens = valid.shape
-    if tokens > MOST or not valid.numel():
-        return reference.information(hidden, valid, counts, noise)
     products, left, chosen, spread = reference.opening(hidden, valid, counts, noise)
-    room = max(1, int(chosen.max()))
+    room = int(chosen.max()) if batch else 0
     factor = torch.empty(batch, room, tokens, device=hidden.device)
     score = torch.empty(batch, tokens, device=hidden.device)
     launch(

@@ -59,9 +59,14 @@ SCORERS: dict[str, Scorer] = {
     "qapruner": qapruner,
 }
 
+_GONE = frozenset({"peaks", "early", "novelty"})
+"""Names that recipes of earlier versions may have."""
+
 
 def scorer(name: str) -> Scorer:
     """The scorer of that name; QuotaError with the known names if there is none."""
+    if name in _GONE:
+        raise QuotaError(f"scorer {name!r} is one of an earlier version; compress the original model again")
     if name not in SCORERS:
         raise QuotaError(f"unknown scorer {name!r}; known: {', '.join(SCORERS)}")
     return SCORERS[name]

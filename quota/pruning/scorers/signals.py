@@ -37,4 +37,4 @@ class Signals:
     tower: Tensor | None = None
     """[B, V] attention of the vision tower's [CLS] token (without one: of all its patches), averaged over heads."""
     budget: Tensor | None = None
-    """[B] int64, how many tokens of the row go on: for scorers whose choice of few is no part of that of many."""
+    """[B] int64, how many tokens of the row go on: for scorers that choose one by one, or another few than many."""
