@@ -27,8 +27,8 @@ def links(compiler: str, folder: Path) -> bool:
 @pytest.mark.parametrize(
     ("variant", "compiler", "calls"),
     [
-        *(("sanitized", "g++", 1200), ("clang", "clang++", 1200), ("not-inlined", "g++", 4000)),
-        *(("tiles", "g++", 1200), ("tiles-bare", "g++", 4000)),
+        *(("sanitized", "g++", 600), ("clang", "clang++", 600), ("not-inlined", "g++", 2000)),
+        *(("tiles", "g++", 600), ("tiles-bare", "g++", 2000)),
     ],
 )
 def test_random_calls_are_clean(variant: str, compiler: str, calls: int, tmp_path: Path) -> None:
