@@ -36,7 +36,7 @@ def run(script: str, *arguments: object) -> list[tuple[int, str, str]]:
 
 
 def test_killed_anywhere_it_goes_on_to_the_same_files(source: Path, tmp_path: Path) -> None:
-    """Over an old folder, exchanged at once or in two steps, and where there is none. Up to the exchange all are one."""
+    """Over an old folder, exchanged at once or in two steps, and where none is. Up to the exchange all are one."""
     found = run("killed.py", source, tmp_path / "once", "old")
     assert faults(found) == []
     assert changes(found) >= MET | {"_exchange", "rmdir"}

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,7 +41,8 @@ class HeadTransform:
     """[G, D]"""
     matrix: Tensor
     """[G, D, D]"""
-    _folded: dict[int, Folded] = field(default_factory=dict)
+    prepared: dict[tuple[str, int], Any] = field(default_factory=dict)
+    """(Backend name, block of the rotation) -> whatever that backend keeps for this transform."""
 
     def apply(self, x: Tensor) -> Tensor:
         """k' of x [B, G, T, D], float32."""
@@ -54,19 +56,19 @@ class HeadTransform:
 
     @cached_property
     def inverse(self) -> Tensor:
-        """M^-1 [G, D, D]."""
-        # Of an inference tensor others could not make use.
-        with torch.inference_mode(False):
-            return torch.linalg.inv(self.matrix.double()).float()
+        """M^-1 [G, D, D], kept."""
+        return _inverse(self.matrix)
 
     def folded(self, hadamard: int) -> Folded:
-        """With a rotation in blocks of `hadamard` channels behind it; made at the first use."""
-        found = self._folded.get(hadamard)
-        if found is None:
-            with torch.inference_mode(False), torch.autocast(self.matrix.device.type, enabled=False):
-                into = block_hadamard(self.matrix, hadamard)
-                # H is symmetric: H A is (A^T H)^T.
-                back = block_hadamard(self.inverse.mT.contiguous(), hadamard).mT.contiguous()
-                offset = -(self.center.unsqueeze(1) @ into).squeeze(1)
-            found = self._folded.setdefault(hadamard, Folded(into, offset, back))
-        return found
+        """With a rotation in blocks of `hadamard` channels behind it; made anew, and a backend keeps what it needs."""
+        with torch.inference_mode(False), torch.autocast(self.matrix.device.type, enabled=False):
+            into = block_hadamard(self.matrix, hadamard)
+            # H is symmetric: H A is (A^T H)^T.
+            back = block_hadamard(_inverse(self.matrix).mT.contiguous(), hadamard).mT.contiguous()
+            return Folded(into, -(self.center.unsqueeze(1) @ into).squeeze(1), back)
+
+
+def _inverse(matrix: Tensor) -> Tensor:
+    # Of an inference tensor others could not make use.
+    with torch.inference_mode(False):
+        return torch.linalg.inv(matrix.double()).float()

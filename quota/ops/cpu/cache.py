@@ -90,23 +90,19 @@ class _Input(ctypes.Structure):
     )
 
 
-# Transforms, and rotations behind them, as the kernels read them.
-_made: WeakKeyDictionary[HeadTransform, dict[int, tuple[Tensor, Tensor, Tensor]]] = WeakKeyDictionary()
-
-
 def _maps(stored: PackedTensor, heads: int) -> Sequence[int | None]:
     """Addresses of a transform's matrices; none if there is no transform."""
     if stored.transform is None:
         return None, None, None
-    found = _made.setdefault(stored.transform, {})
-    if stored.hadamard not in found:
+    place = "cpu", stored.hadamard
+    if place not in stored.transform.prepared:
         folded, shape = stored.transform.folded(stored.hadamard), (heads, stored.width)
         require("a transform's center", folded.offset, shape, torch.float32)
         require("a transform's matrix", folded.into, (*shape, stored.width), torch.float32)
         offset = functional.pad(folded.offset, (0, -stored.width % _LINE)).contiguous()
         # Several threads may be the first. What one has put there stays: another's kernel may be reading it.
-        found.setdefault(stored.hadamard, (_panels(folded.into), offset, _panels(folded.back)))
-    into, offset, back = found[stored.hadamard]
+        stored.transform.prepared.setdefault(place, (_panels(folded.into), offset, _panels(folded.back)))
+    into, offset, back = stored.transform.prepared[place]
     if into.shape[:2] != (heads, stored.width):
         raise QuotaError(f"a transform for {len(into)} heads cannot be that of {heads}; convert what it was given")
     return into.data_ptr(), offset.data_ptr(), back.data_ptr()

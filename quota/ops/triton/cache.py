@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from quota.ops.head_transform import HeadTransform
+from quota.ops.head_transform import Folded, HeadTransform
 from quota.ops.interface import PackedTensor
 from quota.ops.triton.alarm import Alarm
 from quota.ops.triton.launch import launch, power_of_two, tiles
@@ -30,7 +30,7 @@ _alarm = Alarm("keys or values hold NaN, infinity or numbers beyond 65504; check
 def quantize(x: Tensor, hadamard: int, transform: HeadTransform | None = None) -> PackedTensor:
     """[B, G, T, D] -> packed; QuotaError for NaN, infinity and what float16 cannot hold."""
     if transform is not None:
-        folded = transform.folded(hadamard)
+        folded = folded_with(transform, hadamard)
         with torch.autocast(x.device.type, enabled=False):
             mapped = quantize(x.float() @ folded.into + folded.offset.unsqueeze(1), 0)
         return replace(mapped, hadamard=hadamard, transform=transform)
@@ -56,7 +56,7 @@ def quantize(x: Tensor, hadamard: int, transform: HeadTransform | None = None) -
 def dequantize(stored: PackedTensor, dtype: torch.dtype) -> Tensor:
     """Rotated and transformed back: [B, G, T, D] in `dtype`."""
     if stored.transform is not None:
-        back = stored.transform.folded(stored.hadamard).back
+        back = folded_with(stored.transform, stored.hadamard).back
         mapped = dequantize(replace(stored, hadamard=0, transform=None), torch.float32)
         with torch.autocast(mapped.device.type, enabled=False):
             return (mapped @ back).to(dtype)
@@ -74,6 +74,14 @@ def dequantize(stored: PackedTensor, dtype: torch.dtype) -> Tensor:
         SIDE=power_of_two(stored.width, DOT),
     )
     return result
+
+
+def folded_with(transform: HeadTransform, hadamard: int) -> Folded:
+    """The transform and the rotation behind it; made at the first use."""
+    place = "triton", hadamard
+    if place not in transform.prepared:
+        transform.prepared[place] = transform.folded(hadamard)
+    return transform.prepared[place]
 
 
 @triton.jit(do_not_specialize=["rows"])

@@ -22,6 +22,7 @@ import triton.language as tl
 from torch import Tensor
 
 from quota.ops.interface import PackedTensor
+from quota.ops.triton.cache import folded_with
 from quota.ops.triton.launch import launch, power_of_two, tiles
 from quota.ops.triton.tiles import DOT, high_nibbles, low_nibbles, rotate, rotation
 
@@ -48,7 +49,7 @@ def decode_attention(
     tokens = slots if tokens is None else tokens
     shared, dtype, rotated = heads // max(1, groups), query.dtype, keys.hadamard
     if keys.transform is not None:
-        back, rotated = keys.transform.folded(keys.hadamard).back, 0
+        back, rotated = folded_with(keys.transform, keys.hadamard).back, 0
         with torch.autocast(query.device.type, enabled=False):
             query = (query.float().reshape(batch, groups, shared, width) @ back.mT).view(query.shape)
     query = query.contiguous()
