@@ -28,7 +28,7 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicS
 from quota import ops
 from quota.attention.function import from_cache
 from quota.attention.keys import KeyTransform, key_transforms
-from quota.attention.slots import SlotLayer, append, with_room
+from quota.attention.slots import SlotLayer, append, has_room, with_room
 from quota.attention.state import reads_packed
 from quota.attention.turns import Turns, turn_table, turned, turned_logits
 from quota.errors import QuotaError
@@ -40,11 +40,10 @@ from quota.scheme import QuantizationScheme
 class QuantizedLayer(SlotLayer):
     """One decoder layer's cache under a scheme.
 
-    `keys` and `values` are packed uint8 [B, H, T, D * kv_bits / 8], their scales and zeros float16 [B, H, T, 1].
+    `keys` and `values` are packed uint8 [B, H, T, D * kv_bits / 8]; their scales and zeros are float16 [B, H, T, 1].
     """
 
     tensors = ("keys", "key_scale", "key_zero", "values", "value_scale", "value_zero")
-    key_scale: Tensor
     spec: CacheSpec
 
     def __init__(
@@ -98,11 +97,11 @@ class QuantizedLayer(SlotLayer):
 
     def _whole(self) -> tuple[PackedTensor, PackedTensor]:
         """All memory, that for later tokens too; the same objects for as long as it does not move."""
-        transform = None if self.transform is None else self.transform.operand()
         made = self._made
-        if made is None or made[0].packed is not self._memory["keys"] or made[0].transform is not transform:
+        if made is None or made[0].packed is not self._memory["keys"]:
             keys, key_scale, key_zero, values, value_scale, value_zero = (self._memory[name] for name in self.tensors)
             bits, width = self.spec.bits, self.spec.width
+            transform = None if self.transform is None else self.transform.operand()
             self._made = made = (
                 PackedTensor(keys, key_scale, key_zero, bits, width, self.spec.hadamard, transform),
                 PackedTensor(values, value_scale, value_zero, bits, width, 0),
@@ -113,10 +112,11 @@ class QuantizedLayer(SlotLayer):
         width, bits, new = keys.shape[3], self.scheme.kv_bits, keys.shape[2]
         if not held:
             self.spec = CacheSpec(bits, width, self.scheme.hadamard_for(width))
-        kinds = [(packed_width(width, bits), torch.uint8), *[(1, torch.float16)] * 2] * 2
-        for name, (numbers, dtype) in zip(self.tensors, kinds, strict=True):
-            shape = (*keys.shape[:3], numbers)
-            self._memory[name] = with_room(self._memory.get(name), held, shape, 2, dtype, keys.device)
+        if not has_room(self._memory.get("keys"), held + new, 2):
+            kinds = [(packed_width(width, bits), torch.uint8), *[(1, torch.float16)] * 2] * 2
+            for name, (numbers, dtype) in zip(self.tensors, kinds, strict=True):
+                shape = (*keys.shape[:3], numbers)
+                self._memory[name] = with_room(self._memory.get(name), held, shape, 2, dtype, keys.device)
         # What was there before would have to be read, too.
         read = not held and not reads_packed(new)
         center = None if self.turning is None else turned(self.turning, self._table(held, held + new))
@@ -130,7 +130,7 @@ class QuantizedLayer(SlotLayer):
 
     def _read(self, new: int) -> tuple[Tensor, Tensor]:
         if reads_packed(new):
-            shape = (*self.key_scale.shape[:3], self.spec.width)
+            shape = (*self._memory["keys"].shape[:2], self.held, self.spec.width)
             nothing = torch.full((), torch.nan, dtype=self.dtype, device=self.device).expand(shape)
             return from_cache(nothing, self), nothing
         backend = self._backend()
@@ -164,7 +164,9 @@ def adopt(
         kind = "an offloaded cache" if getattr(cache, "offloading", False) else type(cache).__name__
         raise QuotaError(f"{kind} cannot hold a packed, pruned KV cache; use the default (dynamic) cache")
     if any(isinstance(layer, SlotLayer) for layer in cache.layers):
-        if any(getattr(layer, "scheme", None) != getattr(new_layer(scheme), "scheme", None) for layer in cache.layers):
+        stored = getattr(new_layer(scheme), "scheme", None)
+        schemes = [getattr(layer, "scheme", None) for layer in cache.layers]
+        if any(each is not stored and each != stored for each in schemes):
             raise QuotaError("this cache was filled under another scheme; start with a new cache")
         return
     for layer in cache.layers:

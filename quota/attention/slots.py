@@ -26,12 +26,13 @@ from quota.ops.choice import right_align
 class SlotLayer(CacheLayerMixin):
     """One decoder layer's cache, in the type that the model computes in.
 
-    `keys` and `values` are [B, H, T, ...]. Subclasses may store others; each tensor named in `tensors` has samples
-    first and slots third. They are views of the first T slots of the memory behind them.
+    `keys` and `values` are [B, H, T, ...], views of the first T slots of the memory behind them. Subclasses may have
+    memory for more; each tensor named in `tensors` has samples first and slots third.
     """
 
     is_croppable = True
     tensors: tuple[str, ...] = ("keys", "values")
+    """In memory, beside positions."""
 
     seen: int
     """Tokens seen, those without a slot included."""
@@ -102,7 +103,7 @@ class SlotLayer(CacheLayerMixin):
         # Sample by sample: whole slots are copied, where `gather` would look every number up.
         samples = slots.unbind()
         for name in self.tensors:
-            stored = getattr(self, name)
+            stored = self._view(name, self.held)
             if len(samples) == 1:
                 self._memory[name] = stored.index_select(2, samples[0])
             else:
@@ -151,7 +152,7 @@ class SlotLayer(CacheLayerMixin):
         """
         if not self.is_initialized:
             return 0
-        return sum(getattr(self, name).nbytes for name in (*self.tensors, "positions"))
+        return sum(self._view(name, self.held).nbytes for name in self._memory)
 
     def get_seq_length(self) -> int:
         """Tokens seen."""
@@ -202,8 +203,7 @@ class SlotLayer(CacheLayerMixin):
 
     def reset(self) -> None:
         """Forget everything."""
-        for name in self.tensors:
-            setattr(self, name, None)
+        self.keys = self.values = None
         self._memory: dict[str, Tensor] = {}
         self.is_initialized = False
         self.seen = self._skipped = 0
@@ -211,9 +211,12 @@ class SlotLayer(CacheLayerMixin):
         self._expected: tuple[Tensor, int, bool] | None = None
 
     def _show(self, held: int) -> None:
-        for name, memory in self._memory.items():
-            dim = _slot_dim(name)
-            setattr(self, name, memory if memory.shape[dim] == held else memory.narrow(dim, 0, held))
+        self.positions = self._view("positions", held)
+        self.keys, self.values = self._view("keys", held), self._view("values", held)
+
+    def _view(self, name: str, held: int) -> Tensor:
+        """The first so many slots of what memory has by this name."""
+        return self._memory[name].narrow(_slot_dim(name), 0, held)
 
     def _each_sample(self, change: Callable[[Tensor], Tensor]) -> None:
         """Change the samples of all that is stored."""
@@ -239,6 +242,14 @@ def append(memory: Tensor | None, used: int, new: Tensor, dim: int) -> Tensor:
     return memory
 
 
+def has_room(memory: Tensor | None, needed: int, dim: int) -> bool:
+    """Whether so many entries along `dim` can be written to `memory` as it is."""
+    if memory is None or needed > memory.shape[dim]:
+        return False
+    # A tensor made in inference mode cannot be written to outside of it.
+    return not memory.is_inference() or torch.is_inference_mode_enabled()
+
+
 def with_room(
     memory: Tensor | None, used: int, new: Sequence[int], dim: int, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
@@ -247,9 +258,7 @@ def with_room(
     The first memory is exactly as large as what comes first: after a prefill nothing is set aside.
     """
     needed = used + new[dim]
-    # A tensor made in inference mode cannot be written to outside of it.
-    frozen = memory is not None and memory.is_inference() and not torch.is_inference_mode_enabled()
-    if memory is not None and not frozen and needed <= memory.shape[dim]:
+    if memory is not None and has_room(memory, needed, dim):
         return memory
     shape = list(new)
     shape[dim] = needed if memory is None else max(needed, 2 * memory.shape[dim])

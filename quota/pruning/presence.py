@@ -135,7 +135,7 @@ class Presence:
         if self.ragged or self.attention_mask is not None:
             self.images = self.images.masked_fill(~self.valid, -1)
         self._rotary: list[tuple[Any, tuple[Tensor, ...]]] = []
-        self._first_mask: tuple[Tensor | None] | None = None
+        self._masks: dict[tuple[int, int], Tensor | None] = {}
 
     def keys(self, slots: SlotLayer) -> Tensor:
         """[B, S] bool: which slots may be attended to once a layer's cache has taken up the tokens present."""
@@ -208,15 +208,15 @@ class Presence:
     def _causal_mask(
         self, layer: int, hidden: Tensor, cache: Cache, slots: SlotLayer, config: PreTrainedConfig
     ) -> Tensor | None:
-        # Without a past, layers between two cuts differ in nothing that it depends on.
-        if slots.seen == 0 and self._first_mask is not None:
-            return self._first_mask[0]
-        mask = None
-        if self.attention_mask is not None or slots.ragged or self.ragged:
-            mask = pad(self.keys(slots), (slots.seen - slots.held, 0))
+        # Of layers that have seen and hold as much, masks are alike: where nothing is padded, and without a past.
+        length, padded = (slots.seen, slots.held), self.attention_mask is not None or slots.ragged or self.ragged
+        shared = not padded or not slots.seen
+        if shared and length in self._masks:
+            return self._masks[length]
+        mask = pad(self.keys(slots), (slots.seen - slots.held, 0)) if padded else None
         mask = create_causal_mask(config, hidden, mask, cache, layer_idx=layer)
-        if slots.seen == 0:
-            self._first_mask = (mask,)
+        if shared:
+            self._masks[length] = mask
         return mask
 
     def _rotary_tables(self, tables: tuple[Tensor, ...]) -> tuple[Tensor, ...]:

@@ -79,6 +79,7 @@ class Pruner:
         recipe.verify(model_fingerprint=fingerprint(model), scheme=scheme)
         recipe.tokens_per_layer(recipe.reference_tokens, len(self.family.decoder_layers))
         self._layers = sorted({*recipe.layers, *layers})
+        self._windows = [self.family.window(layer) for layer in range(len(self.family.decoder_layers))]
         self._handles: list[RemovableHandle] = []
         self._own_cache: CacheHook | None = None
         self._signals = frozenset(scorer(recipe.scorer).SIGNALS)
@@ -202,7 +203,7 @@ class Pruner:
         presence, config = now.presence, self.family.text_model.config
         if index == 0 and -1 in now.recipe.layers and presence.has_images:
             args = (self._cut(-1, presence, args[0], None, args[0], None), *args[1:])
-        given = presence.arguments(index, args[0], kwargs, config, self.family.window(index))
+        given = presence.arguments(index, args[0], kwargs, config, self._windows[index])
         if index in now.recipe.layers and presence.has_images:
             keys = presence.keys(kwargs["past_key_values"].layers[index])
             now.observation = Observation(presence.text, presence.visual, keys, self._signals)

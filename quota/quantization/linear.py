@@ -152,8 +152,9 @@ class W4A4Linear(nn.Module):
     def alike(self, other: W4A4Linear) -> bool:
         """Whether both quantise what they read in one way, and by one backend."""
         mine, others = self.spec, other.spec
-        same = mine.inputs == others.inputs and mine.bits == others.bits and mine.group == others.group
-        return same and self.weight_packed.device == other.weight_packed.device
+        if (mine.bits, mine.group) != (others.bits, others.group) or mine.inputs != others.inputs:
+            return False
+        return self._buffers["weight_packed"].device == other._buffers["weight_packed"].device
 
     def dequantized_weight(self) -> Tensor:
         """What the packed weights stand for, float32 [N, K], in the rotated basis."""
@@ -195,13 +196,13 @@ class W4A4Linear(nn.Module):
 
     def _operand(self) -> LinearWeight:
         """The buffers as backends take them; made anew when a buffer was replaced, moved or written to."""
-        buffers = packed, scale, bias = self.weight_packed, self.weight_scale, self.bias
-        state, made = (_state(packed), _state(scale), _state(bias)), self._made
+        stored, made = self._buffers, self._made
+        buffers = stored["weight_packed"], stored["weight_scale"], stored["bias"]
+        state = tuple(map(_state, buffers))
         if made is None or made.state != state:
             step, rows = self._checked()
-            weight = LinearWeight(
-                self.spec, packed.contiguous(), step, rows, None if bias is None else bias.float().contiguous()
-            )
+            packed, bias = self.weight_packed.contiguous(), self.bias
+            weight = LinearWeight(self.spec, packed, step, rows, None if bias is None else bias.float().contiguous())
             self._made = made = _Made(weight, state, buffers)
         return made.weight
 

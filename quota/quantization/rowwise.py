@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Self
@@ -87,7 +88,7 @@ class _Replaced:
         if self.compute is None:
             ops.lack(f"rows: {type(self.module).__name__} is none that is known")
         elif len(given) == 1 and not named and self._deployed(given[0]):
-            with torch.no_grad():
+            with torch.no_grad() if torch.is_grad_enabled() else nullcontext():
                 return self.compute(self.module, given[0])
         return type(self.module).forward(self.module, *given, **named)
 

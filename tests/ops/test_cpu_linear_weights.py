@@ -23,7 +23,7 @@ CPU = CpuBackend()
 def test_nothing_but_the_steps_is_prepared() -> None:
     weight = make_weight(37, 192)
     CPU.linear(torch.randn(2, 192), [weight])
-    prepared = weight.prepared["cpu"]
+    prepared = weight.prepared["cpu"].steps
     assert prepared.shape == (3, 3, 16) and prepared.dtype == torch.uint8
     assert torch.equal(prepared.transpose(1, 2).reshape(48, 3)[:37], weight.step)
 
@@ -31,22 +31,34 @@ def test_nothing_but_the_steps_is_prepared() -> None:
 def test_two_threads_that_are_first_read_the_same_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """What one has prepared, and reads by its address, another that prepares it too does not put away."""
     weight, prepare, taken = make_weight(37, 192), module._prepared, []
+    y = torch.empty(1, 37)
 
     def interrupted(step: Tensor) -> Tensor:
         if not taken:
             taken.append(None)
             # Another thread comes and goes.
-            taken.append(module._steps(weight))
+            taken.append(module._fields(weight, y))
         return prepare(step)
 
     monkeypatch.setattr(module, "_prepared", interrupted)
-    assert module._steps(weight) == taken[1] == weight.prepared["cpu"].data_ptr()
+    assert module._fields(weight, y) == taken[1]
+    assert taken[1][1] == weight.prepared["cpu"].steps.data_ptr()
 
 
 def test_nothing_is_prepared_for_weights_without_steps() -> None:
     weight = make_weight(37, 192, 8)
     CPU.linear(torch.randn(2, 192), [weight])
-    assert weight.prepared == {}
+    assert weight.prepared["cpu"].steps is None
+
+
+def test_what_has_moved_is_checked_again() -> None:
+    weight, x = make_weight(37, 192), torch.randn(2, 192)
+    before = CPU.linear(x, [weight])
+    weight.packed.set_(weight.packed.clone())  # pyright: ignore[reportArgumentType]
+    assert torch.equal(CPU.linear(x, [weight])[0], before[0])
+    weight.packed.set_(torch.zeros(3, dtype=torch.int32))  # pyright: ignore[reportArgumentType]
+    with pytest.raises(QuotaError, match="packed weights"):
+        CPU.linear(x, [weight])
 
 
 def spec(bits: int = 4, group: int = 64, columns: int = 64, inputs: int = 4, inputs_group: int = 64) -> LinearSpec:

@@ -51,7 +51,7 @@ def run_linear(
 
 
 def run_prepared(prepared: Tensor) -> Tensor:
-    [y] = linear.linear(random(M, K), [replace(WEIGHT, prepared={"cpu": prepared})])
+    [y] = linear.linear(random(M, K), [replace(WEIGHT, prepared={"cpu": linear._Known(prepared)})])
     return y
 
 

@@ -25,4 +25,8 @@ def using(isa: str) -> Iterator[None]:
     """Force one, as users do."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(library.ENVIRONMENT_VARIABLE, isa)
-        yield
+        library.isa.cache_clear()
+        try:
+            yield
+        finally:
+            library.isa.cache_clear()

@@ -77,8 +77,12 @@ def best_isa() -> str:
     return ISAS[library().quota_best_isa()]
 
 
+@lru_cache
 def isa() -> int:
-    """Index into ISAS of the instruction set in use. QuotaError if the one asked for is unknown or not there."""
+    """Index into ISAS of the instruction set in use, as the variable says when it is first asked for.
+
+    QuotaError if that is unknown or not there.
+    """
     asked = os.environ.get(ENVIRONMENT_VARIABLE)
     best = library().quota_best_isa()
     if not asked:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from ctypes import c_int64
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from torch.nn import functional
 
 from quota.errors import QuotaError
 from quota.ops.activations import NOT_FINITE
-from quota.ops.cpu.library import address, run, typed
+from quota.ops.cpu.library import address, require, run, typed
 from quota.ops.interface import InputSpec, LinearSpec, LinearWeight
 from quota.ops.reference.backend import LARGEST_COLUMNS, shared_inputs
 
@@ -112,32 +113,50 @@ def _is_group(group: int) -> bool:
     return SMALLEST_GROUP <= group <= LARGEST_GROUP and group & (group - 1) == 0
 
 
-def _fields(weight: LinearWeight, y: Tensor) -> tuple[int | None, ...]:
+@dataclass
+class _Known:
+    """What has been found out about a weight."""
+
+    steps: Tensor | None
+    """As `_prepared` makes them; None for 8 bits."""
+    places: tuple[int, ...] | None = None
+    """Where its tensors stood when they were found to be what the kernels read."""
+
+
+def _fields(weight: LinearWeight, y: Tensor) -> tuple[int, ...]:
     """`Weights` in src/linear.h, field by field, with `y` for its result."""
     spec, bias = weight.spec, weight.bias
+    packed, scale = weight.packed.data_ptr(), weight.scale.data_ptr()
+    places = packed, scale, 0 if bias is None else bias.data_ptr()
+    known = weight.prepared.get("cpu") or _prepare(weight)
+    if known.places != places:
+        _check(weight, known.steps)
+        known.places = places
+    steps = 0 if known.steps is None else known.steps.data_ptr()
+    return packed, steps, scale, places[2], y.data_ptr(), spec.rows, spec.group, spec.bits
+
+
+def _check(weight: LinearWeight, steps: Tensor | None) -> None:
+    """QuotaError unless the kernels can read all of it."""
+    spec, rows = weight.spec, weight.spec.rows
+    require("packed weights", weight.packed, (rows, spec.columns * spec.bits // 32), torch.int32)
+    require("weight scales", weight.scale, (rows,), torch.float32)
+    if steps is not None:
+        require("weight steps", steps, (-(-rows // OUTPUTS), spec.columns // spec.group, OUTPUTS), torch.uint8)
+    if weight.bias is not None:
+        require("bias", weight.bias, (rows,), torch.float32)
+
+
+def _prepare(weight: LinearWeight) -> _Known:
+    spec, steps = weight.spec, None
     lacking = _lacks_weights(spec)
     if lacking is not None:
         raise QuotaError(f"the cpu backend cannot run this: {lacking}; choose another backend")
-    return (
-        address("packed weights", weight.packed, (spec.rows, spec.columns * spec.bits // 32), torch.int32),
-        _steps(weight) if spec.bits == 4 else 0,
-        address("weight scales", weight.scale, (spec.rows,), torch.float32),
-        0 if bias is None else address("bias", bias, (spec.rows,), torch.float32),
-        y.data_ptr(),
-        spec.rows,
-        spec.group,
-        spec.bits,
-    )
-
-
-def _steps(weight: LinearWeight) -> int | None:
-    """Where the steps stand as the kernels take them."""
-    rows, groups = weight.spec.rows, weight.spec.columns // weight.spec.group
-    if "cpu" not in weight.prepared:
-        address("weight steps", weight.step, (rows, groups), torch.uint8)
-        # Several threads may be the first. What one has put there stays: another's kernel may be reading it.
-        weight.prepared.setdefault("cpu", _prepared(weight.step))
-    return address("weight steps", weight.prepared["cpu"], (-(-rows // OUTPUTS), groups, OUTPUTS), torch.uint8)
+    if spec.bits == 4:
+        require("weight steps", weight.step, (spec.rows, spec.columns // spec.group), torch.uint8)
+        steps = _prepared(weight.step)
+    # Several threads may be the first. What one has put there stays: another's kernel may be reading it.
+    return weight.prepared.setdefault("cpu", _Known(steps))
 
 
 def _prepared(step: Tensor) -> Tensor:
