@@ -154,7 +154,7 @@ class W4A4Linear(nn.Module):
         mine, others = self.spec, other.spec
         if (mine.bits, mine.group) != (others.bits, others.group) or mine.inputs != others.inputs:
             return False
-        return self._buffers["weight_packed"].device == other._buffers["weight_packed"].device
+        return self.weight_packed.device == other.weight_packed.device
 
     def dequantized_weight(self) -> Tensor:
         """What the packed weights stand for, float32 [N, K], in the rotated basis."""
