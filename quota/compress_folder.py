@@ -150,6 +150,8 @@ def _open(source: Path, dtype: torch.dtype | None) -> tuple[Any, Weights]:
         dtype = config.dtype if isinstance(config.dtype, torch.dtype) else weights.dtype()
     model = empty_model(lambda: AutoModelForImageTextToText.from_config(config, dtype=dtype))
     model.config.dtype = dtype
+    # As transformers writes it: what stands there may be missing, or another program's name.
+    model.config.architectures = [type(model).__name__]
     if (source / GENERATION_CONFIG_NAME).is_file():
         model.generation_config = GenerationConfig.from_pretrained(source)
     return model, weights

@@ -23,6 +23,7 @@ from quota import QuantizationScheme, QuotaError, ops
 from quota.calibration import blocks
 from quota.calibration import sweep as calibration
 from quota.checkpoint import weights
+from quota.checkpoint.described import described
 from quota.checkpoint.manifest import MANIFEST_FILE, verify
 from quota.compress_folder import compress_folder, finished_blocks, working_folder
 from quota.ops import machine
@@ -86,6 +87,20 @@ def test_what_is_written_is_what_compression_in_memory_saves(
         assert (tmp_path / "streamed" / name).read_bytes() == (tmp_path / "memory" / name).read_bytes()
     configs = [json.loads((tmp_path / name / "config.json").read_text()) for name in ("streamed", "memory")]
     assert configs[0] == configs[1]
+
+
+@pytest.mark.parametrize("named", [None, ["LlavaLlamaForCausalLM"]], ids=["nothing", "another program's"])
+def test_a_source_whose_architecture_is_named_otherwise(
+    source: Path, whole: Path, tmp_path: Path, named: list[str] | None
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(source, other)
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(config | {"architectures": named}))
+    compress_folder(other, tmp_path / "out", SAMPLES)
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["architectures"] == config["architectures"]
+    found = described(tmp_path / "out")
+    assert found.measurements is not None and found.measurements == described(whole).measurements
 
 
 def test_it_loads_and_leaves_nothing_beside(whole: Path) -> None:
