@@ -129,16 +129,17 @@ def _percentile(values: Sequence[float], percent: int) -> float | None:
 def load_table(served: Sequence[Served], load: Load) -> Table:
     """One line a server."""
     title = f"{load.requests} requests, {load.rate:g} a second, {load.pictures:.0%} with a picture"
-    table = WholeTable(title)
-    for name in ("model", "requests/s", "tokens/s", "first token", "95%", "between tokens", "95%", "failures"):
-        table.add_column(name, justify="left" if name == "model" else "right")
+    table = WholeTable(title, narrow=True)
+    numbers = ("requests/s", "tokens/s", "first token, ms", "95%", "between tokens, ms", "95%", "failures")
+    for name in ("model", *numbers):
+        table.add_column(name, justify="right" if name in numbers else "left")
     for one in served:
         times = (one.first_token, one.first_token_95, one.between_tokens, one.between_tokens_95)
         table.add_row(
             one.model,
             f"{one.requests_per_second:.2f}",
             f"{one.tokens_per_second:.1f}",
-            *("-" if seconds is None else f"{1e3 * seconds:.0f} ms" for seconds in times),
+            *("-" if seconds is None else f"{1e3 * seconds:.0f}" for seconds in times),
             str(one.failures),
         )
     return table
