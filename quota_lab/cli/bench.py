@@ -178,14 +178,15 @@ def serve(
     from quota_lab.bench.serving.load import load_table
     from quota_lab.bench.serving.soak import soak_table
 
-    questions = first_of_each_task(read_samples(suite_folder(suite)), 2)
+    questions = read_samples(suite_folder(suite))
     with progress_steps() as progress:
         if soak is None:
             load = Load(requests, rate, pictures, max_tokens, seed)
             served, figures = bench_serve(addresses, load, questions, progress)
             tables = [load_table(served, load)]
         else:
-            soaks = [soak_server(address, soak, questions, progress) for address in addresses]
+            asked = first_of_each_task(questions, 2)
+            soaks = [soak_server(address, soak, asked, progress) for address in addresses]
             figures = {"soaks": [found.figures() for found in soaks]}
             tables = [soak_table(found) for found in soaks]
     for table in tables:

@@ -41,8 +41,13 @@ class Load:
     seed: int = 0
 
     def schedule(self, questions: Sequence[Sample]) -> list[tuple[float, bytes]]:
-        """(seconds after the first, request) of each."""
+        """(seconds after the first, request) of each, about another picture each as far as there are any.
+
+        Servers remember a picture, and the prompt that begins with it.
+        """
         chance, due, made = Random(f"load {self.seed}"), 0.0, []
+        # The first question about each.
+        questions = list({str(sample.image): sample for sample in reversed(questions)}.values())[::-1]
         for number in range(self.requests):
             sample = questions[number % len(questions)]
             picture = sample.pictures()[0] if chance.random() < self.pictures else None

@@ -10,9 +10,11 @@ from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from PIL import Image
 from support.tiny_llava import make_samples
 
 from quota.errors import QuotaError
+from quota.samples import Sample
 from quota_lab.bench.serving.client import ask, model_of
 from quota_lab.bench.serving.client import request as asking
 from quota_lab.bench.serving.load import Load, bench_serve
@@ -80,6 +82,16 @@ def test_requests_come_at_random_times_of_the_asked_rate() -> None:
     bodies = [json.loads(body) for _, body in schedule]
     assert sum(len(body["messages"][0]["content"]) == 2 for body in bodies) == pytest.approx(500, rel=0.15)
     assert {(body["stream"], body["temperature"], body["max_tokens"]) for body in bodies} == {(True, 0, 5)}
+
+
+def test_every_request_shows_another_picture_as_far_as_there_are_any() -> None:
+    """What a server remembers of a picture would be measured in place of its work."""
+    red, blue = (Image.new("RGB", (8, 8), colour) for colour in ("red", "blue"))
+    questions = [Sample(red, "Red?"), Sample(red, "Blue?"), Sample(blue, "And here?"), Sample(red, "Round?")]
+    bodies = [json.loads(body) for _, body in Load(requests=3, pictures=1.0).schedule(questions)]
+    first, second, third = (body["messages"][0]["content"] for body in bodies)
+    assert (first[-1]["text"], second[-1]["text"]) == ("Red?", "And here?")
+    assert first[0] != second[0] and third == first
 
 
 def test_an_answer_is_its_parts_and_their_times(address: str) -> None:
