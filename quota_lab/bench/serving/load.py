@@ -46,10 +46,12 @@ class Load:
         Servers remember a picture, and the prompt that begins with it.
         """
         chance, due, made = Random(f"load {self.seed}"), 0.0, []
-        # The first question about each.
-        questions = list({str(sample.image): sample for sample in reversed(questions)}.values())[::-1]
+        first: dict[str, Sample] = {}
+        for sample in questions:
+            first.setdefault(str(sample.image), sample)
+        asked = list(first.values())
         for number in range(self.requests):
-            sample = questions[number % len(questions)]
+            sample = asked[number % len(asked)]
             picture = sample.pictures()[0] if chance.random() < self.pictures else None
             made.append((due, request(sample.question, picture, self.max_tokens)))
             due += chance.expovariate(self.rate)
