@@ -104,19 +104,26 @@ def curves(
         list[str], typer.Argument(metavar="[NAME=]FILE", help="JSON files of tables, under the names of their models.")
     ],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="FILE", help="The picture, a PNG.")],
+    bench: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also what `quota bench e2e --json` wrote, as bars.")
+    ] = None,
 ) -> None:
     """Draw tables of `quota study` beside each other: retention against arithmetic, and against prefill time if timed.
+
+    Tables of one name share a panel.
 
     ```text
     quota curves reference=docs/study/methods.json testbed=docs/study/testbed/methods.json -o curves.png
     ```
     """
     from quota.files import write_atomically
+    from quota_lab.study.gains import Gains
     from quota_lab.study.picture import picture
     from quota_lab.study.report import read_table
 
     named = [one.rpartition("=") for one in tables]
-    write_atomically(out, picture([(name, read_table(Path(file))) for name, _, file in named]))
+    more = [] if bench is None else [Gains.read(bench)]
+    write_atomically(out, picture([(name, read_table(Path(file))) for name, _, file in named], *more))
     notes.print(f"written to {out}")
 
 
