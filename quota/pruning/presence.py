@@ -174,7 +174,7 @@ class Presence:
             return kwargs
         positions = self._positions
         if self._causal:
-            mask = self._causal_mask(layer, hidden, cache, slots, config)
+            mask = self._causal_mask(layer, hidden, cache, slots, config, kwargs.get("attention_mask"))
         else:
             keys = torch.cat([slots.positions, positions], dim=1) if slots.held else positions
             mask = allowed_pairs(positions, keys, self.keys(slots), self._blocks, window)
@@ -206,10 +206,19 @@ class Presence:
         return full
 
     def _causal_mask(
-        self, layer: int, hidden: Tensor, cache: Cache, slots: SlotLayer, config: PreTrainedConfig
+        self,
+        layer: int,
+        hidden: Tensor,
+        cache: Cache,
+        slots: SlotLayer,
+        config: PreTrainedConfig,
+        outer: Any,
     ) -> Tensor | None:
         # Of layers that have seen and hold as much, masks are alike: where nothing is padded, and without a past.
         length, padded = (slots.seen, slots.held), self.attention_mask is not None or slots.ragged or self.ragged
+        if self.length == 1 and not padded and outer is None:
+            # One token, and it sees everything, however much a layer holds.
+            return None
         shared = not padded or not slots.seen
         if shared and length in self._masks:
             return self._masks[length]
