@@ -181,15 +181,6 @@ def _methods() -> dict[str, Variant]:
     return rows
 
 
-def _nearest() -> dict[str, Variant]:
-    """The best of the other methods where budgets are small enough to tell it from ours."""
-    rows = {}
-    for compute in (0.25, 0.2, 0.15):
-        rows[f"{JOINT}, {compute:.0%}"] = Variant(pruning=joint(None, compute))
-        rows[f"DivPrune, {compute:.0%}"] = Variant(pruning=methods(compute)["DivPrune"])
-    return rows
-
-
 def _time() -> dict[str, Variant]:
     rows = {}
     for prefill in _TIMES:
@@ -226,7 +217,6 @@ TABLES: dict[str, tuple[str, str, Rows]] = {
     "calibration": ("Calibration samples", "128 samples", _calibration),
     "temperature": ("Temperature of equation (3)", "tau 1.25", _temperature),
     "layers": ("Candidate layers", "by the rule", _layers),
-    "nearest": ("QUOTA beside the nearest of the other methods", JOINT, _nearest),
     "methods": ("Other methods at the same compute", JOINT, _methods),
     "time": ("Other methods in the same prefill time", JOINT, _time),
 }
