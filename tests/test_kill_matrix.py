@@ -42,9 +42,10 @@ def test_killed_anywhere_it_goes_on_to_the_same_files(source: Path, tmp_path: Pa
     assert changes(found) >= MET | {"_exchange", "rmdir"}
     first = next(number for number, change, _ in found if change.startswith("_exchange"))
     assert faults(run("killed.py", source, tmp_path / "steps", "old in two steps", first)) == []
-    empty = run("killed.py", source, tmp_path / "none", "empty", first)
+    # There a mark in the old folder is missing, so the rename comes earlier.
+    empty = run("killed.py", source, tmp_path / "none", "empty", first - 2)
     assert faults(empty) == []
-    assert len(empty) > 1 and not changes(empty) & {"_exchange", "rmdir"}
+    assert "rename" in changes(empty) and not changes(empty) & {"_exchange", "rmdir"}
 
 
 def faults(rows: list[tuple[int, str, str]]) -> list[tuple[int, str, str]]:

@@ -61,6 +61,13 @@ def test_what_has_moved_is_checked_again() -> None:
         CPU.linear(x, [weight])
 
 
+def test_other_sizes_are_checked_though_the_tensors_are_the_same() -> None:
+    weight, x = make_weight(37, 192), torch.randn(2, 192)
+    CPU.linear(x, [weight])
+    with pytest.raises(QuotaError, match="packed weights"):
+        CPU.linear(x, [replace(weight, spec=replace(weight.spec, rows=64))])
+
+
 def spec(bits: int = 4, group: int = 64, columns: int = 64, inputs: int = 4, inputs_group: int = 64) -> LinearSpec:
     return LinearSpec(8, bits, group, InputSpec(columns, inputs, inputs_group, 0))
 

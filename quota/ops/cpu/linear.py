@@ -119,21 +119,21 @@ class _Known:
 
     steps: Tensor | None
     """As `_prepared` makes them; None for 8 bits."""
-    places: tuple[int, ...] | None = None
-    """Where its tensors stood when they were found to be what the kernels read."""
+    places: tuple[LinearSpec, int, int, int] | None = None
+    """Its sizes, and where its tensors stood, when they were found to be what the kernels read."""
 
 
 def _fields(weight: LinearWeight, y: Tensor) -> tuple[int, ...]:
     """`Weights` in src/linear.h, field by field, with `y` for its result."""
     spec, bias = weight.spec, weight.bias
     packed, scale = weight.packed.data_ptr(), weight.scale.data_ptr()
-    places = packed, scale, 0 if bias is None else bias.data_ptr()
+    places = spec, packed, scale, 0 if bias is None else bias.data_ptr()
     known = weight.prepared.get("cpu") or _prepare(weight)
     if known.places != places:
         _check(weight, known.steps)
         known.places = places
     steps = 0 if known.steps is None else known.steps.data_ptr()
-    return packed, steps, scale, places[2], y.data_ptr(), spec.rows, spec.group, spec.bits
+    return packed, steps, scale, places[3], y.data_ptr(), spec.rows, spec.group, spec.bits
 
 
 def _check(weight: LinearWeight, steps: Tensor | None) -> None:
