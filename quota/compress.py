@@ -33,7 +33,7 @@ from quota.errors import QuotaError, first_problem
 from quota.models import family, fingerprint
 from quota.progress import Meter, Progress
 from quota.prompts import build_inputs
-from quota.pruning.pruner import Pruner
+from quota.pruning.pruner import Pruner, is_pruned
 from quota.pruning.recipe import Method, PruningRecipe, without_risk
 from quota.ranks import ALONE, Ranks
 from quota.samples import Sample, in_order
@@ -251,6 +251,8 @@ class _Streamed(Sequence[Any]):
 def _check_uncompressed(model: PreTrainedModel) -> None:
     if settings(model.config) is not None:
         raise QuotaError("the model is quantised already; load the original one")
+    if is_pruned(model):
+        raise QuotaError("the model drops tokens already; detach its pruner, or load the original one")
 
 
 def _check_sees(model: PreTrainedModel) -> None:

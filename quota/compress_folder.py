@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -34,7 +35,7 @@ from transformers.utils import GENERATION_CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME
 from quota import ops
 from quota.checkpoint.card import CARD_FILE, model_card
 from quota.checkpoint.depth import refuse_endless
-from quota.checkpoint.lock import held
+from quota.checkpoint.lock import writing
 from quota.checkpoint.manifest import seal
 from quota.checkpoint.named import in_one_line, load_processor
 from quota.checkpoint.on_disk import OnDisk, empty_model
@@ -47,7 +48,7 @@ from quota.ops import device, machine
 from quota.progress import Progress
 from quota.prompts import failing
 from quota.ranks import ALONE, Ranks
-from quota.samples import Sample
+from quota.samples import Sample, is_text
 from quota.samples import fingerprint as samples_fingerprint
 from quota.scheme import QuantizationScheme
 from quota.version import versions
@@ -76,14 +77,15 @@ def compress_folder(
     if ranks.size > 1 and device.chosen().type != "cpu":
         raise QuotaError("ranks share samples on the processor; with another --device start one process")
     target = out.resolve()
+    if not is_text(str(target)):
+        raise QuotaError(f"{os.fsencode(target)!r} is no text in UTF-8, as safetensors needs it; give another name")
     refuse_foreign(target)
     if scheme.weight_bits == 16:
         raise QuotaError(f"{scheme.name} has 16-bit weights, for which there is no packed format; use 4 or 8 bits")
     folder, job = working_folder(target)
-    taken = f"another run is compressing to {target}; wait for it, or give another folder"
     with ExitStack() as at_work:
         if ranks.first:
-            at_work.enter_context(held(folder.with_name(f"{folder.name}.lock"), taken))
+            at_work.enter_context(writing(target))
             tidy(target, folder)
         with in_one_line(str(source)):
             model, weights = _open(source, dtype)
@@ -118,7 +120,7 @@ def compress_folder(
             if file.name.startswith("."):
                 # Half-written when an earlier run was ended.
                 file.unlink()
-            else:
+            elif file.is_file():
                 shutil.copymode(folder / CARD_FILE, file)
         seal(folder)
         replace_folder(folder, target)
@@ -148,6 +150,8 @@ def _open(source: Path, dtype: torch.dtype | None) -> tuple[Any, Weights]:
     weights = Weights(source, probe)
     if dtype is None:
         dtype = config.dtype if isinstance(config.dtype, torch.dtype) else weights.dtype()
+    if dtype == torch.float64:
+        raise QuotaError(f"{source} is in float64, which no operator takes; save it in float32 first")
     model = empty_model(lambda: AutoModelForImageTextToText.from_config(config, dtype=dtype))
     model.config.dtype = dtype
     # As transformers writes it: what stands there may be missing, or another program's name.
@@ -166,7 +170,8 @@ def _identity(
     others = {
         file.name: hashlib.sha256(read_bytes(file)).hexdigest()
         for file in sorted(source.iterdir())
-        if file.suffix in (".json", ".jinja", ".model", ".txt")
+        # Not what a run to a folder in the source keeps there.
+        if file.suffix in (".json", ".jinja", ".model", ".txt") and not file.name.startswith(".")
     }
     return {
         "source": str(source.resolve()),

@@ -20,9 +20,11 @@ import glob
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 import stat
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -38,11 +40,16 @@ _AT_CURRENT_FOLDER, _EXCHANGE = -100, 2
 def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> None:
     """Write `content` to `path` (text as UTF-8), replacing an older file in one step.
 
-    Missing parent folders are created; a link is followed; a device or pipe (/dev/stdout) is written to as
-    it is. Raises QuotaError if the file cannot be written.
+    Missing parent folders are created; a link is followed; a device, a pipe, or what this process has open
+    (/dev/stdout) is written to as it is. Raises QuotaError if the file cannot be written.
     """
     data = content.encode() if isinstance(content, str) else content
     target = Path(path)
+    if (descriptor := _descriptor(target)) is not None:
+        sys.stdout.flush()
+        with open(os.dup(descriptor), "wb") as file:
+            file.write(data)
+        return
     if target.is_dir():
         raise QuotaError(f"{target} is a folder; give the name of a file")
     if target.exists() and not target.is_file():
@@ -63,6 +70,14 @@ def write_atomically(path: str | os.PathLike[str], content: str | bytes) -> None
         raise cannot_write(target, error) from error
     finally:
         _remove(temporary)
+
+
+def _descriptor(path: Path) -> int | None:
+    """The number under which this process has `path` open, which may be a file that the shell sends it to."""
+    if str(path) in ("/dev/stdout", "/dev/stderr"):
+        return 1 if path.name == "stdout" else 2
+    found = re.fullmatch(r"/(?:dev|proc/self)/fd/(\d+)", str(path))
+    return int(found[1]) if found else None
 
 
 @contextlib.contextmanager
@@ -112,6 +127,8 @@ def refuse_foreign(target: Path) -> None:
             return
         if not target.is_dir():
             raise QuotaError(f"{target} is a file; give the name of a folder")
+        if target.is_mount():
+            raise QuotaError(f"{target} is a mount point, which nothing can replace; give a folder in it")
         foreign = any(target.iterdir()) and not is_checkpoint(target)
     except OSError as error:
         raise cannot_write(target, error) from error

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image, ImageSequence
+from PIL import Image, ImageOps, ImageSequence
 
 from quota.errors import QuotaError
 from quota.files import check_file, parse_json, read_bytes
@@ -32,6 +32,8 @@ LARGEST_PICTURE = 89_478_485
 """Pixels, 268 MB in memory: from where Pillow warns. Processors make pictures a hundredth of that anyway.
 
 All frames of an animated picture count."""
+LARGEST_QUESTION = 4 * LARGEST_PICTURE
+"""Pixels of all pictures of a question, a gigabyte in memory."""
 _PICTURES = ("image", "video")
 _TEXTS = ("question", "answer", "task")
 
@@ -52,9 +54,21 @@ class Sample:
     """Whether the pictures are the frames of one video."""
 
     def pictures(self) -> list[Image.Image]:
-        """The pictures, or all frames of the video, in RGB. Raises QuotaError for a file that is none."""
-        given = self.image if isinstance(self.image, tuple) else (self.image,)
-        return [picture for one in given for picture in _read(one, self.video)]
+        """The pictures, or all frames of the video, in RGB, the way up that their files say.
+
+        Raises QuotaError for a file that is none, and for more pixels than `LARGEST_QUESTION`.
+        """
+        given, read, pixels = self.image if isinstance(self.image, tuple) else (self.image,), [], 0
+        for one in given:
+            more = _read(one, self.video)
+            pixels += sum(picture.width * picture.height for picture in more)
+            if pixels > LARGEST_QUESTION:
+                raise QuotaError(
+                    f"the pictures of the question {self.question[:40]!r} have more than {LARGEST_QUESTION:,} pixels "
+                    "together; make them smaller, or fewer"
+                )
+            read += more
+        return read
 
 
 def read_samples(path: str | Path) -> list[Sample]:
@@ -72,7 +86,8 @@ def read_samples(path: str | Path) -> list[Sample]:
     if not there:
         raise QuotaError(f"{file} does not exist; give a .jsonl file or a folder with {QUESTIONS_FILE}")
     try:
-        lines = read_bytes(file).decode("utf-8").splitlines()
+        # With or without a mark in front. Not splitlines: JSON may hold other characters that end a line for Unicode.
+        lines = read_bytes(file).decode("utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise QuotaError(f"cannot read {file}: {error}; write it as UTF-8") from error
     samples = [
@@ -89,7 +104,7 @@ def _read(image: Image.Image | Path, video: bool) -> list[Image.Image]:
     """One picture; of a video all that it holds."""
     if isinstance(image, Image.Image):
         frames = ImageSequence.Iterator(image) if video else [image]
-        return [frame.convert("RGB") for frame in frames]
+        return [ImageOps.exif_transpose(frame).convert("RGB") for frame in frames]
     if video and _is_there(image, folder_too=True) and image.is_dir():
         files = sorted(file for file in image.glob("*") if file.is_file() and not file.name.startswith("."))
         if not files:

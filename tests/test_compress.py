@@ -179,6 +179,14 @@ def test_a_compressed_model_is_not_compressed_again(again: Callable[[Any, Any], 
         again(model, result)
 
 
+def test_a_model_that_drops_tokens_is_not_compressed() -> None:
+    _, result = compressed()
+    model = make_model()
+    prune_only(model, result.recipe)
+    with pytest.raises(QuotaError, match="drops tokens already"):
+        quota.compress(model, processor(), SAMPLES)
+
+
 def test_unsupported_architecture_is_refused() -> None:
     with pytest.raises(QuotaError, match="supported architectures"):
         quota.compress(make_model().model.language_model, processor(), SAMPLES)

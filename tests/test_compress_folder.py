@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from quota.calibration import blocks
 from quota.calibration import sweep as calibration
 from quota.checkpoint import weights
 from quota.checkpoint.described import described
-from quota.checkpoint.manifest import MANIFEST_FILE, verify
+from quota.checkpoint.manifest import MANIFEST_FILE, read_manifest, verify
 from quota.compress_folder import compress_folder, finished_blocks, working_folder
 from quota.ops import machine
 
@@ -139,12 +140,44 @@ def counting(function: Callable[..., Any], calls: list[Any]) -> Callable[..., An
     return counted
 
 
+def test_to_a_folder_in_the_source_it_goes_on_too(source: Path, tmp_path: Path) -> None:
+    model = Path(shutil.copytree(source, tmp_path / "model"))
+    interrupt(model, model / "small")
+    compress_folder(model, model / "small", SAMPLES)
+    assert verify(model / "small")
+
+
+def test_more_chat_templates_can_be_read(source: Path, tmp_path: Path) -> None:
+    """transformers writes them to a folder of their own."""
+    model = Path(shutil.copytree(source, tmp_path / "model"))
+    tools = processor()
+    tools.chat_template = {"default": tools.chat_template, "tool_use": "{{ messages }}"}
+    tools.save_pretrained(model)
+    compress_folder(model, tmp_path / "out", SAMPLES, method="paper", layers=(0,))
+    [template] = (tmp_path / "out").glob("*/*.jinja")
+    assert stat.S_IMODE(template.parent.stat().st_mode) & stat.S_IXUSR
+    assert f"{template.parent.name}/{template.name}" in read_manifest(tmp_path / "out" / MANIFEST_FILE)
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "says"),
+    [("out\udcff", None, "is no text in UTF-8"), ("out", torch.float64, "is in float64")],
+    ids=["name", "float64"],
+)
+def test_what_no_file_or_operator_takes_is_refused_at_once(
+    name: str, dtype: torch.dtype | None, says: str, source: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(QuotaError, match=says):
+        compress_folder(source, tmp_path / name, SAMPLES, dtype=dtype)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_second_run_is_refused_until_the_first_is_dead(source: Path, whole: Path, tmp_path: Path) -> None:
     out = tmp_path / whole.name
     first = start(source, out, "write 4", signal.SIGSTOP)
     try:
         assert os.WIFSTOPPED(os.waitpid(first.pid, os.WUNTRACED)[1])
-        with pytest.raises(QuotaError, match=f"another run is compressing to {out}; wait for it"):
+        with pytest.raises(QuotaError, match=f"another run is writing {out}; wait for it"):
             compress_folder(source, out, SAMPLES)
         assert finished_blocks(out) == 3
     finally:

@@ -190,6 +190,13 @@ class TestStagedFolder:
             pytest.fail("the block ran")
         assert os.listdir(tmp_path) == [name]
 
+    def test_refuses_a_mount_point_before_any_work(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A volume of a container: nothing can be renamed to it."""
+        (tmp_path / "out").mkdir()
+        monkeypatch.setattr(Path, "is_mount", lambda self: self == tmp_path / "out")
+        with pytest.raises(QuotaError, match="is a mount point"), staged_folder(tmp_path / "out"):
+            raise AssertionError
+
     def test_refuses_a_file(self, tmp_path: Path) -> None:
         (tmp_path / "out").write_text("text")
         with pytest.raises(QuotaError, match="is a file"), staged_folder(tmp_path / "out"):

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from transformers.image_utils import load_image
 
 from quota.errors import QuotaError
 from quota.prompts import build_inputs
@@ -243,3 +244,28 @@ def test_a_broken_template_is_one_line(template: str, tiny_processor) -> None:
     tiny_processor.chat_template = template
     with pytest.raises(QuotaError, match=r"processor fails .*look at its chat template"):
         build_inputs(tiny_processor, [Sample(Image.new("RGB", (8, 8)), "what")])
+
+
+def test_pictures_are_the_way_up_that_their_files_say(tmp_path: Path) -> None:
+    picture = Image.linear_gradient("L").resize((40, 20)).convert("RGB")
+    exif = picture.getexif()
+    exif[0x0112] = 6
+    picture.save(tmp_path / "phone.png", exif=exif)
+    [found] = Sample(tmp_path / "phone.png", "").pictures()
+    assert found.tobytes() == load_image(str(tmp_path / "phone.png")).tobytes()
+    assert found.size == (20, 40)
+
+
+def test_the_pictures_of_a_question_have_a_limit_together(tmp_path: Path) -> None:
+    Image.new("1", (9000, 9000)).save(tmp_path / "large.png")
+    assert len(Sample((tmp_path / "large.png",) * 2, "").pictures()) == 2
+    with pytest.raises(QuotaError, match=r"'Which\?' have more than 357,913,940 pixels together"):
+        Sample((tmp_path / "large.png",) * 5, "Which?").pictures()
+
+
+def test_lines_end_where_json_says(tmp_path: Path) -> None:
+    """Unicode has other ends of lines, which a string may hold; and some editors put a mark in front of the file."""
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    line = json.dumps({"image": "a.png", "question": "one\u2028two"}, ensure_ascii=False)
+    (tmp_path / "questions.jsonl").write_text(f"\ufeff{line}\r\n{line}\n", encoding="utf-8")
+    assert [sample.question for sample in read_samples(tmp_path)] == ["one\u2028two"] * 2

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from quota.errors import QuotaError
 from quota.models import family
 from quota.prompts import build_inputs
-from quota.samples import LARGEST_PICTURE, Sample
+from quota.samples import LARGEST_QUESTION, Sample
 
 _FILLER = "what is this "
 _LONGEST = 100_000
@@ -36,8 +36,8 @@ class TypicalPrompt:
     def __post_init__(self) -> None:
         """QuotaError for measures that no question has."""
         pixels = sum(width * height for width, height in self.pictures)
-        if any(min(size) < 1 for size in self.pictures) or not 0 < pixels <= LARGEST_PICTURE:
-            raise QuotaError(f"a typical prompt has pictures of 1 to {LARGEST_PICTURE:,} pixels together")
+        if any(min(size) < 1 for size in self.pictures) or not 0 < pixels <= LARGEST_QUESTION:
+            raise QuotaError(f"a typical prompt has pictures of 1 to {LARGEST_QUESTION:,} pixels together")
         if not 0 <= self.characters <= _LONGEST:
             raise QuotaError(f"a typical prompt has a question of at most {_LONGEST:,} characters")
 

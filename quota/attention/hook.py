@@ -20,6 +20,7 @@ from quota.attention.function import deploy
 from quota.attention.keys import key_transforms
 from quota.attention.masks import check_implementation
 from quota.attention.per_thread import PerThread
+from quota.errors import QuotaError
 from quota.models import family
 from quota.scheme import QuantizationScheme
 
@@ -91,6 +92,8 @@ class CacheHook:
         cache, use_cache = kwargs.get("past_key_values"), kwargs.get("use_cache")
         # Without use_cache a new cache serves this one pass, and must not be taken for a past.
         borrowed = cache is None and not (decoder.config.use_cache if use_cache is None else use_cache)
+        if borrowed:
+            _refuse_packed(kwargs)
         if cache is None:
             cache = DynamicCache(config=decoder.config)
         adopt(cache, decoder.layers, self.scheme, self._windows)
@@ -118,6 +121,15 @@ class CacheHook:
         if ended is not None:
             ended.deployed.close()
         return ended
+
+
+def _refuse_packed(kwargs: dict[str, Any]) -> None:
+    """QuotaError for several sequences in a row, which transformers tells apart by positions where no cache is."""
+    positions = kwargs.get("position_ids")
+    if kwargs.get("attention_mask") is not None or positions is None or positions.ndim != 2:
+        return
+    if bool((positions.diff(dim=-1) != 1).any()):
+        raise QuotaError("packed sequences would attend to each other through the cache; pass them as a batch")
 
 
 def _may_deploy(decoder: Any, kwargs: dict[str, Any], causal: bool) -> bool:

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from quota.ops.head_transform import HeadTransform
+from quota.ops.source import Source
 from quota.quantization.balance import balance
 
 NAME = "key_transform"
@@ -45,7 +46,8 @@ class KeyTransform(nn.Module):
         self.register_buffer("turning", torch.zeros(heads, width, device=device) if turning else None)
         self.register_buffer("center", torch.zeros(heads, width, device=device))
         self.register_buffer("matrix", torch.eye(width, device=device).repeat(heads, 1, 1))
-        self._operand: tuple[HeadTransform, list[tuple[Tensor, int]]] | None = None
+        self._operand: HeadTransform | None = None
+        self._source = Source()
 
     @classmethod
     def from_moments(cls, mean: Tensor, keys: Tensor, queries: Tensor, turning: Tensor | None = None) -> KeyTransform:
@@ -62,24 +64,16 @@ class KeyTransform(nn.Module):
 
     def operand(self) -> HeadTransform:
         """The transform as the cache's operators take it; the same one for as long as the buffers are."""
-        made = self._operand
-        versions = [(buffer, 0 if buffer.is_inference() else buffer._version) for buffer in (self.center, self.matrix)]
-        if made is None or any(a is not b or i != j for (a, i), (b, j) in zip(made[1], versions, strict=True)):
-            self._operand = made = HeadTransform(self.center.float(), self.matrix.float()), versions
-        return made[0]
+        if self._operand is None or not self._source.is_still(self.center, self.matrix):
+            self._source = Source(self.center, self.matrix)
+            self._operand = HeadTransform(self.center.float(), self.matrix)
+        return self._operand
 
 
 def key_transforms(decoder_layers: nn.ModuleList) -> list[KeyTransform | None]:
     """The transform of every decoder layer; None for a layer without."""
     found = [getattr(getattr(layer, "self_attn", None), NAME, None) for layer in decoder_layers]
     return [transform if isinstance(transform, KeyTransform) else None for transform in found]
-
-
-def remove_key_transforms(decoder_layers: nn.ModuleList) -> None:
-    """Leave keys as they are again."""
-    for layer, transform in zip(decoder_layers, key_transforms(decoder_layers), strict=True):
-        if transform is not None:
-            delattr(layer.self_attn, NAME)
 
 
 def key_bias(attention: Any, heads: int) -> Tensor | None:

@@ -133,7 +133,7 @@ def _replace(file: Path, beginnings: Mapping[str, str], endings: Mapping[str, st
     for beginning, new in beginnings.items():
         places = [number for number, line in enumerate(lines) if line.startswith(beginning)]
         if not places:
-            raise QuotaError(f"{file} has no line {beginning!r} to write in; add one")
+            raise QuotaError(f"{file.name} has no line {beginning!r} to write in; add one")
         lines[places[0]] = new + "\n"
     for ending, new in (endings or {}).items():
         title = next((number for number, line in enumerate(lines) if line.startswith("# ")), None)

@@ -9,12 +9,18 @@ from __future__ import annotations
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import IO
 
 from quota.errors import QuotaError
 from quota.files import cannot_write
+
+
+def writing(target: Path) -> AbstractContextManager[None]:
+    """The lock of whoever works on the checkpoint folder `target`, to be held in a `with`; errors as `held`."""
+    lock = target.with_name(f".{target.name}.compressing.lock")
+    return held(lock, f"another run is writing {target}; wait for it, or give another folder")
 
 
 @contextmanager

@@ -17,11 +17,13 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
+
+from transformers.utils import CHAT_TEMPLATE_DIR
 
 from quota.errors import QuotaError
 from quota.files import check_file, read_json, sha256, write_atomically
@@ -47,7 +49,7 @@ class Entry:
 
 def seal(folder: Path) -> None:
     """Write the manifest of the checkpoint in `folder`, over an older one."""
-    _write(folder, _entries(file for file in folder.iterdir() if file.suffix in _READ and file.name != MANIFEST_FILE))
+    _write(folder, _entries(folder, sorted(_read_by_loaders(folder))))
 
 
 def reseal(folder: Path, changed: Iterable[str]) -> None:
@@ -56,12 +58,20 @@ def reseal(folder: Path, changed: Iterable[str]) -> None:
     What it says of all others stays: damage to them is still damage.
     """
     if (folder / MANIFEST_FILE).exists():
-        _write(folder, read_manifest(folder / MANIFEST_FILE) | _entries(folder / name for name in changed))
+        _write(folder, read_manifest(folder / MANIFEST_FILE) | _entries(folder, list(changed)))
 
 
-def _entries(files: Iterable[Path]) -> dict[str, Entry]:
-    found = sorted(files)
-    return {file.name: Entry(file.stat().st_size, digest) for file, digest in zip(found, _digests(found), strict=True)}
+def _read_by_loaders(folder: Path) -> Iterator[str]:
+    """Names, from `folder`, of what a loader may read: files there, and more chat templates in their own folder."""
+    for file in (*folder.glob("*"), *(folder / CHAT_TEMPLATE_DIR).glob("*")):
+        if file.suffix in _READ and file != folder / MANIFEST_FILE:
+            yield file.relative_to(folder).as_posix()
+
+
+def _entries(folder: Path, names: Sequence[str]) -> dict[str, Entry]:
+    files = [folder / name for name in names]
+    found = zip(names, files, _digests(files), strict=True)
+    return {name: Entry(file.stat().st_size, digest) for name, file, digest in found}
 
 
 def _write(folder: Path, entries: Mapping[str, Entry]) -> None:
@@ -78,9 +88,10 @@ def verify(folder: Path) -> int:
     if not (folder / MANIFEST_FILE).exists():
         raise QuotaError(f"{folder} has no {MANIFEST_FILE} to verify it by; compress again to have one")
     entries = read_manifest(folder / MANIFEST_FILE)
-    for file in sorted(folder.iterdir()):
-        if file.suffix in _READ and file.name not in {*entries, MANIFEST_FILE}:
-            raise QuotaError(f"{file} is not in {MANIFEST_FILE}; remove it, or save with quota.save_pretrained")
+    if joined := sorted(set(_read_by_loaders(folder)) - entries.keys()):
+        raise QuotaError(
+            f"{folder / joined[0]} is not in {MANIFEST_FILE}; remove it, or save with quota.save_pretrained"
+        )
     _compare(folder, entries, entries)
     return len(entries)
 
@@ -119,8 +130,9 @@ def read_manifest(file: Path) -> dict[str, Entry]:
 
 
 def _is_entry(name: str, entry: Any) -> bool:
-    # A name with a path in it would lead out of the folder.
-    if Path(name).name != name or not isinstance(entry, dict):
+    # Nothing may lead out of the folder.
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or str(path) != name or not isinstance(entry, dict):
         return False
     return type(entry.get("bytes")) is int and type(entry.get("sha256")) is str
 

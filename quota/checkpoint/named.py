@@ -68,12 +68,20 @@ def shipped_as(config: PreTrainedConfig) -> str | None:
     )
 
 
+def own_suite(config: PreTrainedConfig) -> str | None:
+    """The suite that ships with the model of `config`, or with what it was compressed from; None if there is none."""
+    name = shipped_as(config)
+    return name if name is not None and (known := shipped(name)) and name in known.suites() else None
+
+
 def suite_folder(name: str) -> Path:
-    """The shipped suite of that name, or the folder that it is."""
-    for module in entry_points(group=SHIPPED):
-        if name in (suites := module.load().suites()):
-            return suites[name]
-    return Path(name)
+    """The shipped suite of that name, or the folder that it is. QuotaError if it is neither."""
+    suites = {suite: place for module in entry_points(group=SHIPPED) for suite, place in module.load().suites().items()}
+    if name not in suites and suites and not Path(name).exists():
+        raise QuotaError(
+            f"there is no suite {name}; give a folder with questions.jsonl, or {', '.join(sorted(suites))}"
+        )
+    return suites.get(name, Path(name))
 
 
 def calibration_samples(model: str, file: Path | None, count: int, seed: int) -> list[Sample]:
@@ -83,13 +91,13 @@ def calibration_samples(model: str, file: Path | None, count: int, seed: int) ->
     """
     if file is None:
         if (known := shipped(model)) is None:
-            raise QuotaError("--calibration is needed for this model: a .jsonl file of questions about pictures")
+            raise QuotaError(
+                f"{model} brings no questions: give --calibration FILE, a .jsonl file of questions about pictures"
+            )
         return known.calibration_samples(count, seed)
     found = read_samples(file)
     if len(found) < count:
-        raise QuotaError(
-            f"{file} holds {len(found)} questions, not {count}; add some, or to compress pass --samples {len(found)}"
-        )
+        raise QuotaError(f"{file} holds {len(found)} questions, not {count}; add some, or ask for fewer samples")
     return random.Random(seed).sample(found, count)
 
 

@@ -26,6 +26,7 @@ from quota.allocation.prompt import typical_inputs
 from quota.allocation.search import Whole
 from quota.checkpoint.card import CARD_FILE, record_recipe
 from quota.checkpoint.described import Described, described
+from quota.checkpoint.lock import writing
 from quota.checkpoint.manifest import MANIFEST_FILE, reseal, verify_loading
 from quota.checkpoint.named import load_model
 from quota.checkpoint.save import CONFIG_FILE, MEASUREMENTS_FILE, RECIPE_FILE, write_recipe
@@ -59,27 +60,28 @@ def rebudget(
 
     At any moment the folder holds the old recipe with its manifest and card, or the new one with its own; retention
     that was measured under the old one leaves the card. Raises QuotaError for a checkpoint without measurements, or
-    with another model's, for other samples, and for a budget that is out of reach.
+    with another model's, for other samples, for a budget that is out of reach, and while another run writes the folder.
     """
     target, budget = Path(folder).resolve(), Budget(keep, compute, milliseconds, kv_bytes)
     if budget == Budget():
         raise QuotaError("there is no new budget; give keep, compute, milliseconds or kv_bytes")
-    # Also where nothing will have to be written.
-    tidy(target)
-    if (target / MANIFEST_FILE).exists():
-        verify_loading(target, target / MANIFEST_FILE, [CONFIG_FILE, RECIPE_FILE, MEASUREMENTS_FILE])
-    found = described(target)
-    recipe, measured = _measured(target, found)
-    text_config = found.config.get_text_config()
-    timed = milliseconds is None or (measured.clock is not None and measured.clock.machine in machines())
-    if samples is None and timed:
-        schedule, more = choose(budget, measured, text_config), measured
-    else:
-        ordered = None if samples is None else _calibrated_on(recipe, samples)
-        schedule, more = _on_the_model(target, budget, measured, ordered, timed, Meter(progress))
-    new = with_schedule(recipe, schedule)
-    if (new, more) != (recipe, measured):
-        _replace(target, recipe, new, more)
+    with writing(target):
+        # Also where nothing will have to be written.
+        tidy(target)
+        if (target / MANIFEST_FILE).exists():
+            verify_loading(target, target / MANIFEST_FILE, [CONFIG_FILE, RECIPE_FILE, MEASUREMENTS_FILE])
+        found = described(target)
+        recipe, measured = _measured(target, found)
+        text_config = found.config.get_text_config()
+        timed = milliseconds is None or (measured.clock is not None and measured.clock.machine in machines())
+        if samples is None and timed:
+            schedule, more = choose(budget, measured, text_config), measured
+        else:
+            ordered = None if samples is None else _calibrated_on(recipe, samples)
+            schedule, more = _on_the_model(target, budget, measured, ordered, timed, Meter(progress))
+        new = with_schedule(recipe, schedule)
+        if (new, more) != (recipe, measured):
+            _replace(target, recipe, new, more)
     return new
 
 
@@ -168,7 +170,8 @@ def _replace(folder: Path, older: PruningRecipe, recipe: PruningRecipe, measured
             else:
                 _share(file, stage / file.name)
         write_recipe(stage, recipe, measured)
-        record_recipe(stage, older, recipe)
+        if (stage / CARD_FILE).exists():
+            record_recipe(stage, older, recipe)
         reseal(stage, changed)
         for name in own:
             with suppress(FileNotFoundError):

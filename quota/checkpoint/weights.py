@@ -144,14 +144,15 @@ def check_finite(tensor: Tensor, name: str) -> None:
 
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files of a checkpoint. QuotaError if it has none."""
+    # As transformers does: an index beside a whole file is left from an earlier save.
+    if (folder / SAFE_WEIGHTS_NAME).exists():
+        return [folder / SAFE_WEIGHTS_NAME]
     index = folder / SAFE_WEIGHTS_INDEX_NAME
     if index.exists():
         places = read_json(index, "list of files").get("weight_map")
         if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()) or not places:
             raise QuotaError(f"{index} has no weight_map of names; copy it again")
         return [folder / Path(name).name for name in sorted(set(places.values()))]
-    if (folder / SAFE_WEIGHTS_NAME).exists():
-        return [folder / SAFE_WEIGHTS_NAME]
     raise QuotaError(f"{folder} holds no safetensors files; load the model and save it with save_pretrained first")
 
 

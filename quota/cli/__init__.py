@@ -126,7 +126,9 @@ def _message(error: BaseException) -> str:
         return str(error)
     if isinstance(error, TyperException):
         hint = "" if entry_points(group=COMMANDS) else "; the laboratory's come with the package quota_lab"
-        return f"{error.format_message().rstrip('.')}; see `quota --help`{hint}"
+        said = error.format_message().rstrip(".")
+        # Nothing, where help was shown in place of a command.
+        return f"{said}; see `quota --help`{hint}" if said else ""
     if isinstance(error, OSError) and error.strerror:
         # The system says no: a name that is too long, no permission, a full disk.
         return f"{error.filename or 'the output'}: {error.strerror}; choose another place or correct what is in the way"

@@ -25,6 +25,7 @@ app = typer.Typer(
         "Every command explains itself: `quota compress --help`. With `--debug`, errors show their traceback."
     ),
     no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )

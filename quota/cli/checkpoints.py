@@ -80,9 +80,10 @@ def compress(
 ) -> None:
     """Quantise MODEL (to W4A4KV4 by default), find its pruning recipe, and save both to OUT.
 
-    OUT then loads as any transformers checkpoint does, after `import quota`. Weights are read block by block and are
-    never in memory all at once, and if the command is interrupted, the same command goes on where it stopped. While one
-    run writes OUT, a second is refused.
+    OUT then loads as any transformers checkpoint does, after `import quota`. Weights are read block by block; all of
+    them are in memory only packed, half a byte each, while drops are measured. If the command is interrupted, the same
+    command goes on where it stopped: finished blocks lie in .OUT.compressing beside OUT. While one run writes OUT, a
+    second is refused.
 
     ```text
     quota compress reference small/
@@ -91,6 +92,7 @@ def compress(
     ```
     """
     from quota.checkpoint.named import calibration_samples, model_dtype, model_folder
+    from quota.compress import Options
     from quota.compress_folder import compress_folder, finished_blocks
     from quota.files import refuse_foreign
     from quota.ranks import joined
@@ -104,30 +106,30 @@ def compress(
         # The others work in silence.
         console.quiet = notes.quiet = not ranks.first
         quantization = QuantizationScheme(**bits_named(scheme), transforms=transforms)
-        # Before the minutes of calibration, not after them.
-        refuse_foreign(out)
+        # Before a model is fetched and calibrated, not after.
+        budgets = {"keep": keep, "compute": compute, "milliseconds": milliseconds, "kv_bytes": kv_bytes}
+        Options(scheme=quantization, method=method, seed=seed, **budgets)
+        place = out.resolve()
+        refuse_foreign(place)
         chosen = calibration_samples(model, calibration, samples, seed)
         source = model_folder(model)
         if finished := finished_blocks(out):
             notes.print(f"{finished} blocks are finished already")
         result = compress_folder(
             source,
-            out,
+            place,
             chosen,
-            keep=keep,
             dtype=model_dtype(model),
             progress=running.enter_context(progress_bar("calibrating")) if ranks.first else None,
             ranks=ranks,
             scheme=quantization,
             method=method,
-            compute=compute,
-            milliseconds=milliseconds,
-            kv_bytes=kv_bytes,
             seed=seed,
+            **budgets,
         )
     if not ranks.first:
         return
-    inspection = inspect_path(out)
+    inspection = inspect_path(place)
     console.print(inspection_table(inspection, str(out)))
     notes.print(f"compressed in {result.seconds:.0f} s; operators: {result.operators}; try: quota eval {out}")
     if ranks.size > 1:
@@ -185,11 +187,11 @@ def rebudget(
     from quota.report.progress import progress_bar
     from quota.report.tables import inspection_table
 
-    began = time.perf_counter()
+    began, place = time.perf_counter(), out.resolve()
     samples = None if calibration is None else _calibrated_on(out, calibration)
     with nullcontext() if samples is None else progress_bar("measuring schedules") as progress:
         change(
-            out,
+            place,
             keep,
             compute=compute,
             milliseconds=milliseconds,
@@ -198,7 +200,7 @@ def rebudget(
             progress=progress,
         )
     seconds = time.perf_counter() - began
-    inspection = inspect_path(out)
+    inspection = inspect_path(place)
     console.print(inspection_table(inspection, str(out)))
     notes.print(f"a new recipe in {seconds:.1f} s; try: quota eval {out}")
     write_json(json_file, inspection.figures() | {"seconds": seconds})

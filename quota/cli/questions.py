@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from quota.cli.app import Backend, Device, JsonFile, Model, app, console, notes, write_json
+from quota.errors import QuotaError
 
 if TYPE_CHECKING:
     from quota.evaluation import Evaluation
+    from quota.pruning.recipe import PruningRecipe
     from quota.samples import Sample
 
 Images = Annotated[
@@ -57,12 +59,13 @@ def run(
 def evaluate_suite(
     model: Model,
     suite: Annotated[
-        str,
+        str | None,
         typer.Option(
             metavar="FOLDER",
-            help="A folder with questions.jsonl and its images, or one of the shipped suites: `reference`, `easy-vqa`.",
+            help="A folder with questions.jsonl and its images, or one of the shipped suites: `reference`, `easy-vqa`. "
+            "Only a model that ships with a suite has that one by default.",
         ),
-    ] = "reference",
+    ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first N questions of each task.")] = None,
     batch_size: Annotated[
         int | None, typer.Option(min=1, help="Questions answered at once; default: 32, on a GPU 128.")
@@ -85,7 +88,7 @@ def evaluate_suite(
     quota eval reference --limit 100
     quota eval small/ --suite my-questions/ --json figures.json
     quota eval small/ --baseline reference
-    quota eval small/ --workers 4
+    quota eval small/ --suite my-questions/ --workers 4
     ```
 
     The JSON holds accuracy (per task), average, interval (low, high), questions, tokens_per_second and backends (those
@@ -93,21 +96,45 @@ def evaluate_suite(
     within tasks. With --baseline there are also retention and retention_interval, the mean over tasks of accuracy
     relative to the baseline's (null if that answers nothing right in some task).
     """
+    from quota.checkpoint.card import record_retention
+    from quota.checkpoint.described import described
     from quota.checkpoint.named import label, suite_folder
+    from quota.evaluation.statistics import retention, retention_interval
     from quota.report.tables import evaluation_table
     from quota.samples import first_of_each_task, read_samples
 
+    suite = suite or _own_suite(model)
     questions = read_samples(suite_folder(suite))
     if limit is not None:
         questions = first_of_each_task(questions, limit)
+    if baseline is not None:
+        # Before the minutes of questions, not after them.
+        label(baseline)
+    checkpoint, recipe = _with_card(model)
     evaluation = _evaluate(model, questions, batch_size, workers, "answering")
     console.print(evaluation_table(evaluation, f"{label(model)} on {suite}"))
     speed = f"{evaluation.tokens_per_second:.1f} tokens/s (answer tokens over the time of generate)"
     notes.print(f"{speed}; operators: {evaluation.operators}")
-    figures = evaluation.figures()
-    if baseline is not None:
-        figures |= _compare(evaluation, model, baseline, suite, questions, batch_size, workers)
-    write_json(json_file, figures)
+    if baseline is None:
+        write_json(json_file, evaluation.figures())
+        return
+    name = label(baseline)
+    original = _evaluate(baseline, questions, batch_size, workers, f"answering as {name}")
+    share = retention(evaluation.outcomes, original.outcomes)
+    interval = retention_interval(evaluation.outcomes, original.outcomes)
+    write_json(json_file, evaluation.figures() | {"retention": share, "retention_interval": interval})
+    if share is None or interval is None:
+        notes.print(f"retention is undefined: {name} answers nothing right in some task")
+        return
+    console.print(f"retention: {share:.1%} of {name}, 95% interval {interval[0]:.1%} to {interval[1]:.1%}")
+    if checkpoint is None:
+        return
+    try:
+        if described(checkpoint).recipe != recipe:
+            raise QuotaError(f"{checkpoint} has another recipe by now")
+        record_retention(checkpoint, share, interval, name, suite, len(questions))
+    except QuotaError as error:
+        notes.print(f"retention does not stand in the card: {error}")
 
 
 @app.command()
@@ -145,7 +172,6 @@ def explain(
 
 def _sample(images: list[Path] | None, video: Path | None, question: str) -> Sample:
     """The question that a command asks; QuotaError, before a model is loaded, for pictures that cannot be read."""
-    from quota.errors import QuotaError
     from quota.samples import Sample
 
     if bool(images) == bool(video):
@@ -169,29 +195,27 @@ def _evaluate(model: str, questions: list[Sample], batch_size: int | None, worke
         return evaluate(network, processor, questions, batch_size, progress=progress)
 
 
-def _compare(
-    evaluation: Evaluation,
-    model: str,
-    baseline: str,
-    suite: str,
-    questions: list[Sample],
-    batch_size: int | None,
-    workers: int,
-) -> dict[str, Any]:
-    """Answer the same questions with the baseline, say what share of its score is left, and note it in the card."""
-    from quota.checkpoint.card import record_retention
-    from quota.checkpoint.named import label
-    from quota.evaluation.statistics import retention, retention_interval
+def _with_card(model: str) -> tuple[Path | None, PruningRecipe | None]:
+    """The checkpoint of ours that `model` names, and its recipe as it is now; None for what ships or is not ours."""
+    from quota.checkpoint.described import described
+    from quota.checkpoint.named import find_folder, shipped
     from quota.files import is_checkpoint
 
-    name = label(baseline)
-    original = _evaluate(baseline, questions, batch_size, workers, f"answering as {name}")
-    share = retention(evaluation.outcomes, original.outcomes)
-    interval = retention_interval(evaluation.outcomes, original.outcomes)
-    if share is None or interval is None:
-        notes.print(f"retention is undefined: {name} answers nothing right in some task")
-        return {"retention": None, "retention_interval": None}
-    console.print(f"retention: {share:.1%} of {name}, 95% interval {interval[0]:.1%} to {interval[1]:.1%}")
-    if is_checkpoint(Path(model)):
-        record_retention(Path(model), share, interval, name, suite, len(questions))
-    return {"retention": share, "retention_interval": list(interval)}
+    folder = None if shipped(model) else find_folder(model)
+    return (folder, described(folder).recipe) if folder is not None and is_checkpoint(folder) else (None, None)
+
+
+def _own_suite(model: str) -> str:
+    """The suite that is asked where none is given."""
+    from transformers import AutoConfig
+
+    from quota.checkpoint.named import find_folder, in_one_line, own_suite
+
+    source = find_folder(model)
+    with in_one_line(model):
+        found = None if source is None else own_suite(AutoConfig.from_pretrained(source))
+    if found is None:
+        raise QuotaError(
+            f"{model} ships with no questions: give --suite FOLDER, or a shipped suite: reference, easy-vqa"
+        )
+    return found

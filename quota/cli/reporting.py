@@ -50,7 +50,7 @@ def report(
     ```
     """
     from quota.checkpoint.described import described
-    from quota.checkpoint.named import label, shipped, shipped_as, suite_folder
+    from quota.checkpoint.named import label, own_suite, shipped_as, suite_folder
     from quota.report.page.asked import Suite
     from quota.report.page.gather import gather
     from quota.report.page.render import refuse_place, write_report
@@ -63,13 +63,11 @@ def report(
     place = out.resolve()
     target = output or place.with_name(f"{place.name}.html")
     refuse_place(target)
-    original = shipped_as(described(out).config)
+    config = described(out).config
+    original, suite = shipped_as(config), suite or own_suite(config)
     if baseline is not None:
         # Before the minutes of questions, not after them.
         label(baseline)
-    known = None if original is None else shipped(original)
-    if suite is None and known is not None and original in known.suites():
-        suite = original
     asked = None
     if suite is not None:
         folder = suite_folder(suite)

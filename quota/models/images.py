@@ -70,10 +70,10 @@ def by_lengths(input_ids: Tensor, lengths: Mapping[int, Sequence[int]]) -> Tenso
 def split_frames(images: Tensor, position_ids: Tensor | None) -> Tensor:
     """Images [B, L] with every frame of a video as one of its own, by M-RoPE positions.
 
-    `position_ids` is [3 or 4, B, L], the last three being time, row and column. Inside a frame, read row by row, either
-    the row or the column grows from one token to the next.
+    `position_ids` is [3 or 4, B, L], the last three being time, row and column; or of text alone, where a cache goes on
+    without pictures. Inside a frame, read row by row, either the row or the column grows from one token to the next.
     """
-    if position_ids is None or position_ids.ndim != 3:
+    if position_ids is None or position_ids.ndim != 3 or len(position_ids) < 3:
         return images
     row, column = position_ids[-2], position_ids[-1]
     grows = (row.diff(dim=-1) > 0) | (column.diff(dim=-1) > 0)

@@ -20,7 +20,7 @@ def hadamard_matrix(order: int, device: torch.device) -> Tensor:
     """Sylvester's matrix [order, order] of +1 and -1, float32, not normalised; `order` a power of two."""
     # A cached tensor must not be an inference tensor, or the first caller would decide for all.
     with torch.inference_mode(False):
-        matrix = torch.ones(1, 1, device=device)
+        matrix = torch.ones(1, 1, dtype=torch.float32, device=device)
         while matrix.shape[0] < order:
             top = torch.cat((matrix, matrix), dim=1)
             bottom = torch.cat((matrix, -matrix), dim=1)

@@ -35,19 +35,19 @@ class Folded:
 
 @dataclass(frozen=True, eq=False)
 class HeadTransform:
-    """c and M of G heads, float32."""
+    """c and M of G heads."""
 
     center: Tensor
-    """[G, D]"""
+    """float32 [G, D]"""
     matrix: Tensor
-    """[G, D, D]"""
+    """[G, D, D], as the checkpoint holds it: a copy in float32 would be dead weight beside what a backend prepares."""
     prepared: dict[tuple[str, int], Any] = field(default_factory=dict)
     """(Backend name, block of the rotation) -> whatever that backend keeps for this transform."""
 
     def apply(self, x: Tensor) -> Tensor:
         """k' of x [B, G, T, D], float32."""
         with torch.autocast(x.device.type, enabled=False):
-            return (x.float() - self.center.unsqueeze(1)) @ self.matrix
+            return (x.float() - self.center.unsqueeze(1)) @ self.matrix.float()
 
     def undo(self, x: Tensor) -> Tensor:
         """k' M^-1 of x [B, G, T, D] float32."""
@@ -62,7 +62,7 @@ class HeadTransform:
     def folded(self, hadamard: int) -> Folded:
         """With a rotation in blocks of `hadamard` channels behind it; made anew, and a backend keeps what it needs."""
         with torch.inference_mode(False), torch.autocast(self.matrix.device.type, enabled=False):
-            into = block_hadamard(self.matrix, hadamard)
+            into = block_hadamard(self.matrix.float(), hadamard)
             # H is symmetric: H A is (A^T H)^T.
             back = block_hadamard(_inverse(self.matrix).mT.contiguous(), hadamard).mT.contiguous()
             return Folded(into, -(self.center.unsqueeze(1) @ into).squeeze(1), back)

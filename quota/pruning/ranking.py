@@ -40,7 +40,7 @@ class Choice:
 
     def scores(self) -> Tensor:
         """The score at every place, [B, T] float32, NaN where there is no visual token."""
-        scores = torch.full(self.cut.kept.shape, torch.nan, device=self.score.device)
+        scores = torch.full(self.cut.kept.shape, torch.nan, dtype=torch.float32, device=self.score.device)
         scores.view(-1)[self.places[self.valid]] = self.score[self.valid].float()
         return scores
 
@@ -101,7 +101,7 @@ def _text(presence: Presence, hidden: Tensor) -> tuple[Tensor, Tensor]:
 def risk(tokens: Tensor, scheme: QuantizationScheme) -> Tensor:
     """||Q(v) - v||_2 of [R, V, D] -> [R, V] float32, Q the activation quantiser deployed in the decoder."""
     if "decoder" not in scheme.modules:
-        return torch.zeros(tokens.shape[:2], device=tokens.device)
+        return torch.zeros(tokens.shape[:2], dtype=torch.float32, device=tokens.device)
     width = tokens.shape[-1]
     error = ops.for_tokens(tokens.device).activation_error
     rows = tokens.reshape(-1, width)

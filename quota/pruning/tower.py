@@ -68,7 +68,7 @@ class TowerAttention:
         weights = class_attention(query, key, self._heads, count // sum(pictures))
         # Beams stand for one sample, whose images the tower has seen once.
         samples = weights.split(pictures[::beams])
-        received = torch.zeros(images.shape, device=images.device)
+        received = torch.zeros(images.shape, dtype=torch.float32, device=images.device)
         received[visual] = torch.cat([sample for sample in samples for _ in range(beams)]).flatten()
         return received
 

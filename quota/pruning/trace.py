@@ -41,7 +41,7 @@ class Trace:
 
         sample, place = visual.nonzero(as_tuple=True)
         most = int((presence.all_images >= 0).sum(dim=1).max())
-        full = torch.full((len(visual), most), torch.nan, device=scores.device)
+        full = torch.full((len(visual), most), torch.nan, dtype=torch.float32, device=scores.device)
         full[sample, number[sample, place]] = scores[sample, place]
         self.scores[layer] = full
 

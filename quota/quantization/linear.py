@@ -10,7 +10,6 @@ exactly.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,6 +20,7 @@ from quota.errors import QuotaError
 from quota.ops.hadamard import block_hadamard
 from quota.ops.interface import InputSpec, LinearSpec, LinearWeight
 from quota.ops.packing import pack_int32, unpack_int32
+from quota.ops.source import Source
 from quota.ops.weights import dequantize_weight, join_scales, quantize_weight, split_scales
 from quota.quantization.gptq import gptq
 from quota.quantization.siblings import Siblings, shared
@@ -86,7 +86,7 @@ class W4A4Linear(nn.Module):
         self.scheme = scheme
         inputs = input_spec(scheme, in_features)
         self.spec = LinearSpec(out_features, scheme.weight_bits, scheme.weight_group_for(in_features), inputs)
-        self._made: _Made | None = None
+        self._made: tuple[LinearWeight, Source] | None = None
         self.siblings = Siblings()
         words = -(-in_features * scheme.weight_bits // 32)
         groups = in_features // self.spec.group
@@ -198,13 +198,12 @@ class W4A4Linear(nn.Module):
         """The buffers as backends take them; made anew when a buffer was replaced, moved or written to."""
         stored, made = self._buffers, self._made
         buffers = stored["weight_packed"], stored["weight_scale"], stored["bias"]
-        state = tuple(map(_state, buffers))
-        if made is None or made.state != state:
+        if made is None or not made[1].is_still(*buffers):
             step, rows = self._checked()
             packed, bias = self.weight_packed.contiguous(), self.bias
             weight = LinearWeight(self.spec, packed, step, rows, None if bias is None else bias.float().contiguous())
-            self._made = made = _Made(weight, state, buffers)
-        return made.weight
+            self._made = made = weight, Source(*buffers)
+        return made[0]
 
     def __getstate__(self) -> dict[str, Any]:
         # What backends prepared is theirs, and may not be copied or pickled.
@@ -220,20 +219,3 @@ def nearest(weight: Tensor, spec: LinearSpec) -> tuple[Tensor, Tensor]:
         packed.append(pack_int32(q, spec.bits))
         scales.append(join_scales(step, scale))
     return torch.cat(packed), torch.cat(scales)
-
-
-@dataclass
-class _Made:
-    """An operand, and what it was made from."""
-
-    weight: LinearWeight
-    state: tuple[tuple[int, ...], ...]
-    buffers: tuple[Tensor | None, ...]
-    """Held, so that no other tensor can take their place in memory and look the same."""
-
-
-def _state(tensor: Tensor | None) -> tuple[int, ...]:
-    """Changes if the tensor is another one, or was written to (which inference tensors do not count)."""
-    if tensor is None:
-        return ()
-    return id(tensor), tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version

@@ -21,7 +21,7 @@ from quota.pruning.recipe import PruningRecipe
 from quota.pruning.schedule import prefill_flops_ratio
 from quota.scheme import QuantizationScheme
 
-_PACKED = ".weight_packed"
+_PARTS = (".weight_packed", ".weight_scale", ".weight_shape")
 
 
 @dataclass(frozen=True)
@@ -117,14 +117,12 @@ def packed_weights(folder: Path) -> PackedWeights | None:
     """Count the packed layers of a checkpoint; None if it has none."""
     layers = weights = size = 0
     for file in sorted(folder.glob("*.safetensors")):
+        # A layer's tensors may be in several.
         with safe_open(file, framework="pt") as tensors:
-            names = set(tensors.keys())
-            for name in names:
-                if not name.endswith(_PACKED):
-                    continue
-                layer = name.removesuffix(_PACKED)
-                layers += 1
-                weights += math.prod(tensors.get_tensor(f"{layer}.weight_shape").tolist())
-                parts = [part for part in names if part.startswith(f"{layer}.weight")]
-                size += sum(tensors.get_tensor(part).nbytes for part in parts)
+            for name in tensors.keys():  # noqa: SIM118 (it is no dictionary)
+                layers += name.endswith(".weight_packed")
+                if name.endswith(".weight_shape"):
+                    weights += math.prod(tensors.get_tensor(name).tolist())
+                if name.endswith(_PARTS):
+                    size += tensors.get_tensor(name).nbytes
     return PackedWeights(layers, weights, size) if layers else None

@@ -232,3 +232,13 @@ class TestAttach:
         adopt(cache, layers, QuantizationScheme())
         with pytest.raises(QuotaError, match="another scheme"):
             adopt(cache, layers, None)
+
+
+def test_packed_sequences_are_refused() -> None:
+    """Without a cache transformers tells them apart by their positions; ours is there in every pass."""
+    model = tiny_llava("sdpa")
+    attach_cache(model, None)
+    ids, positions = torch.tensor([[5, 6, 7, 8, 9]]), torch.tensor([[0, 1, 2, 0, 1]])
+    with pytest.raises(QuotaError, match="pass them as a batch"):
+        model(input_ids=ids, position_ids=positions, use_cache=False)
+    assert model(input_ids=ids, position_ids=torch.arange(5)[None], use_cache=False).logits.isfinite().all()

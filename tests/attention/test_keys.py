@@ -119,6 +119,8 @@ def test_the_operand_follows_the_buffers() -> None:
     torch.testing.assert_close(transform.operand().inverse, transform.matrix / 4)
     transform.matrix = torch.eye(WIDTH).repeat(HEADS, 1, 1) * 4
     torch.testing.assert_close(transform.operand().folded(0).back, transform.matrix / 16)
+    transform.matrix.data = torch.eye(WIDTH).repeat(HEADS, 1, 1) * 4
+    torch.testing.assert_close(transform.operand().folded(0).back, transform.matrix / 16)
     transform.center.add_(1)
     torch.testing.assert_close(transform.operand().folded(0).offset, torch.full((HEADS, WIDTH), -4.0))
 

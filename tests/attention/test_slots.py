@@ -136,6 +136,13 @@ class TestMemory:
         layer.keep(torch.arange(64)[None] < 8)
         assert layer.keys.untyped_storage().nbytes() == 8 * 4
 
+    def test_halves_are_taken_under_autocast(self) -> None:
+        layer, given = SlotLayer(), torch.arange(8.0).view(2, 1, 4, 1).half()
+        layer.update(given, given)
+        with torch.autocast("cpu", torch.bfloat16):
+            layer.keep(torch.tensor([[True, False, True, False], [False, True, True, False]]))
+        assert layer.keys.flatten().tolist() == [0, 2, 5, 6]
+
     def test_filled_in_inference_mode_and_continued_outside(self) -> None:
         layer = SlotLayer()
         with torch.inference_mode():

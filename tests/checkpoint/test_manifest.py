@@ -56,6 +56,19 @@ def test_a_file_that_has_joined_is_named(folder: Path) -> None:
         verify(folder)
 
 
+def test_folders_in_it_are_named_too(folder: Path) -> None:
+    template = folder / "additional_chat_templates" / "tool_use.jinja"
+    template.parent.mkdir()
+    template.write_text("{{ messages }}")
+    with pytest.raises(QuotaError, match=r"tool_use\.jinja is not in manifest\.json"):
+        verify(folder)
+    seal(folder)
+    assert verify(folder) == len(FILES) + 1
+    template.write_text("{{ message }}!")
+    with pytest.raises(QuotaError, match=r"tool_use\.jinja is damaged"):
+        verify(folder)
+
+
 def test_files_that_were_changed_on_purpose_are_named_anew_and_no_others(folder: Path) -> None:
     (folder / "config.json").write_text('{"a": 1}')
     (folder / "recipe.json").write_text("{}")

@@ -19,7 +19,8 @@ from quota import PruningRecipe, QuotaError
 from quota.allocation.clock import Clock
 from quota.allocation.measurements import Measurements
 from quota.checkpoint import rebudgeting
-from quota.checkpoint.card import record_retention
+from quota.checkpoint.card import CARD_FILE, record_retention
+from quota.checkpoint.lock import writing
 from quota.checkpoint.manifest import MANIFEST_FILE, verify
 from quota.checkpoint.save import MEASUREMENTS_FILE, RECIPE_FILE
 
@@ -201,7 +202,6 @@ def unpruned(folder: Path) -> None:
         pytest.param(of_another_scorer, r"scores tokens by '\w+', but drops were measured by 'fastv'", id="scorer"),
         pytest.param(unpruned, "keeps every visual token", id="without a recipe"),
         pytest.param(without("config.json"), "was not written by quota", id="not ours"),
-        pytest.param(without("README.md"), "cannot read .*README.md", id="no card"),
     ],
 )
 def test_what_cannot_be_changed_is_one_line_and_left_alone(
@@ -259,3 +259,17 @@ def test_the_bundled_model_takes_less_than_five_seconds(reference_folder: Path, 
         began = time.process_time()
         quota.rebudget(out, **budget)
         assert time.process_time() - began < 5
+
+
+def test_while_another_run_writes_the_folder_it_is_refused(out: Path) -> None:
+    before = contents(out)
+    with writing(out), pytest.raises(QuotaError, match=f"another run is writing {out}"):
+        quota.rebudget(out, 0.2)
+    assert contents(out) == before
+    assert quota.rebudget(out, 0.2).keep == 0.2
+
+
+def test_without_a_card_there_is_none_afterwards(out: Path) -> None:
+    (out / CARD_FILE).unlink()
+    assert quota.rebudget(out, 0.2).keep == 0.2
+    assert not (out / CARD_FILE).exists()

@@ -76,9 +76,16 @@ def test_a_file_that_is_not_whole_is_named(folder: Path, model: LlavaForConditio
 def test_shards_are_those_of_the_index(folder: Path) -> None:
     index = {"weight_map": {"a": "two.safetensors", "b": "one.safetensors", "c": "two.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    (folder / "model.safetensors").unlink()
     assert weight_files(folder) == [folder / "one.safetensors", folder / "two.safetensors"]
 
 
 def test_a_folder_without_safetensors_is_refused(tmp_path: Path) -> None:
     with pytest.raises(QuotaError, match="no safetensors files"):
         weight_files(tmp_path)
+
+
+def test_an_index_beside_a_whole_file_is_of_an_earlier_save(folder: Path) -> None:
+    """As transformers takes it."""
+    (folder / "model.safetensors.index.json").write_text('{"weight_map": {"a": "model-00001-of-00002.safetensors"}}')
+    assert weight_files(folder) == [folder / "model.safetensors"]

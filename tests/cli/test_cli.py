@@ -9,12 +9,14 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support.commands import call
 from support.tiny_llava import make_samples
 
 from quota.checkpoint.named import load_model
+from quota.cli import questions
 from quota.cli.questions import LONGEST_ANSWER
 from quota.prompts import answer
 from quota.pruning.recipe import PruningRecipe
@@ -145,10 +147,19 @@ def test_help_teaches_with_an_example(command: str, capsys) -> None:
         pytest.param(["run", "{full}"], 2, "Missing argument 'QUESTION'", id="missing argument"),
         pytest.param(["eval", "{full}", "--limit", "0"], 2, "'--limit'", id="value out of range"),
         pytest.param(["eval", "nothing", "--suite", "{suite}"], 1, "no model folder nothing", id="no such model"),
-        pytest.param(["eval", "{full}", "--suite", "nothing"], 1, "nothing does not exist", id="no such suite"),
-        pytest.param(["compress", "{full}", "new"], 1, "--calibration is needed", id="no calibration"),
+        pytest.param(["eval", "{full}"], 1, "give --suite FOLDER", id="no suite of its own"),
         pytest.param(
-            ["compress", "{full}", "new", "--calibration", "{suite}"], 1, "pass --samples 8", id="too few samples"
+            ["eval", "{full}", "--suite", "{suite}", "--baseline", "nothing"],
+            1,
+            "no model folder nothing",
+            id="no baseline",
+        ),
+        pytest.param(
+            ["eval", "{full}", "--suite", "nothing"], 1, "there is no suite nothing; give a folder", id="no such suite"
+        ),
+        pytest.param(["compress", "{full}", "new"], 1, "give --calibration FILE", id="no calibration"),
+        pytest.param(
+            ["compress", "{full}", "new", "--calibration", "{suite}"], 1, "ask for fewer samples", id="too few samples"
         ),
         pytest.param(
             ["compress", "{full}", "new", "--calibration", "{suite}", "--samples", "2", "--keep", "1.5"],
@@ -310,4 +321,51 @@ def test_debug_shows_the_traceback_wherever_it_stands(tmp_path: Path, capsys) ->
 
 def test_alone_it_shows_its_help(capsys) -> None:
     assert call() == 2
-    assert "quota demo" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "quota demo" in said.out and "quota:" not in said.err
+
+
+def test_the_folder_that_one_stands_in_is_replaced(
+    quota_folder: Path, suite_folder: Path, full_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    monkeypatch.chdir(out)
+    options = ("--calibration", suite_folder, "--samples", 2, "--method", "paper", "--json", tmp_path / "made.json")
+    assert call("compress", full_folder, ".", *options) == 0
+    shutil.copytree(quota_folder, out, dirs_exist_ok=True)
+    monkeypatch.chdir(out)
+    assert call("rebudget", ".", "--keep", 0.2, "--json", tmp_path / "changed.json") == 0
+    assert json.loads((tmp_path / "changed.json").read_text())["recipe"]["keep"] == 0.2
+
+
+def test_figures_for_the_output_join_what_stands_there(quota_folder: Path, tmp_path: Path) -> None:
+    """Also where the shell has sent it to a file, which a rename would replace."""
+    log = tmp_path / "log.txt"
+    log.write_text("earlier\n")
+    with log.open("a") as output:
+        command = [sys.executable, "-m", "quota", "inspect", quota_folder, "--json", "/dev/stdout"]
+        subprocess.run(command, stdout=output, check=True)
+    earlier, *_, last = log.read_text().splitlines()
+    assert (earlier, last) == ("earlier", "}")
+    assert "W4A4KV4" in log.read_text()
+
+
+def test_retention_is_of_the_recipe_that_answered(
+    quota_folder: Path, suite_folder: Path, full_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    out = Path(shutil.copytree(quota_folder, tmp_path / "out"))
+    evaluate = questions._evaluate
+
+    def meanwhile(model: str, *arguments: Any) -> Any:
+        if model == str(full_folder):
+            assert call("rebudget", out, "--keep", 0.2) == 0
+        return evaluate(model, *arguments)
+
+    monkeypatch.setattr(questions, "_evaluate", meanwhile)
+    figures = tmp_path / "figures.json"
+    options = ("--suite", suite_folder, "--limit", 1, "--baseline", full_folder, "--json", figures)
+    assert call("eval", out, *options) == 0
+    assert "another recipe by now" in capsys.readouterr().err
+    assert "not measured" in (out / "README.md").read_text()
+    assert "retention" in json.loads(figures.read_text())

@@ -155,6 +155,19 @@ def test_second_turn_with_the_cache_kept(name: str, images: int, implementation:
 
 
 @families
+def test_text_follows_as_generate_alone_would_have_it(name: str) -> None:
+    """Nothing but the words, the mask and the cache: transformers then makes positions of text, also for M-RoPE."""
+    tiny = TINY[name]
+    model = pruned(tiny, "sdpa")
+    first = tiny.batch([tiny.prompt([tiny.sizes[0]], 5, seed=1)])
+    answer = generate(model, first)
+    ids = torch.cat([answer.sequences, torch.tensor([[10, 11, 12]])], dim=1)
+    mask = torch.ones_like(ids)
+    output = generate(model, {"input_ids": ids, "attention_mask": mask}, past_key_values=answer.past_key_values)
+    assert output.sequences.shape[1] > ids.shape[1]
+
+
+@families
 def test_drafted_words_are_taken_back(name: str) -> None:
     """Prompt lookup feeds several guesses at once and crops the cache when they were wrong."""
     tiny = TINY[name]

@@ -46,6 +46,28 @@ def test_what_is_right_runs(job: str) -> None:
     assert call(job).numel()
 
 
+@pytest.mark.parametrize("job", JOBS)
+@pytest.mark.parametrize("default", [torch.bfloat16, torch.float16, torch.float64], ids=str)
+def test_torch_defaults_change_nothing(job: str, default: torch.dtype) -> None:
+    """transformers changes that of the type, for all threads, while it loads a model."""
+    expected = call(job)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(default)
+    try:
+        found = call(job)
+    finally:
+        torch.set_default_dtype(before)
+    assert torch.equal(found, expected)
+
+
+def test_a_default_device_is_not_where_kernels_write() -> None:
+    expected = linear.quantize(random(M, K), WEIGHT.spec.inputs)
+    inputs = random(M, K)
+    with torch.device("meta"):
+        found = linear.quantize(inputs, WEIGHT.spec.inputs)
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+
+
 @operands
 def test_another_type_is_refused(job: str, name: str) -> None:
     tensor, accepted = JOBS[job][1][name]

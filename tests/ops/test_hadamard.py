@@ -6,7 +6,7 @@ import pytest
 import torch
 from compressed_tensors.transform.utils.hadamard import deterministic_hadamard_matrix
 
-from quota.ops.hadamard import block_hadamard, block_hadamard_naive
+from quota.ops.hadamard import block_hadamard, block_hadamard_naive, hadamard_matrix
 
 blocks = pytest.mark.parametrize("block", [0, 1, 2, 16, 64])
 
@@ -27,6 +27,16 @@ def test_it_is_orthonormal_and_its_own_inverse(block: int) -> None:
     rotated = block_hadamard(x, block)
     torch.testing.assert_close(block_hadamard(rotated, block), x)
     torch.testing.assert_close(rotated.norm(dim=-1), x.norm(dim=-1))
+
+
+def test_the_first_caller_decides_no_type() -> None:
+    hadamard_matrix.cache_clear()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        block_hadamard(torch.ones(1, 8), 8)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert hadamard_matrix(8, torch.device("cpu")).dtype == torch.float32
 
 
 def test_order_and_scale_are_those_of_compressed_tensors() -> None:

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
+from support.tiny_llava import make_model, make_samples, processor
 
+import quota
 from quota.errors import QuotaError
 from quota.pruning.recipe import PruningRecipe
 from quota.report.inspection import inspect_path
@@ -58,3 +60,12 @@ def test_what_quota_did_not_write(full_folder: Path, tmp_path: Path) -> None:
         inspect_path(full_folder)
     with pytest.raises(QuotaError, match="no such recipe"):
         inspect_path(tmp_path / "recipe.json")
+
+
+def test_a_layer_may_lie_in_several_files(tmp_path: Path) -> None:
+    model, tools = make_model(), processor()
+    quota.compress(model, tools, make_samples(2), method="paper")
+    quota.save_pretrained(model, tools, tmp_path / "whole")
+    quota.save_pretrained(model, tools, tmp_path / "cut", max_shard_size=10500)
+    assert len(list((tmp_path / "cut").glob("*.safetensors"))) > 10
+    assert inspect_path(tmp_path / "cut").packed == inspect_path(tmp_path / "whole").packed

@@ -24,7 +24,7 @@ CACHE_JOBS = ("quantize_kv", "dequantize_kv", "decode_attention")
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float32)
 
 
 WEIGHT = make_weight(N, K, hadamard=64)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from quota.ops.cpu.library import FLOATS, address, isa, library, require, rows_of, run, typed
+from quota.ops.cpu.library import FLOATS, address, isa, library, new, require, rows_of, run, typed
 
 # Logits held at once, in numbers.
 _LOGITS = 1 << 22
@@ -50,7 +50,7 @@ def attention(
     require("rows", rows := rows.contiguous(), (batch, rows.shape[1], queries), torch.bool)
     require("visible", visible := visible.contiguous(), (batch, length), torch.bool)
     output = torch.zeros_like(query)
-    sums = torch.zeros(batch, rows.shape[1], length)
+    sums = new(batch, rows.shape[1], length).zero_()
     if not query.numel():
         return output, sums
     one_kernel = leads_attention(query.dtype) and key.dtype == value.dtype == query.dtype
@@ -101,8 +101,8 @@ def _with_kernel(part: _Sample) -> Tensor:
     tensors = {"queries": part.query, "keys": part.key, "values": part.value, "outputs": part.output}
     shapes = [(heads, queries, width), *[(groups, length, width)] * 2, (heads, queries, width)]
     strides = [stride for tensor in tensors.values() for stride in tensor.stride()[:2]]
-    given = torch.zeros(heads, -(-queries // _BAND), len(part.rows), length)
-    tiles = torch.empty(2, groups, -(-length // 32) * 32, -(-width // 32) * 32, dtype=torch.bfloat16)
+    given = new(heads, -(-queries // _BAND), len(part.rows), length).zero_()
+    tiles = new(2, groups, -(-length // 32) * 32, -(-width // 32) * 32, dtype=torch.bfloat16)
     run(
         "quota_attention",
         *(
@@ -127,7 +127,7 @@ def _with_torch(part: _Sample) -> Tensor:
     # Half precision could not hold logits that are not scaled yet.
     dtype = torch.float32 if part.query.dtype == torch.float16 else part.query.dtype
     query, value, transposed = part.query.to(dtype), part.value.to(dtype), part.key.to(dtype).transpose(1, 2)
-    sums = torch.zeros(len(part.rows), length)
+    sums = new(len(part.rows), length).zero_()
     for start in range(0, queries, _QUERIES[dtype]):
         stop = min(start + _QUERIES[dtype], queries)
         # Later keys than the last query's own are seen by none of these.
@@ -149,7 +149,7 @@ def _softmax(logits: Tensor, rows: Tensor, visible: Tensor, scaling: float, caus
     """Softmax of [H, T, S] in place; what the rows of [R, T or more] give to each key, summed: [R, S]."""
     heads, queries, length = logits.shape
     sets = rows.shape[0]
-    given = torch.empty(heads, -(-queries // _BAND), sets, length)
+    given = new(heads, -(-queries // _BAND), sets, length)
     run(
         "quota_softmax_sums",
         *typed("logits", logits, (heads, queries, length)),

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from quota.errors import QuotaError
-from quota.ops.cpu.library import address, require, rows_of, run, typed
+from quota.ops.cpu.library import address, new, require, rows_of, run, typed
 from quota.ops.head_transform import HeadTransform
 from quota.ops.interface import CacheSpec, PackedTensor
 from quota.ops.kv_integer import OUT_OF_RANGE, packed_width
@@ -120,8 +120,8 @@ def lacks_cache(spec: CacheSpec) -> str | None:
 def quantize_kv(x: Tensor, bits: int, hadamard: int, transform: HeadTransform | None = None) -> PackedTensor:
     """[B, G, T, D] -> packed; errors as `quota.ops.kv_integer.quantize_kv` and `pack`."""
     *rows, width = x.shape
-    packed = torch.empty(*rows, packed_width(width, bits), dtype=torch.uint8)
-    scale, zero = (torch.empty(*rows, 1, dtype=torch.float16) for _ in range(2))
+    packed = new(*rows, packed_width(width, bits), dtype=torch.uint8)
+    scale, zero = (new(*rows, 1, dtype=torch.float16) for _ in range(2))
     stored = PackedTensor(packed, scale, zero, bits, width, hadamard, transform)
     _store([x], [stored], 0, read=False)
     return stored
@@ -147,7 +147,7 @@ def _store(tensors: Sequence[Tensor], stored: Sequence[PackedTensor], at: int, r
             raise QuotaError(f"the cpu backend cannot store {tokens} tokens from slot {at} on in a cache of {slots}")
         to = _Packed.of(memory, batch, heads, slots, width)
         if read:
-            made.append(torch.empty(first.shape, dtype=first.dtype))
+            made.append(new(*first.shape, dtype=first.dtype))
         inputs[index] = _Input(x.data_ptr(), *x.stride()[:3], to, at, made[-1].data_ptr() if read else None)
     kind = typed("keys or values", first, first.shape, rows=True)[1]
     run(
@@ -162,7 +162,7 @@ def _store(tensors: Sequence[Tensor], stored: Sequence[PackedTensor], at: int, r
 def dequantize_kv(stored: PackedTensor, dtype: torch.dtype) -> Tensor:
     """[B, G, T, D] in `dtype`, rotated and transformed back."""
     batch, heads, tokens, _ = stored.packed.shape
-    x = torch.empty(batch, heads, tokens, stored.width, dtype=dtype)
+    x = new(batch, heads, tokens, stored.width, dtype=dtype)
     packed = _Packed.of(stored, *x.shape)
     run("quota_kv4_dequantize", byref(packed), *x.shape, *typed("outputs", x, x.shape), work="keys or values")
     return x
@@ -191,7 +191,7 @@ def decode_attention(
     valid = None if valid is None else valid.contiguous()
     added = None if added is None else added.detach().contiguous()
     # In the order that the model reads it in: one token's heads behind one another.
-    out = torch.empty(batch, 1, heads, width, dtype=query.dtype)
+    out = new(batch, 1, heads, width, dtype=query.dtype)
     stored = [_Packed.of(part, batch, groups, slots, width) for part in (keys, values)]
     run(
         "quota_kv4_decode",

@@ -4,7 +4,8 @@ The library is built when the package is installed (setup.py) from `src/`, and i
 takes the instruction set as its first argument: the best that the machine has, or the one that QUOTA_CPU_ISA names.
 
 The kernels cannot know how large a buffer is. So every pointer comes from `address`, which compares a tensor with the
-sizes that the kernel is told, and `run` raises what the kernel says of sizes that it is not made for.
+sizes that the kernel is told, or is that of a tensor that `new` has made; and `run` raises what the kernel says of
+sizes that it is not made for.
 """
 
 from __future__ import annotations
@@ -142,6 +143,11 @@ def address(name: str, tensor: Tensor, shape: Sequence[int], *types: torch.dtype
     """Where a tensor starts that is as `require` says."""
     require(name, tensor, shape, *types, rows=rows)
     return tensor.data_ptr()
+
+
+def new(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Memory for a kernel to fill, whatever torch's defaults are: transformers changes them while it loads a model."""
+    return torch.empty(shape, dtype=dtype, device="cpu")
 
 
 def typed(name: str, tensor: Tensor, shape: Sequence[int], rows: bool = False) -> tuple[int, int]:

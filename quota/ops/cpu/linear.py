@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from quota.errors import QuotaError
 from quota.ops.activations import NOT_FINITE
-from quota.ops.cpu.library import address, require, run, typed
+from quota.ops.cpu.library import address, new, require, run, typed
 from quota.ops.interface import InputSpec, LinearSpec, LinearWeight
 from quota.ops.reference.backend import LARGEST_COLUMNS, shared_inputs
 
@@ -59,7 +59,7 @@ def linear(x: Tensor, weights: Sequence[LinearWeight]) -> list[Tensor]:
     A row of a result depends neither on the other rows and their number nor on threads and the other weights.
     """
     x, inputs, rows = x.contiguous(), shared_inputs(weights), len(x)
-    results = [torch.empty(rows, weight.spec.rows, dtype=x.dtype) for weight in weights]
+    results = [new(rows, weight.spec.rows, dtype=x.dtype) for weight in weights]
     fields = [field for weight, y in zip(weights, results, strict=True) for field in _fields(weight, y)]
     run(
         "quota_linear",
@@ -74,7 +74,7 @@ def linear(x: Tensor, weights: Sequence[LinearWeight]) -> list[Tensor]:
 def sums(values: Tensor, weight: LinearWeight) -> Tensor:
     """The integer sums inside `linear`: v int8 [M, K] -> int32 [M, N], by the kernel that it takes for so many rows."""
     rows, columns = len(values), weight.spec.columns
-    y = torch.empty(rows, weight.spec.rows, dtype=torch.int32)
+    y = new(rows, weight.spec.rows, dtype=torch.int32)
     fields = _fields(weight, y)
     run(
         "quota_sums",
@@ -88,7 +88,7 @@ def sums(values: Tensor, weight: LinearWeight) -> Tensor:
 def quantize(x: Tensor, inputs: InputSpec) -> tuple[Tensor, Tensor]:
     """What `linear` makes of x [M, K]: v int8 [M, K] and s float32 [M]. QuotaError for NaN or infinity."""
     x, rows = x.contiguous(), len(x)
-    values, scale = torch.empty(rows, inputs.columns, dtype=torch.int8), torch.empty(rows)
+    values, scale = new(rows, inputs.columns, dtype=torch.int8), new(rows)
     run(
         "quota_quantize",
         *typed("inputs", x, (rows, inputs.columns)),

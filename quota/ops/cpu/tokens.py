@@ -10,7 +10,7 @@ from torch import Tensor
 
 from quota.errors import QuotaError
 from quota.ops.choice import NOT_A_NUMBER, Cut
-from quota.ops.cpu.library import address, rows_of, run, typed
+from quota.ops.cpu.library import address, new, rows_of, run, typed
 from quota.ops.cpu.linear import input_arguments, lacks_inputs
 from quota.ops.interface import InputSpec
 from quota.ops.reference import tokens as reference
@@ -23,7 +23,7 @@ def activation_error(x: Tensor, inputs: InputSpec) -> Tensor:
     x = rows_of(x.detach())
     rows, step = len(x), x.stride(0)
     columns, *others = input_arguments(inputs)
-    errors = torch.empty(rows)
+    errors = new(rows)
     run(
         "quota_activation_error",
         *typed("tokens", x, (rows, columns), rows=True),
@@ -37,7 +37,7 @@ def information(hidden: Tensor, valid: Tensor, counts: Tensor, noise: float) -> 
     """As `quota.ops.reference.tokens.information`."""
     hidden, valid, counts = hidden.float().contiguous(), valid.contiguous(), counts.contiguous()
     batch, tokens, width = hidden.shape
-    scores = torch.empty(batch, tokens)
+    scores = new(batch, tokens)
     run(
         "quota_information",
         address("tokens", hidden, (batch, tokens, width), torch.float32),
@@ -56,7 +56,7 @@ def cut(score: Tensor, counts: Sequence[int], valid: Tensor, places: Tensor, oth
     (rows, tokens), (batch, length) = score.shape, kept.shape
     if len(counts) != rows:
         raise QuotaError(f"there must be a count for each of {rows} rows of visual tokens, not {len(counts)}")
-    slots, filled = torch.empty(kept.numel(), dtype=torch.int64), torch.empty(kept.numel(), dtype=torch.bool)
+    slots, filled = new(kept.numel(), dtype=torch.int64), new(kept.numel(), dtype=torch.bool)
     most = c_int64()
     run(
         "quota_cut",

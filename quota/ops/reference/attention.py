@@ -86,7 +86,7 @@ def attention(
     """
     batch, heads, queries, width = query.shape
     groups, length = key.shape[1], key.shape[2]
-    sums = torch.zeros(batch, rows.shape[1], length, device=key.device)
+    sums = torch.zeros(batch, rows.shape[1], length, dtype=torch.float32, device=key.device)
     if not query.numel() or not length:
         return torch.zeros_like(query), sums
     grouped = query.reshape(batch, groups, heads // groups, queries, width)
@@ -129,7 +129,7 @@ def attention_naive(
     if causal:
         earlier = earlier.tril(length - queries)
     allowed = visible if visible.ndim == 3 else earlier & visible[:, None]
-    sums = torch.zeros(query.shape[0], rows.shape[1], length, device=key.device)
+    sums = torch.zeros(query.shape[0], rows.shape[1], length, dtype=torch.float32, device=key.device)
     outputs = []
     for head in range(heads):
         logits = query[:, head].float() @ key[:, head // shared].float().transpose(1, 2) * scaling

@@ -30,7 +30,7 @@ def activation_error(x: Tensor, inputs: InputSpec) -> Tensor:
     H turns vectors without stretching them, so this is the error in the basis of x too.
     """
     if inputs.bits == 16:
-        return torch.zeros(len(x), device=x.device)
+        return torch.zeros(len(x), dtype=torch.float32, device=x.device)
     rotated = block_hadamard(x.float(), inputs.hadamard)
     seen = dequantize_activation(*quantize_activation(rotated, inputs.bits, inputs.group))
     return torch.linalg.vector_norm(seen.sub_(rotated), dim=-1)
@@ -45,7 +45,7 @@ def information(hidden: Tensor, valid: Tensor, counts: Tensor, noise: float) -> 
     """
     batch, tokens = valid.shape
     products, left, chosen, spread = opening(hidden, valid, counts, noise)
-    score, free = torch.zeros(valid.shape, device=valid.device), valid
+    score, free = torch.zeros(valid.shape, dtype=torch.float32, device=valid.device), valid
     factor = left.new_zeros(batch, int(chosen.max()) if batch else 0, tokens)
     rows, place = torch.arange(batch, device=valid.device), torch.arange(tokens, device=valid.device)
     for step in range(factor.shape[1]):
@@ -73,7 +73,7 @@ def opening(hidden: Tensor, valid: Tensor, counts: Tensor, noise: float) -> tupl
 
 def information_naive(hidden: Tensor, valid: Tensor, counts: Tensor, noise: float) -> Tensor:
     """`information` by its definition, a token's variance behind each choice solved anew, in float64."""
-    score = torch.zeros(valid.shape)
+    score = torch.zeros(valid.shape, dtype=torch.float32)
     for row, (own, there, count) in enumerate(zip(hidden.double(), valid, counts.tolist(), strict=True)):
         places = there.nonzero().flatten().tolist()
         products = own[places] @ own[places].T

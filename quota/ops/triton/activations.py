@@ -55,13 +55,13 @@ def quantize(x: Tensor, inputs: InputSpec, planes: int = 1) -> Activations:
 def arrange(values: Tensor, planes: int) -> Activations:
     """The same for values int8 [M, K] that are quantised already, with scales of 1."""
     apart = values.unflatten(1, (-1, planes)).permute(2, 0, 1).contiguous()
-    return Activations(apart, torch.ones(len(values), device=values.device))
+    return Activations(apart, torch.ones(len(values), dtype=torch.float32, device=values.device))
 
 
 def activation_error(x: Tensor, inputs: InputSpec) -> Tensor:
     """||Q(x H) - x H||_2 of each row of x [M, K] -> [M] float32, NaN for a row with NaN or infinity."""
     if inputs.bits == 16:
-        return torch.zeros(len(x), device=x.device)
+        return torch.zeros(len(x), dtype=torch.float32, device=x.device)
     if inputs.hadamard > LARGEST_ROTATION:
         x, inputs = block_hadamard(x.float(), inputs.hadamard), replace(inputs, hadamard=0)
     error = torch.empty(len(x), dtype=torch.float32, device=x.device)

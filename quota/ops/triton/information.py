@@ -28,8 +28,8 @@ def information(hidden: Tensor, valid: Tensor, counts: Tensor, noise: float) -> 
     batch, tokens = valid.shape
     products, left, chosen, spread = reference.opening(hidden, valid, counts, noise)
     room = int(chosen.max()) if batch else 0
-    factor = torch.empty(batch, room, tokens, device=hidden.device)
-    score = torch.empty(batch, tokens, device=hidden.device)
+    factor = torch.empty(batch, room, tokens, dtype=torch.float32, device=hidden.device)
+    score = torch.empty(batch, tokens, dtype=torch.float32, device=hidden.device)
     launch(
         _choose,
         (batch,),

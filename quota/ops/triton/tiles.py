@@ -24,7 +24,9 @@ def rotation(block: int, device: torch.device) -> Tensor:
     """The matrix that `rotate` takes: blocks of Hadamard matrices along the diagonal, float32, at least [16, 16]."""
     with torch.inference_mode(False):
         block = max(block, 1)
-        return torch.kron(torch.eye(max(1, DOT // block), device=device), hadamard_matrix(block, device)).contiguous()
+        return torch.kron(
+            torch.eye(max(1, DOT // block), dtype=torch.float32, device=device), hadamard_matrix(block, device)
+        ).contiguous()
 
 
 @triton.jit

@@ -51,12 +51,13 @@ def greedy_determinant(kernel: Tensor, valid: Tensor, budget: Tensor | None) -> 
     batch, tokens = valid.shape
     rows = torch.arange(batch, device=valid.device)
     steps = int((valid.sum(dim=1) if budget is None else budget).max())
-    factor = torch.zeros(batch, tokens, steps, device=valid.device)
+    factor = torch.zeros(batch, tokens, steps, dtype=torch.float32, device=valid.device)
     gain = kernel.diagonal(dim1=1, dim2=2) + _RIDGE
-    score, free = torch.zeros(valid.shape, device=valid.device), valid.clone()
+    score, free = torch.zeros(valid.shape, dtype=torch.float32, device=valid.device), valid.clone()
     for step in range(steps):
         best = gain.masked_fill(~free, -torch.inf).argmax(dim=1)
-        score[rows, best] = float(tokens - step)
+        # A row of fewer tokens than another's budget has none left.
+        score[rows, best] = torch.where(free[rows, best], float(tokens - step), score[rows, best])
         free[rows, best] = False
         along = (factor * factor[rows, best][:, None]).sum(dim=-1)
         column = (kernel[rows, best] - along) / gain[rows, best].clamp(min=_RIDGE).sqrt()[:, None]

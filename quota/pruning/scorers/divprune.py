@@ -36,14 +36,15 @@ def distances(hidden: Tensor) -> Tensor:
 def farthest_first(distance: Tensor, valid: Tensor, budget: Tensor | None) -> Tensor:
     """The greedy order over `distance` [B, V, V]; steps beyond the largest `budget` [B] are not taken (score 0)."""
     rows, tokens = torch.arange(len(valid), device=valid.device), valid.shape[1]
-    score = torch.zeros(valid.shape, device=valid.device)
+    score = torch.zeros(valid.shape, dtype=torch.float32, device=valid.device)
     steps = int((valid.sum(dim=1) if budget is None else budget).max())
     own = torch.eye(tokens, dtype=torch.bool, device=valid.device)
     nearest = distance.masked_fill(~valid[:, None] | own, torch.inf).amin(dim=2)
     free = valid.clone()
     for step in range(steps):
         best = nearest.masked_fill(~free, -torch.inf).argmax(dim=1)
-        score[rows, best] = float(tokens - step)
+        # A row of fewer tokens than another's budget has none left.
+        score[rows, best] = torch.where(free[rows, best], float(tokens - step), score[rows, best])
         free[rows, best] = False
         chosen = distance[rows, best]
         nearest = chosen if step == 0 else nearest.minimum(chosen)

@@ -18,7 +18,7 @@ WEIGHTS: Mapping[str, float] = {}
 
 def score(signals: Signals, weights: Mapping[str, float], percentiles: tuple[float, float] = (1.0, 99.0)) -> Tensor:
     """Signals of B rows with V visual tokens -> score [B, V] in [0, 1), high means keep."""
-    scores = torch.zeros(signals.valid.shape)
+    scores = torch.zeros(signals.valid.shape, dtype=torch.float32)
     for row, valid in zip(scores, signals.valid.cpu(), strict=True):
         count = int(valid.sum())
         row[valid] = torch.rand(count, generator=torch.Generator().manual_seed(count))

@@ -32,7 +32,7 @@ def score(signals: Signals, weights: Mapping[str, float], percentiles: tuple[flo
         raise QuotaError("VisionZip needs the vision tower's attention and the number of tokens to keep")
     dominant = (signals.budget * DOMINANT).round().long()
     first = top_k(signals.tower, dominant, signals.valid)
-    scores = torch.zeros(signals.valid.shape, device=signals.hidden.device)
+    scores = torch.zeros(signals.valid.shape, dtype=torch.float32, device=signals.hidden.device)
     row, column = (first >= 0).nonzero(as_tuple=True)
     scores[row, first[row, column]] = 2
     rest = signals.valid & (scores == 0)

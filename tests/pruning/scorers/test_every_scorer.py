@@ -85,6 +85,15 @@ class TestEveryScorer:
         alone = Signals(**{key: value[1:] for key, value in everything(both).items()})
         assert order(name, alone) == order(name, both)[1:]
 
+    def test_a_larger_budget_beside_it_changes_no_choice(self, name: str) -> None:
+        """Of an image with fewer tokens than another is to keep."""
+        both = signals()
+        few = torch.arange(TOKENS) < 12
+        valid = torch.stack([few, torch.ones(TOKENS, dtype=torch.bool)])
+        known = everything(both) | {"valid": valid, "budget": torch.tensor([9, 40])}
+        alone = Signals(**{key: value[:1] for key, value in known.items()})
+        assert order(name, Signals(**known))[0][:9] == order(name, alone)[0][:9]
+
     def test_a_signal_that_it_names_must_be_measured(self, name: str) -> None:
         for signal in set(scorer(name).SIGNALS) - DOES_WITHOUT.get(name, set()):
             with pytest.raises(QuotaError):
