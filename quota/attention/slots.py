@@ -107,10 +107,10 @@ class SlotLayer(CacheLayerMixin):
             if len(samples) == 1:
                 self._memory[name] = stored.index_select(2, samples[0])
             else:
-                self._memory[name] = taken = stored.new_empty(*stored.shape[:2], slots.shape[1], *stored.shape[3:])
-                # Not `cat`, which autocast refuses halves of.
-                for own, row, into in zip(stored.split(1), samples, taken.split(1), strict=True):
-                    torch.index_select(own, 2, row, out=into)
+                rows = zip(stored.split(1), samples, strict=True)
+                # Autocast would refuse halves.
+                with torch.autocast(stored.device.type, enabled=False):
+                    self._memory[name] = torch.cat([own.index_select(2, row) for own, row in rows])
         positions = self.positions.gather(1, slots)
         self._memory["positions"] = positions if filled is None else positions.masked_fill(~filled, -1)
         self._show(slots.shape[1])

@@ -131,7 +131,8 @@ def compress(
         return
     inspection = inspect_path(place)
     console.print(inspection_table(inspection, str(out)))
-    notes.print(f"compressed in {result.seconds:.0f} s; operators: {result.operators}; try: quota eval {out}")
+    notes.print(f"compressed in {result.seconds:.0f} s; operators: {result.operators}")
+    notes.print(f"try: quota eval {out} --suite FOLDER")
     if ranks.size > 1:
         notes.print(f"{ranks.size} ranks; each gave {ranks.sent / 1e6:.1f} MB into sums")
     made = {"seconds": result.seconds, "backends": result.operators.backends()}
@@ -202,7 +203,7 @@ def rebudget(
     seconds = time.perf_counter() - began
     inspection = inspect_path(place)
     console.print(inspection_table(inspection, str(out)))
-    notes.print(f"a new recipe in {seconds:.1f} s; try: quota eval {out}")
+    notes.print(f"a new recipe in {seconds:.1f} s; try: quota eval {out} --suite FOLDER")
     write_json(json_file, inspection.figures() | {"seconds": seconds})
 
 

@@ -67,7 +67,7 @@ def put(*path: str, value: Any) -> Callable[[dict[str, Any]], None]:
         pytest.param(put("errors", value={"0": {"17": 1.0}}), "of 16 tokens", id="more than all tokens"),
         pytest.param(put("tried", value=[{"layers": [2, 1], "counts": [8, 5], "error": 1}]), "ascending", id="order"),
         pytest.param(put("tried", value=[{"layers": [1], "counts": [8, 5], "error": 1}]), "one each", id="no pairs"),
-        pytest.param(put("prompt", "pictures", value=[[100_000, 100_000]]), "89,478,485 pixels", id="giant picture"),
+        pytest.param(put("prompt", "pictures", value=[[100_000, 100_000]]), "357,913,940 pixels", id="giant picture"),
         pytest.param(put("prompt", "characters", value=10**9), "at most 100,000", id="giant question"),
         pytest.param(put("cache", "token", value=0.0), "bytes above 0 a token", id="tokens for nothing"),
         pytest.param(put("clock", "layer", value=0.0), "times above 0", id="layers in no time"),

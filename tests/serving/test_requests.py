@@ -90,8 +90,9 @@ def test_a_picture_too_large_is_refused_before_it_is_decoded(monkeypatch: pytest
 def test_the_model_sees_the_pixels_that_quota_run_would_show_it(form: str, tmp_path: Any) -> None:
     given = turned()
     file = tmp_path / "picture"
-    given.save(file, form)
-    body = ask(picture(url(given, form, exif=given.getexif()) if form == "JPEG" else url(given, form)))
+    options = {"exif": given.getexif()} if form == "JPEG" else {}
+    given.save(file, form, **options)
+    body = ask(picture(url(given, form, **options)))
     inner = json.loads(inner_request(read_chat(body, SERVED), SERVED))
     shown = load_image(inner["messages"][0]["content"][0]["image_url"]["url"])
     [expected] = Sample(file, "").pictures()

@@ -214,7 +214,7 @@ def test_an_unknown_table() -> None:
 
 
 def test_a_foreign_model_needs_calibration_questions() -> None:
-    with pytest.raises(QuotaError, match="--calibration is needed"):
+    with pytest.raises(QuotaError, match="give --calibration FILE"):
         Study(model="owner/name").calibration_samples(4, 0)
 
 

@@ -162,7 +162,7 @@ def test_a_write_that_fails_leaves_nothing(quota_folder: Path, tmp_path: Path) -
         pytest.param(["nothing"], "not written by quota", id="not there"),
         pytest.param(["{small}", "-o", "{suite}"], "is a folder", id="a folder as output"),
         pytest.param(["{small}", "-o", "0.png/report.html"], "is no folder to write to", id="a file as folder"),
-        pytest.param(["{small}", "--suite", "nothing"], "nothing does not exist", id="no such suite"),
+        pytest.param(["{small}", "--suite", "nothing"], "there is no suite nothing", id="no such suite"),
         pytest.param(["{small}", "--suite", "{suite}", "--baseline", "none"], "no model folder none", id="no baseline"),
         pytest.param(["{small}", "--suite", "bare.jsonl"], "has no answer", id="questions without answers"),
     ],
