@@ -2,7 +2,7 @@
 
 The default is the regime of METHOD.md section 1, "W4A4KV4" in the vision tower, the projector and the
 language model: symmetric 4-bit weights in groups of 64 input channels, asymmetric 4-bit activations in
-groups of 64 channels measured anew for every token, a 4-bit KV cache, and a Hadamard rotation of blocks of
+groups of 32 channels measured anew for every token, a 4-bit KV cache, and a Hadamard rotation of blocks of
 64 channels in front of every quantised linear layer. Groups are inside one scale a row and a token (METHOD section 8);
 with 8 bits there is that scale alone. Embedding and lm_head have 8 bits. 16 bits mean "left in floating point"; with
 16-bit weights and activations linear layers stay as they are, and the cache alone is quantised. `transforms` says what
@@ -68,7 +68,8 @@ class QuantizationScheme(BaseModel):
     weight_bits: Literal[4, 8, 16] = 4
     weight_group: GroupSize = 64
     activation_bits: Annotated[Literal[4, 8, 16], Field(validate_default=True)] = 4
-    activation_group: GroupSize = 64
+    activation_group: GroupSize = 32
+    """Small groups are free: steps are whole numbers inside a token's scale, which no product sees."""
     kv_bits: Literal[2, 3, 4, 8, 16] = 4
     hadamard: Annotated[int, AfterValidator(_block_size)] = 64
     weight_rounding: Literal["corrected", "gptq", "rtn"] = "corrected"

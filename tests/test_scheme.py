@@ -17,7 +17,7 @@ def test_the_default_is_w4a4kv4_everywhere() -> None:
     scheme = QuantizationScheme()
     assert scheme.name == "W4A4KV4"
     assert scheme.modules == ("tower", "projector", "decoder")
-    assert (scheme.weight_group, scheme.activation_group, scheme.hadamard) == (64, 64, 64)
+    assert (scheme.weight_group, scheme.activation_group, scheme.hadamard) == (64, 32, 64)
 
 
 def test_a_scheme_is_frozen_and_hashable() -> None:
@@ -54,7 +54,7 @@ def test_two_schemes_are_equal_only_if_every_field_is() -> None:
         "weight_bits": 8,
         "weight_group": 32,
         "activation_bits": 8,
-        "activation_group": 32,
+        "activation_group": 16,
         "kv_bits": 8,
         "head_bits": 4,
         "embedding_bits": 16,

@@ -23,21 +23,26 @@ class Setting:
     modules: tuple[Part, ...] = PARTS
     weight_bits: Bits = 4
     activation_bits: Bits = 4
+    activation_group: int | None = None
     kv_bits: KVBits = 4
     samples: int = 128
     head_bits: Bits | None = None
     embedding_bits: Literal[8, 16] | None = None
-    """None, of both: what the scheme makes of the other bits."""
+    """None, of these and of the group: what the scheme has by itself."""
 
     def scheme(self) -> QuantizationScheme:
-        ends = {"head_bits": self.head_bits, "embedding_bits": self.embedding_bits}
+        given = {
+            "activation_group": self.activation_group,
+            "head_bits": self.head_bits,
+            "embedding_bits": self.embedding_bits,
+        }
         return method_scheme(
             self.method,
             modules=self.modules,
             weight_bits=self.weight_bits,
             activation_bits=self.activation_bits,
             kv_bits=self.kv_bits,
-            **{end: bits for end, bits in ends.items() if bits is not None},
+            **{field: value for field, value in given.items() if value is not None},
         )
 
     def figures(self) -> dict[str, Any]:
@@ -62,6 +67,7 @@ TABLES: dict[str, dict[str, Setting | None]] = {
         "W4A8KV4": Setting(activation_bits=8),
         "W8A8KV4": Setting(weight_bits=8, activation_bits=8),
     },
+    "groups": {f"activations in groups of {group}": Setting(activation_group=group) for group in (64, 32, 16)},
     "head": {
         # The rest in 16 bits, so that the ends alone are seen; they are rounded to nearest, so samples do not count.
         f"lm_head {head}, embedding {embedding}": Setting(

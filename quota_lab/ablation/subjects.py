@@ -65,7 +65,7 @@ class Reference:
 
     questions: int = 100
     name: str = REFERENCE
-    tables: tuple[str, ...] = ("modules", "methods", "schemes", "head", "kv-bits", "calibration")
+    tables: tuple[str, ...] = ("modules", "methods", "schemes", "groups", "head", "kv-bits", "calibration")
 
     def measure(self, setting: Setting | None, seed: int) -> dict[str, Any]:
         model, processor, _ = load_model(REFERENCE)
@@ -107,7 +107,7 @@ class SmolLM2:
     calibration: Path
     windows: int = 16
     name: str = "smollm2"
-    tables: tuple[str, ...] = ("methods", "schemes", "head", "kv-bits", "calibration")
+    tables: tuple[str, ...] = ("methods", "schemes", "groups", "head", "kv-bits", "calibration")
 
     def measure(self, setting: Setting | None, seed: int) -> list[float]:
         llm.refuse_same(self.prose, self.calibration)

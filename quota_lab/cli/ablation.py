@@ -14,7 +14,7 @@ from quota.errors import QuotaError
 @app.command()
 def ablate(
     table: Annotated[
-        str, typer.Argument(metavar="TABLE", help="modules, methods, schemes, head, kv-bits, calibration.")
+        str, typer.Argument(metavar="TABLE", help="modules, methods, schemes, groups, head, kv-bits, calibration.")
     ],
     on: Annotated[str, typer.Option(metavar="SUBJECT", help="`reference` or `smollm2`.")] = "reference",
     seeds: Annotated[int, typer.Option(help="Repetitions, with other questions and other calibration data.")] = 3,
