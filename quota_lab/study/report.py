@@ -1,7 +1,7 @@
 """A table as JSON (all of it), Markdown (what a reader wants) and a picture (quota_lab/study/picture.py).
 
-The first two name the code that was measured: the version of quota, and the digest of the code that the ledger of sealed
-questions and the keys of outcomes hold, cut to twelve digits. An installed package knows no commit.
+The first two name the code that was measured: the version of quota, and twelve digits of the digest that the ledger of
+sealed questions and the keys of outcomes hold. An installed package knows no commit.
 """
 
 from __future__ import annotations
