@@ -1,10 +1,10 @@
 """What is quantised, and how: one frozen object that calibration, checkpoints and recipes share.
 
-The default is the regime of METHOD.md section 1, "W4A4KV4" in the vision tower, the projector and the
+The default is the regime of docs/method.md, "W4A4KV4" in the vision tower, the projector and the
 language model: symmetric 4-bit weights in groups of 64 input channels, asymmetric 4-bit activations in
 groups of 32 channels measured anew for every token, a 4-bit KV cache, and a Hadamard rotation of blocks of
-64 channels in front of every quantised linear layer. Groups are inside one scale a row and a token (METHOD section 8);
-with 8 bits there is that scale alone. Embedding and lm_head have 8 bits. 16 bits mean "left in floating point"; with
+64 channels in front of every quantised linear layer. Groups are inside one scale a row and a token; with 8 bits
+there is that scale alone. Embedding and lm_head have 8 bits. 16 bits mean "left in floating point"; with
 16-bit weights and activations linear layers stay as they are, and the cache alone is quantised. `transforms` says what
 else is done to what is quantised:
 

@@ -51,6 +51,14 @@ def test_one_version_everywhere() -> None:
     assert newest and newest[1] == __version__ == read("CITATION.cff")["version"]
 
 
+def test_every_path_of_the_notice_is_there() -> None:
+    named = re.findall(r"(?:[\w-]+/)+[\w.-]*\w", (ROOT / "NOTICE").read_text())
+    assert len(named) == 6 and not [path for path in named if not (ROOT / path).exists()]
+    assert {path for path in named if path.startswith("licenses/")} == {
+        file.relative_to(ROOT).as_posix() for file in (ROOT / "licenses").iterdir()
+    }
+
+
 def test_the_citation_names_authors_and_the_paper() -> None:
     citation = read("CITATION.cff")
     assert {"cff-version", "message", "title", "authors"} <= set(citation)

@@ -56,8 +56,8 @@ ROOMS: dict[str, set[str]] = {
     },
     "__init__": {"errors", "version", "scheme", "samples", "pruning", "checkpoint", "allocation", "compress"},
     "cli": {
-        *("errors", "version", "files", "ranks", "scheme", "samples", "prompts", "ops", "checkpoint", "evaluation"),
-        *("pruning", "compress", "compress_folder", "report", "serving"),
+        *("errors", "version", "files", "ranks", "scheme", "samples", "prompts", "ops", "pruning", "checkpoint"),
+        *("evaluation", "compress", "compress_folder", "report", "serving"),
     },
     "__main__": {"cli"},
 }

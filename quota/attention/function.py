@@ -1,7 +1,7 @@
 """quota's own attention function: it measures what each token receives, and it reads the packed cache.
 
     inter_i = 1/H sum_h sum_{j in text}   A_h[j, i]
-    intra_i = 1/H sum_h sum_{k in visual} A_h[k, i]           (METHOD section 4, equations 6-9)
+    intra_i = 1/H sum_h sum_{k in visual} A_h[k, i]           (docs/method.md, equations 6-9)
     last_i  = 1/H sum_h A_h[last text token, i]
 
 The function is registered with transformers' `AttentionInterface` and switched on for as long as it is needed, by the

@@ -29,7 +29,9 @@ class Described:
 
 
 def described(folder: Path) -> Described:
-    """Read them. QuotaError for a folder that quota has not written, and for measurements of another model."""
+    """Read them. QuotaError for a folder that is not there or not of quota, and for measurements of another model."""
+    if not folder.exists():
+        raise QuotaError(f"{folder} does not exist; give a checkpoint that `quota compress` wrote")
     if not is_checkpoint(folder):
         raise QuotaError(f"{folder} was not written by quota; make a checkpoint with `quota compress`")
     with in_one_line(str(folder)):

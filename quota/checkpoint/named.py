@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any, Protocol
@@ -30,6 +30,8 @@ SHIPPED = "quota.shipped"
 """Entry points: a name -> its module."""
 _FILES = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
 _LARGEST_VOCABULARY = 1 << 24
+_FETCHING = ("huggingface_hub", "httpx", "httpcore")
+"""Modules whose errors say that something could not be fetched."""
 
 
 class Shipped(Protocol):
@@ -192,7 +194,22 @@ def in_one_line(name: str) -> Iterator[None]:
         raise QuotaError(f"cannot load {name}: {_first_line(error).split('. ')[0]}; install it") from error
     except Exception as error:
         # transformers and what it calls raise whatever a file with a wrong type or value leads to.
-        raise QuotaError(f"cannot load {name}: {_first_line(error)}; copy it again, or save it anew") from error
+        advice = "check the name and the network" if _not_fetched(name, error) else "copy it again, or save it anew"
+        raise QuotaError(f"cannot load {name}: {_first_line(error)}; {advice}") from error
+
+
+def _not_fetched(name: str, error: BaseException) -> bool:
+    """Whether `name` is a hub id, and the error, or what led to it, is the hub's or the network's."""
+    with suppress(QuotaError):
+        if find_folder(name) is not None:
+            return False
+        cause: BaseException | None = error
+        while cause is not None:
+            # The hub's library changes its own for the network from one version to the next.
+            if isinstance(cause, ConnectionError | TimeoutError) or type(cause).__module__.startswith(_FETCHING):
+                return True
+            cause = cause.__cause__ or cause.__context__
+    return False
 
 
 def _first_line(error: BaseException) -> str:

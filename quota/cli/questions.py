@@ -35,7 +35,7 @@ def run(
     backend: Backend = None,
     device: Device = None,
 ) -> None:
-    """Answer one question about a picture, several pictures, or a video.
+    """Answer one question about a picture, several pictures, or a video. Answers have up to 256 tokens.
 
     ```text
     quota run small/ --image street.jpg "How many cars are there?"

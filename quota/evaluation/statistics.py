@@ -2,8 +2,12 @@
 
 The average of a suite is the mean of its tasks' accuracies, every task weighing the same. So questions are
 resampled (with replacement) within their task, the statistic is recomputed, and the interval is the 2.5th and
-97.5th percentile. Retention is METHOD's: the mean over tasks of score / full-precision score. Two variants that
-answered the same questions are resampled together, which takes the luck of the questions out of their ratio.
+97.5th percentile. Retention against a baseline is (docs/method.md)
+
+    retention = mean over tasks of score / full-precision score
+
+Two variants that answered the same questions are resampled together, which takes the luck of the questions out of their
+ratio.
 """
 
 from __future__ import annotations

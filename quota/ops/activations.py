@@ -1,4 +1,4 @@
-"""The quantiser of activations: whole numbers inside one scale for every token (METHOD section 8).
+"""The quantiser of activations: whole numbers inside one scale for every token (docs/method.md).
 
     s   = max_k |x_k| / 122          t_k = x_k / s
     g_j = max(1, round((max t - min t) / 15))                  over the channels of group j

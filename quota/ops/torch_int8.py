@@ -18,9 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from quota.ops.activations import quantize_activation
-from quota.ops.hadamard import block_hadamard
-from quota.ops.interface import InputSpec, LinearSpec, LinearWeight
+from quota.ops.interface import LinearSpec, LinearWeight
 from quota.ops.packing import unpack_int32
 from quota.ops.reference.backend import LARGEST_COLUMNS, finish, shared_inputs
 from quota.ops.reference.plain import PlainTorch
@@ -44,10 +42,6 @@ class TorchBackend(PlainTorch):
         if not _products_are_exact():
             return "int8 products overflow on this processor, which lacks VNNI instructions"
         return None
-
-    def quantize(self, x: Tensor, inputs: InputSpec) -> tuple[Tensor, Tensor]:
-        """v int8 [M, K] and s float32 [M] of x [M, K]; QuotaError for NaN or infinity."""
-        return quantize_activation(block_hadamard(x.float(), inputs.hadamard), inputs.bits, inputs.group)
 
     def sums(self, values: Tensor, weight: LinearWeight) -> Tensor:
         """S of v int8 [M, K]: int32 [M, N]."""

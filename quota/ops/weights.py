@@ -1,4 +1,4 @@
-"""The quantiser of weights: whole steps inside one scale for every output row (METHOD section 8).
+"""The quantiser of weights: whole steps inside one scale for every output row (docs/method.md).
 
     w_nk ~ s_n g_nj q_nk       q in -8 .. 7, step g in 1 .. 16 a whole number for each group j of input channels
 

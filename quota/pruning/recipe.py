@@ -1,7 +1,7 @@
 """The recipe: a small versioned file that says which visual tokens go, where, and what that was measured on.
 
 It is written once, by calibration, and executed as it stands at every inference: candidate layers, keep
-ratios, score weights and normaliser (METHOD equations 1-9), the scheme it was calibrated under, and
+ratios, score weights and normaliser (docs/method.md, equations 1-9), the scheme it was calibrated under, and
 fingerprints of the model and of the calibration set. It stores ratios and not counts, as images differ in
 size: equation (5) turns them into counts for each image.
 

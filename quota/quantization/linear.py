@@ -1,6 +1,6 @@
 """The quantised linear layer: rotate, quantise activations on the fly, multiply integers, scale, add bias.
 
-    y_tn = s_t s_n sum_k v_tk w_nk + b_n       v of x H, w of W H      (METHOD section 8)
+    y_tn = s_t s_n sum_k v_tk w_nk + b_n       v of x H, w of W H      (docs/method.md)
 
 H is the block Hadamard rotation, an identity in exact arithmetic, as it stands on both sides. All of it is one
 operator of `quota.ops`, whose backends read the weights as they are stored. Tensors have the names and the layout

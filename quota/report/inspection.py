@@ -88,6 +88,8 @@ def inspect_path(path: Path) -> Inspection:
 
     Raises QuotaError for anything else.
     """
+    if not path.exists():
+        raise QuotaError(f"{path} does not exist; give a checkpoint or a recipe that `quota compress` wrote")
     if not path.is_dir():
         recipe = PruningRecipe.load(path)
         return Inspection(recipe, recipe.scheme)

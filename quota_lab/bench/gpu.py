@@ -28,10 +28,10 @@ from torch.nn import functional
 
 from quota.errors import QuotaError
 from quota.files import write_atomically
-from quota.ops.interface import LinearWeight, PackedTensor
+from quota.ops.interface import LinearWeight
 from quota.ops.reference import ReferenceBackend
 from quota.ops.triton import TritonBackend
-from quota_lab.bench.operators import random_weight
+from quota_lab.bench.operators import copy_cache, dense_linear, packed_attention, packed_linear, random_weight
 from quota_lab.bench.report import Report, Row
 
 # Layer -> (N, K), output and input channels.
@@ -104,7 +104,7 @@ def linear_row(backend: Any, layer: str, weight: LinearWeight, m: int, seconds: 
     copies = count(weight.packed.nbytes)
     denses = [dense.clone() for _ in range(count(dense.nbytes))]
     packeds = [replace(weight, packed=weight.packed.clone(), prepared={}) for _ in range(copies)]
-    calls = partial(_dense, x, denses), partial(_packed, backend, x, packeds)
+    calls = partial(dense_linear, x, denses), partial(packed_linear, backend, x, packeds)
     baseline, value = seconds(calls, copies)
     return Row("linear", f"{layer} M={m} N={n} K={k}", backend.name, value, "torch bf16", baseline)
 
@@ -116,8 +116,8 @@ def decode_row(backend: Any, model: str, heads: int, groups: int, width: int, to
     stored = backend.quantize_kv(keys, 4, 64), backend.quantize_kv(values, 4, 0)
     copies = count(2 * stored[0].packed.nbytes)
     denses = [(keys.clone(), values.clone()) for _ in range(count(2 * keys.nbytes))]
-    packeds = [tuple(map(_copy, stored)) for _ in range(copies)]
-    calls = partial(_dense_attention, query, denses), partial(_packed_attention, backend, query, packeds)
+    packeds = [tuple(map(copy_cache, stored)) for _ in range(copies)]
+    calls = partial(_dense_attention, query, denses), partial(packed_attention, backend, query, packeds)
     baseline, value = seconds(calls, copies)
     shape = f"{model} H={heads} G={groups} D={width} T={tokens}"
     return Row("decode_attention", shape, backend.name, value, "torch bf16 SDPA", baseline)
@@ -168,28 +168,9 @@ def table(report: Report) -> str:
     return "\n".join(lines)
 
 
-def _dense(x: Tensor, weights: list[Tensor], turn: int) -> Tensor:
-    return functional.linear(x, weights[turn % len(weights)])
-
-
-def _packed(backend: Any, x: Tensor, weights: list[LinearWeight], turn: int) -> Tensor:
-    [y] = backend.linear(x, [weights[turn % len(weights)]])
-    return y
-
-
 def _dense_attention(query: Tensor, cache: list[tuple[Tensor, Tensor]], turn: int) -> Tensor:
     keys, values = cache[turn % len(cache)]
     return functional.scaled_dot_product_attention(query, keys, values, enable_gqa=True)
-
-
-def _packed_attention(backend: Any, query: Tensor, cache: list[tuple[PackedTensor, ...]], turn: int) -> Tensor:
-    keys, values = cache[turn % len(cache)]
-    return backend.decode_attention(query, keys, values, None, query.shape[-1] ** -0.5)
-
-
-def _copy(stored: PackedTensor) -> PackedTensor:
-    tensors = stored.packed.clone(), stored.scale.clone(), stored.zero.clone()
-    return PackedTensor(*tensors, stored.bits, stored.width, stored.hadamard)
 
 
 if __name__ == "__main__":

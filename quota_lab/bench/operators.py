@@ -82,10 +82,10 @@ def linear_rows(backends: Sequence[Backend], m: int, n: int, k: int, turns: int,
     weight = random_weight(n, k)
     dense = torch.randn(n, k).to(torch.bfloat16)
     copies = _copies(cache, dense.nbytes)
-    calls: list[Callable[[int], Tensor]] = [partial(_dense, x, [dense.clone() for _ in range(copies)])]
+    calls: list[Callable[[int], Tensor]] = [partial(dense_linear, x, [dense.clone() for _ in range(copies)])]
     for backend in backends:
         copies = _copies(cache, weight.packed.nbytes)
-        calls.append(partial(_quantized, backend, x, [_copy(weight) for _ in range(copies)]))
+        calls.append(partial(packed_linear, backend, x, [_copy(weight) for _ in range(copies)]))
     # A long first round, in which backends prepare their copies and page faults are over.
     baseline, *values = interleaved(calls, turns, warm_up=copies)
     shape = f"M={m} N={n} K={k} cold"
@@ -109,7 +109,7 @@ def attention_rows(
         block = _SCHEME.hadamard_for(width)
         stored = backend.quantize_kv(keys, 4, block), backend.quantize_kv(values, 4, 0)
         copies = _copies(cache, 2 * stored[0].packed.nbytes)
-        calls.append(partial(_packed, backend, query, [tuple(map(_copy_packed, stored)) for _ in range(copies)]))
+        calls.append(partial(packed_attention, backend, query, [tuple(map(copy_cache, stored)) for _ in range(copies)]))
     baseline, *seconds = interleaved(calls, turns, warm_up=copies)
     shape = f"H={heads} G={groups} D={width} T={tokens} cold"
     return [
@@ -142,16 +142,19 @@ def _copy(weight: LinearWeight) -> LinearWeight:
     return LinearWeight(weight.spec, weight.packed.clone(), weight.step.clone(), weight.scale.clone(), weight.bias)
 
 
-def _copy_packed(stored: PackedTensor) -> PackedTensor:
+def copy_cache(stored: PackedTensor) -> PackedTensor:
+    """The same keys or values in memory of their own."""
     tensors = stored.packed.clone(), stored.scale.clone(), stored.zero.clone()
     return PackedTensor(*tensors, stored.bits, stored.width, stored.hadamard)
 
 
-def _dense(x: Tensor, weights: list[Tensor], turn: int) -> Tensor:
+def dense_linear(x: Tensor, weights: list[Tensor], turn: int) -> Tensor:
+    """x [M, K] -> [M, N] by torch, with the copy [N, K] whose turn it is."""
     return functional.linear(x, weights[turn % len(weights)])
 
 
-def _quantized(backend: Backend, x: Tensor, weights: list[LinearWeight], turn: int) -> Tensor:
+def packed_linear(backend: Backend, x: Tensor, weights: list[LinearWeight], turn: int) -> Tensor:
+    """The same by a backend."""
     [y] = backend.linear(x, [weights[turn % len(weights)]])
     return y
 
@@ -163,6 +166,7 @@ def _sdpa(query: Tensor, cache: list[tuple[Tensor, Tensor]], turn: int) -> Tenso
     return functional.scaled_dot_product_attention(grouped, keys, values).view_as(query)
 
 
-def _packed(backend: Backend, query: Tensor, cache: list[tuple[PackedTensor, ...]], turn: int) -> Tensor:
+def packed_attention(backend: Backend, query: Tensor, cache: list[tuple[PackedTensor, ...]], turn: int) -> Tensor:
+    """One query a head [1, H, 1, D] over the packed keys and values whose turn it is -> as query."""
     keys, values = cache[turn % len(cache)]
     return backend.decode_attention(query, keys, values, None, query.shape[-1] ** -0.5)

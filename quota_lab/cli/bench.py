@@ -198,8 +198,10 @@ def serve(
 
 @bench.command()
 def vllm(
-    folder: Annotated[Path, typer.Argument(help="What `quota compress` has written.")],
-    suite: Annotated[str, typer.Option(help="A folder of questions, or a suite that is shipped.")] = "reference",
+    folder: Annotated[Path, typer.Argument(metavar="OUT", help="A checkpoint that `quota compress` wrote.")],
+    suite: Annotated[
+        str, typer.Option(metavar="FOLDER", help="A folder of questions, or a suite that is shipped.")
+    ] = "reference",
     questions: Annotated[int, typer.Option(min=1, help="Of the suite, evenly.")] = 300,
     json_file: JsonFile = None,
 ) -> None:

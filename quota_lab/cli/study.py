@@ -113,7 +113,7 @@ def curves(
     Tables of one name share a panel.
 
     ```text
-    quota curves reference=docs/study/methods.json testbed=docs/study/testbed/methods.json -o curves.png
+    quota curves reference=docs/study/methods.json -o curves.png
     ```
     """
     from quota.files import write_atomically

@@ -1,4 +1,4 @@
-"""The reference VLM: a LLaVA of 9.3M parameters, stock layout (CLIP tower, MLP projector, Llama decoder)."""
+"""The reference VLM: a LLaVA of 9.5M parameters, stock layout (CLIP tower, MLP projector, Llama decoder)."""
 
 from __future__ import annotations
 

@@ -62,9 +62,6 @@ def _yes(truth: bool) -> str:
     return "yes" if truth else "no"
 
 
-EXISTENCE = ("Is there {} in the picture?", "Is there {}?", "Can you see {}?", "Does the picture show {}?")
-
-
 def _existence(scene: Scene, rng: Random) -> Question | None:
     if rng.random() < 0.5 and scene.things:
         name, truth = rng.choice(scene.things).words, True

@@ -1,6 +1,6 @@
 """From outcomes to figures: retention with its interval, the difference to another row, and the spread over seeds.
 
-    retention    mean over tasks of accuracy / full-precision accuracy (METHOD section 6), averaged over seeds
+    retention    mean over tasks of accuracy / full-precision accuracy (docs/method.md), averaged over seeds
     interval     95%, paired bootstrap: the same resampled questions for a row, the full-precision row, and the row that
                  it is compared with; the seeds' outcomes of a question are averaged before
     spread       lowest and highest retention of a single seed

@@ -1,8 +1,8 @@
-"""Scores from a full-precision forward pass, tokens dropped in the quantised one: what METHOD's regime forbids.
+"""Scores from a full-precision forward pass, tokens dropped in the quantised one.
 
-Before every prompt the full-precision model (with the same recipe, less the risk it does not have) runs once; what it
-keeps is what the quantised model keeps. It costs a second model and a second prefill, and is here to measure what
-scoring under W4A4 loses or gains against it.
+The regime (docs/method.md) forbids it. Before every prompt the full-precision model (with the same recipe, less the
+risk it does not have) runs once; what it keeps is what the quantised model keeps. It costs a second model and a second
+prefill, and is here to measure what scoring under W4A4 loses or gains against it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,8 @@
-"""A table as JSON (all of it), Markdown (what a reader wants) and a picture (quota_lab/study/picture.py)."""
+"""A table as JSON (all of it), Markdown (what a reader wants) and a picture (quota_lab/study/picture.py).
+
+The first two name the code that was measured: the version of quota, and twelve digits of the digest that the ledger of
+sealed questions and the keys of outcomes hold. An installed package knows no commit.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,9 @@ from quota.errors import QuotaError
 from quota.files import read_json, write_atomically
 from quota.report.plot import require_matplotlib
 from quota.report.tables import percent, percent_range
+from quota.version import __version__
+from quota_lab.digest import code_digest
+from quota_lab.study.keys import OUTSIDE
 from quota_lab.study.picture import picture
 from quota_lab.study.run import Row, Study
 from quota_lab.study.tables import Table
@@ -22,6 +29,11 @@ _FACTS = (
     "prefill arithmetic of the visual tokens in the decoder, relative to keeping all of them. Tokens are those of one "
     "image entering each decoder layer, for the first seed."
 )
+
+
+def measured_code() -> dict[str, str]:
+    """Which code makes the figures: quota's version, and the first 12 digits of the digest of what decides them."""
+    return {"quota": __version__, "code": code_digest(OUTSIDE)[:12]}
 
 
 def write_report(folder: Path, name: str, command: str, table: Table, study: Study, rows: Sequence[Row]) -> None:
@@ -43,6 +55,7 @@ def figures(command: str, table: Table, study: Study, rows: Sequence[Row]) -> di
     return {
         "title": table.title,
         "command": command,
+        **measured_code(),
         "study": measured_on,
         "against": table.against,
         "rows": [
@@ -81,11 +94,13 @@ def markdown(name: str, command: str, table: Table, study: Study, rows: Sequence
     questions = "all questions" if study.limit is None else f"{study.limit} questions of each task"
     part = f"{study.questions} half" if study.questions in ("development", "reported") else f"{study.questions} part"
     cuts = [f"- {row.name}: {' '.join(map(str, row.figure.tokens_per_layer[0]))}" for row in rows]
+    code = measured_code()
     return "\n".join(
         [
             f"# {table.title}",
             "",
             f"`{command}`: {study.model}, {questions} of the {part}, {study.seeds} calibration seeds. In percent.",
+            f"Measured by quota {code['quota']}, code {code['code']}.",
             "",
             _line(head),
             *lines,

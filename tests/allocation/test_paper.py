@@ -14,7 +14,7 @@ from quota.allocation.paper import candidate_layers, keep_ratios, normalize_sens
 from quota.errors import QuotaError
 from quota.pruning.schedule import keep_count
 
-# METHOD section 3: these s, keep 30% and V0 = 576 give these counts.
+# By equations (3) to (5) of docs/method.md these s, keep 30% and V0 = 576 give these counts.
 NORMALIZED = [0.9, 0.34, 0.35, 0.30, 0.1]
 COUNTS = [524, 441, 359, 274, 173]
 # Sensitivities with P10 = 1 and P90 = 2, so that equation (2) maps them to NORMALIZED: inner ones are 1 + s,

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from quota.checkpoint import named
 from quota.checkpoint.named import load_model
 from quota.compress_folder import compress_folder
 from quota.errors import QuotaError
@@ -76,6 +77,43 @@ def test_a_package_that_a_processor_misses_is_named(
     for use in (lambda: load_model(str(full_folder)), lambda: compress_folder(full_folder, tmp_path / "out", [])):
         with pytest.raises(QuotaError, match=rf"cannot load .*{package}.*; install it$"):
             use()
+
+
+class HubError(OSError):
+    """As the hub's library raises them."""
+
+
+HubError.__module__ = "huggingface_hub.errors"
+
+
+def wrapped() -> OSError:
+    """What transformers raises where the hub does not answer."""
+    error = OSError("We couldn't connect to the hub")
+    error.__cause__ = HubError("cannot reach it")
+    return error
+
+
+@pytest.mark.parametrize("error", [HubError("404"), wrapped(), TimeoutError("too slow")], ids=lambda each: str(each))
+def test_what_cannot_be_fetched_is_no_damaged_file(
+    error: Exception, full_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing(*arguments: object, **options: object) -> None:
+        raise error
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(named, "snapshot_download", missing)
+    monkeypatch.setattr("transformers.AutoModelForImageTextToText.from_pretrained", missing)
+    for use in (named.model_folder, load_model):
+        with pytest.raises(QuotaError, match=r"^cannot load nosuch/model: .*; check the name and the network$"):
+            use("nosuch/model")
+    with pytest.raises(QuotaError, match=r"; copy it again, or save it anew$"):
+        load_model(str(full_folder))
+
+
+def test_a_wrong_file_of_a_hub_id_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(QuotaError, match=r"ValueError: odd; copy it again"), named.in_one_line("nosuch/model"):
+        raise ValueError("odd")
 
 
 def test_a_token_id_that_no_vocabulary_has_is_refused(full_folder: Path, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from quota.allocation.clock import Clock
 from quota.allocation.measurements import Measurements
 from quota.checkpoint import rebudgeting
 from quota.checkpoint.card import CARD_FILE, record_retention
+from quota.checkpoint.described import described
 from quota.checkpoint.lock import writing
 from quota.checkpoint.manifest import MANIFEST_FILE, verify
 from quota.checkpoint.save import MEASUREMENTS_FILE, RECIPE_FILE
@@ -213,6 +214,13 @@ def test_what_cannot_be_changed_is_one_line_and_left_alone(
         quota.rebudget(out, 0.1)
     assert "\n" not in str(raised.value)
     assert contents(out) == before and [file.name for file in out.parent.iterdir()] == [out.name]
+
+
+def test_what_is_not_there_is_said_to_be_missing(tmp_path: Path) -> None:
+    for use in (lambda: quota.rebudget(tmp_path / "nosuch", 0.1), lambda: described(tmp_path / "nosuch")):
+        with pytest.raises(QuotaError, match=r"nosuch does not exist; give a checkpoint that `quota compress` wrote"):
+            use()
+    assert not [*tmp_path.iterdir()]
 
 
 @pytest.mark.parametrize(

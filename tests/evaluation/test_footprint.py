@@ -50,7 +50,7 @@ def test_a_pruned_quantised_cache_holds_kept_tokens_in_half_bytes(quota_folder: 
 
 
 def test_prefill_flops_of_a_published_schedule() -> None:
-    """LLaVA-1.5-7B with layers 2 to 6 and the keep counts of METHOD section 3; the paper states 40.89%."""
+    """LLaVA-1.5-7B, layers 2 to 6, the keep counts of tests/allocation/test_paper.py; the paper states 40.89%."""
     llama = LlamaConfig(hidden_size=4096, intermediate_size=11008, num_attention_heads=32, num_hidden_layers=32)
     tokens = [576, 576, 576, 524, 441, 359, 274] + [173] * 25
     assert prefill_flops_ratio(tokens, 576, llama) == pytest.approx(0.4089, abs=0.005)

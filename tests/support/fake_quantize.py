@@ -13,7 +13,7 @@ def fake_quantize(x: Tensor, scheme: QuantizationScheme) -> Tensor:
     """What a deployed linear layer sees of `x` [..., K]: rotated, quantised, dequantised, rotated back.
 
     Same shape, dtype and basis as `x`, so `fake_quantize(x) - x` is the activation's quantisation error
-    (METHOD.md section 4, risk). With 16-bit activations it is `x` itself.
+    (docs/method.md, risk). With 16-bit activations it is `x` itself.
     """
     if scheme.activation_bits == 16:
         return x

@@ -5,7 +5,7 @@
     attention         the same for a prefill, with the sums of its weights over sets of queries,
 
                       inter_i = 1/H sum_h sum_{j in text}   A_h[j, i]
-                      intra_i = 1/H sum_h sum_{k in visual} A_h[k, i]       (METHOD section 4, equations 6-9)
+                      intra_i = 1/H sum_h sum_{k in visual} A_h[k, i]       (docs/method.md, equations 6-9)
 
 A is the softmax that makes the output, so the sums cost no second pass. All arithmetic is float32, so other backends
 differ by rounding.

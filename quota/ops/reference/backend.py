@@ -1,13 +1,13 @@
 """The reference backend: every job in exact integer arithmetic and plain torch, the definition of the others.
 
-    y_tn = s_t s_n S_tn + bias_n            S_tn = sum_k v_tk w_nk               an exact integer    (METHOD section 8)
+    y_tn = s_t s_n S_tn + bias_n            S_tn = sum_k v_tk w_nk               an exact integer
 
-v are the whole activations of `quota.ops.activations`, w the whole weights g q of `quota.ops.weights`. Every other
-backend must produce the same S, to the last unit, and this one is what they are compared with; S is below 2^31 up
-to 131,071 channels. It comes from float32 matrix products over 1,024 channels at a time, which are far faster in
-torch than integer ones and exact here: a product is at most 2^14 in size, so 1,024 of them stay within 2^24, and
-float32 holds every integer up to there, in whatever order the terms are added. `sums_naive` is the same in int32,
-for the tests. The other jobs are those of `quota.ops.reference.plain`.
+v are the whole activations of `quota.ops.activations`, w the whole weights g q of `quota.ops.weights` (docs/method.md,
+numbers of 4 bits). Every other backend must produce the same S, to the last unit, and this one is what they are
+compared with; S is below 2^31 up to 131,071 channels. It comes from float32 matrix products over 1,024 channels at a
+time, which are far faster in torch than integer ones and exact here: a product is at most 2^14 in size, so 1,024 of
+them stay within 2^24, and float32 holds every integer up to there, in whatever order the terms are added. `sums_naive`
+is the same in int32, for the tests. The other jobs are those of `quota.ops.reference.plain`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from quota.errors import QuotaError
-from quota.ops.activations import quantize_activation
 from quota.ops.hadamard import block_hadamard
 from quota.ops.interface import InputSpec, LinearSpec, LinearWeight
 from quota.ops.packing import unpack_int32
@@ -38,10 +37,6 @@ class ReferenceBackend(PlainTorch):
         if spec.columns > LARGEST_COLUMNS:
             return f"sums over {spec.columns} channels do not fit 32 bits"
         return None
-
-    def quantize(self, x: Tensor, inputs: InputSpec) -> tuple[Tensor, Tensor]:
-        """v int8 [M, K] and s float32 [M] of x [M, K]; QuotaError for NaN or infinity."""
-        return quantize_activation(block_hadamard(x.float(), inputs.hadamard), inputs.bits, inputs.group)
 
     def sums(self, values: Tensor, weight: LinearWeight) -> Tensor:
         """S of v int8 [M, K]: int32 [M, N]."""

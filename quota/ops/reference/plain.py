@@ -1,12 +1,14 @@
-"""The jobs of cache, attention, tokens and rows in plain torch: what a backend has that brings none of its own."""
+"""All jobs but the product of a linear in plain torch: what a backend has that brings none of its own."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from quota.ops.activations import quantize_activation
 from quota.ops.choice import cut
-from quota.ops.interface import CacheSpec, PackedTensor
+from quota.ops.hadamard import block_hadamard
+from quota.ops.interface import CacheSpec, InputSpec, PackedTensor
 from quota.ops.reference import attention, rows, tokens
 
 
@@ -33,6 +35,10 @@ class PlainTorch:
 
     def leads_attention(self, dtype: torch.dtype) -> bool:
         return False
+
+    def quantize(self, x: Tensor, inputs: InputSpec) -> tuple[Tensor, Tensor]:
+        """v int8 [M, K] and s float32 [M] of x [M, K]; QuotaError for NaN or infinity."""
+        return quantize_activation(block_hadamard(x.float(), inputs.hadamard), inputs.bits, inputs.group)
 
     def store_kv(
         self, keys: Tensor, values: Tensor, stored: tuple[PackedTensor, PackedTensor], at: int, read: bool

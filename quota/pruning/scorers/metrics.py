@@ -1,9 +1,10 @@
 """Metrics of visual tokens become one score; plain functions of [batch, tokens] tensors.
 
     normalize   one metric -> [0, 1] within its layer: clip at P1 and P99, rescale
-    combine     score = sum of weight * normalised metric (METHOD: .45 inter + .25 mag + .10 intra + .20 risk)
+    combine     score = sum of weight * normalised metric (.45 inter + .25 mag + .10 intra + .20 risk)
 
-(equations 6-9, arXiv 2604.17320.) Every row is worked out on its own, and padding, marked by `valid`, is never read.
+(docs/method.md, equations 6-9; arXiv 2604.17320.) Every row is worked out on its own, and padding, marked by `valid`,
+is never read.
 """
 
 from __future__ import annotations

@@ -37,10 +37,6 @@ class LowRank(nn.Module):
         added = F.linear(F.linear(x, self.down.bfloat16()), self.up.bfloat16())
         return F.linear(x, self.frozen) + added
 
-    def addition(self) -> Tensor:
-        """B A [out, in]."""
-        return self.up @ self.down
-
 
 def attach(decoder: Any, rank: int) -> dict[str, LowRank]:
     """Put a `LowRank` in the place of every linear layer of a `LlamaModel`; they are returned by name."""
