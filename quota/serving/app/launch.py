@@ -7,6 +7,7 @@ and Gradio's own messages home are off: the page works without a network.
 from __future__ import annotations
 
 import os
+import re
 import socket
 import tempfile
 from collections.abc import Awaitable, Callable
@@ -24,6 +25,11 @@ _POLICY = (
     "default-src 'self' data: blob:; script-src 'self' 'unsafe-inline' 'unsafe-eval'; "
     "style-src 'self' 'unsafe-inline'; object-src 'none'; base-uri 'self'; frame-ancestors 'self'"
 )
+_POLICY_OF_FILES = "default-src 'none'; sandbox"
+"""Opened by itself, a file runs nothing: an SVG that somebody has uploaded is no page of ours."""
+_FILES = re.compile(r"/file[=/]")
+_ADDRESSES = re.compile(r"/(file[=/]|proxy=)/*https?:", re.IGNORECASE)
+"""Of files that Gradio fetches from elsewhere for whoever asks."""
 
 
 def run_app(name: str, host: str, port: int, ready: Callable[[str], None]) -> None:
@@ -92,15 +98,22 @@ def application(conversation: Conversation, label: str) -> tuple[Any, Callable[[
 
 
 class _Policed:
-    """Adds the policy to every answer."""
+    """Adds the policy to every answer, and lets nobody have the server fetch something."""
 
     def __init__(self, app: Callable[..., Awaitable[None]]) -> None:
         self._app = app
 
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
+        path = scope.get("path", "")
+        policy = _POLICY_OF_FILES if _FILES.search(path) else _POLICY
+
         async def send_policed(message: dict[str, Any]) -> None:
             if message["type"] == "http.response.start":
-                message = {**message, "headers": [*message["headers"], (b"content-security-policy", _POLICY.encode())]}
+                message = {**message, "headers": [*message["headers"], (b"content-security-policy", policy.encode())]}
             await send(message)
 
-        await self._app(scope, receive, send_policed)
+        if _ADDRESSES.search(path):
+            await send_policed({"type": "http.response.start", "status": 403, "headers": []})
+            await send({"type": "http.response.body", "body": b"no address is fetched\n"})
+        else:
+            await self._app(scope, receive, send_policed)
