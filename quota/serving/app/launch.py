@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import socket
 import tempfile
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
@@ -19,7 +18,7 @@ from quota.checkpoint.named import load_model
 from quota.errors import QuotaError
 from quota.serving.app.conversation import Conversation
 from quota.serving.app.pictures import LARGEST_FILE
-from quota.serving.serve import PATIENCE, uncaught
+from quota.serving.serve import PATIENCE, listening, uncaught
 
 _POLICY = (
     "default-src 'self' data: blob:; script-src 'self' 'unsafe-inline' 'unsafe-eval'; "
@@ -49,12 +48,9 @@ def run_app(name: str, host: str, port: int, ready: Callable[[str], None]) -> No
         import uvicorn  # pyright: ignore[reportMissingImports]
 
         app, end_streams = application(conversation, label)
-        try:
-            listening = running.enter_context(socket.create_server((host, port)))
-        except OSError as error:
-            raise QuotaError(f"cannot listen on {host}:{port}: {error.strerror}; choose another --port") from None
+        address = running.enter_context(listening(host, port))
         conversation.warm_up()
-        ready(f"http://{host}:{listening.getsockname()[1]}")
+        ready(f"http://{host}:{address.getsockname()[1]}")
 
         class Server(uvicorn.Server):
             async def shutdown(self, sockets: Any = None) -> None:
@@ -65,7 +61,7 @@ def run_app(name: str, host: str, port: int, ready: Callable[[str], None]) -> No
 
         server = Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=PATIENCE))
         with uncaught():
-            server.run([listening])
+            server.run([address])
 
 
 def application(conversation: Conversation, label: str) -> tuple[Any, Callable[[], None]]:

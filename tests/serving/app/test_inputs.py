@@ -160,6 +160,12 @@ def test_what_was_uploaded_is_asked_about(client: Any) -> None:
     assert done and "quota-problem" not in said and "Kept tokens" in said
 
 
+def test_a_question_without_end_is_refused_before_it_becomes_tokens(client: Any) -> None:
+    event(client, LOOK, [named(upload(client, "a.png", png()))], "long")
+    done, said = event(client, ASK, ["what " * 1_000_000, 50], "long")
+    assert done and "the text has 5,000,000 characters, more than fit in the 256 tokens" in said
+
+
 def test_a_script_that_was_uploaded_is_not_run(client: Any) -> None:
     file = upload(client, "a.svg", b"<svg xmlns='http://www.w3.org/2000/svg'><script>alert(1)</script></svg>")
     event(client, LOOK, [named(file)])
