@@ -125,6 +125,7 @@ def picture_in(data: bytes, name: str, largest: int = LARGEST_PICTURE, left: int
 def _decode(
     source: Path | io.BytesIO, name: str, video: bool, largest: int, left: int | None = None
 ) -> list[Image.Image]:
+    kind, form = ("video", "GIF, or as a folder of frames") if video else ("image", "PNG or JPEG")
     try:
         with Image.open(source, formats=FORMATS) as file:
             pixels = file.width * file.height * (getattr(file, "n_frames", 1) if video else 1)
@@ -132,11 +133,12 @@ def _decode(
                 return _read(file, video)
     except Exception as error:
         # Decoders raise whatever a broken file leads to.
-        kind, form = ("video", "GIF, or as a folder of frames") if video else ("image", "PNG or JPEG")
         raise QuotaError(f"cannot read the {kind} {name}: {error}; save it again as {form}") from error
     if pixels > largest:
-        raise QuotaError(f"{name} has {pixels:,} pixels, at most {largest:,} are read; make it smaller")
-    raise QuotaError(f"{name} has {pixels:,} pixels, those before it leave {left:,}; send smaller pictures, or fewer")
+        raise QuotaError(f"the {kind} {name} has {pixels:,} pixels, at most {largest:,} are read; make it smaller")
+    raise QuotaError(
+        f"the {kind} {name} has {pixels:,} pixels, those before it leave {left:,}; send smaller ones, or fewer"
+    )
 
 
 def _parse(line: str, folder: Path, place: str) -> Sample:
