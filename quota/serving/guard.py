@@ -251,10 +251,10 @@ async def _watch(receive: Receive) -> None:
 async def _unless(leaving: asyncio.Task[None], working: asyncio.Future[Any]) -> Any:
     """What `working` makes. Raises _Left if the client leaves before."""
     await asyncio.wait({leaving, working}, return_when=asyncio.FIRST_COMPLETED)
-    if leaving.done():
-        working.cancel()
-        raise _Left
-    return working.result()
+    if working.done():
+        return working.result()
+    working.cancel()
+    raise _Left
 
 
 async def _body(receive: Receive) -> bytes:

@@ -144,7 +144,7 @@ def test_tokens_are_those_of_the_whole_prompt() -> None:
         inner_request(read_chat(shown.replace(b"264", b"265"), SERVED), SERVED)
 
 
-def test_what_the_template_refuses_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_template_refuses_is_one_line() -> None:
     refusing = Length(processor(), 300)
     refusing.processor.chat_template = "{{ raise_exception('turns must alternate') }}"
     with pytest.raises(QuotaError, match="the model's template or processor refuses this: TemplateError: turns must"):
