@@ -114,22 +114,31 @@ def _read(image: Image.Image | Path, video: bool) -> list[Image.Image]:
     return _decode(image, str(image), video, LARGEST_PICTURE)
 
 
-def picture_in(data: bytes, name: str, largest: int = LARGEST_PICTURE) -> Image.Image:
-    """The picture, in RGB, that `data` is the file of. QuotaError, by its `name`, if it is none or has more pixels."""
-    return _decode(io.BytesIO(data), name, False, largest)[0]
+def picture_in(data: bytes, name: str, largest: int = LARGEST_PICTURE, left: int | None = None) -> Image.Image:
+    """The picture, in RGB, that `data` is the file of. QuotaError, by its `name`, if it is none or has more pixels.
+
+    `left` are those that pictures before it have left of what all of them may have.
+    """
+    return _decode(io.BytesIO(data), name, False, largest, left)[0]
 
 
-def _decode(source: Path | io.BytesIO, name: str, video: bool, largest: int) -> list[Image.Image]:
+def _decode(
+    source: Path | io.BytesIO, name: str, video: bool, largest: int, left: int | None = None
+) -> list[Image.Image]:
+    kind, form = ("video", "GIF, or as a folder of frames") if video else ("image", "PNG or JPEG")
     try:
         with Image.open(source, formats=FORMATS) as file:
             pixels = file.width * file.height * (getattr(file, "n_frames", 1) if video else 1)
-            if pixels <= largest:
+            if pixels <= largest and (left is None or pixels <= left):
                 return _read(file, video)
     except Exception as error:
         # Decoders raise whatever a broken file leads to.
-        kind, form = ("video", "GIF, or as a folder of frames") if video else ("image", "PNG or JPEG")
         raise QuotaError(f"cannot read the {kind} {name}: {error}; save it again as {form}") from error
-    raise QuotaError(f"{name} has {pixels:,} pixels, at most {largest:,} are read; make it smaller")
+    if pixels > largest:
+        raise QuotaError(f"the {kind} {name} has {pixels:,} pixels, at most {largest:,} are read; make it smaller")
+    raise QuotaError(
+        f"the {kind} {name} has {pixels:,} pixels, those before it leave {left:,}; send smaller ones, or fewer"
+    )
 
 
 def _parse(line: str, folder: Path, place: str) -> Sample:

@@ -6,6 +6,9 @@ ends at a string of the client's, either is cancelled when its client leaves, an
 has a status of its own. A wrong request is a 400 with one line, as is one that the model's own template or processor
 refuses. A generation that fails is a defect, and a 500.
 
+Reading is done in a thread, one request at a time, so that texts and pictures of one client do not keep all others
+waiting; and what they become is made only for the request at the model and the one behind it, however many wait.
+
     POST /v1/chat/completions    GET /v1/models    GET /health    GET /metrics
 
 are served; the other addresses of transformers' server load and unload models, and are none here.
@@ -17,6 +20,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any
 
@@ -31,6 +35,8 @@ App = Callable[[dict[str, Any], Receive, Send], Awaitable[None]]
 
 LARGEST_BODY = 32_000_000
 """Bytes of a request, pictures in base64 included."""
+AT_ONCE = 2
+"""Requests that are prepared or answered: one at the model, and the next."""
 _CHAT = "/v1/chat/completions"
 _ERROR = 'data: {"error": "'
 
@@ -53,7 +59,9 @@ class Guard:
     def __init__(self, app: App, served: Served) -> None:
         self._app, self._served = app, served
         self.metrics = Metrics()
-        self._decoding = asyncio.Lock()
+        self._turns = asyncio.Semaphore(AT_ONCE)
+        # A thread cannot be stopped: what a client leaves behind ends before the next is read.
+        self._reader = ThreadPoolExecutor(1)
 
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -79,12 +87,13 @@ class Guard:
     async def _chat(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         began = time.perf_counter()
         self.metrics.running += 1
+        leaving: asyncio.Task[None] | None = None
         try:
-            chat = read_chat(await _body(receive), self._served)
-            # One picture at a time, and not in the way of all others.
-            async with self._decoding:
-                inner = await asyncio.to_thread(inner_request, chat, self._served)
-            events = self._events(scope, inner, receive)
+            body = await _body(receive)
+            leaving = asyncio.create_task(_watch(receive))
+            chat = await _unless(leaving, self._read(read_chat, body))
+            del body
+            events = self._events(scope, chat, leaving)
             await (self._stream if chat.stream else self._whole)(chat, events, began, send)
             self.metrics.answered[200] += 1
         except QuotaError as error:
@@ -94,7 +103,12 @@ class Guard:
         except _Left:
             self.metrics.left += 1
         finally:
+            if leaving is not None:
+                leaving.cancel()
             self.metrics.running -= 1
+
+    def _read(self, work: Callable[[Any, Served], Any], given: Any) -> asyncio.Future[Any]:
+        return asyncio.get_running_loop().run_in_executor(self._reader, work, given, self._served)
 
     async def _refuse(self, send: Send, status: int, message: str) -> None:
         self.metrics.answered[status] += 1
@@ -121,7 +135,10 @@ class Guard:
                     started = True
                     headers = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-cache")]
                     await send({"type": "http.response.start", "status": 200, "headers": headers})
+                usage = event.pop("usage", None)
                 await _more(send, b"data: " + _json(event) + b"\n\n")
+                if usage and chat.usage:
+                    await _more(send, b"data: " + _json({**event, "choices": [], "usage": usage}) + b"\n\n")
         except _Failed as error:
             if not started:
                 raise
@@ -158,29 +175,34 @@ class Guard:
         finally:
             await events.aclose()  # type: ignore[attr-defined]
 
-    async def _events(self, scope: dict[str, Any], body: bytes, receive: Receive) -> AsyncIterator[dict[str, Any]]:
-        """What the server inside says to `body`. Ends with it, and it with this. Raises _Failed and _Left."""
+    async def _events(
+        self, scope: dict[str, Any], chat: Chat, leaving: asyncio.Task[None]
+    ) -> AsyncIterator[dict[str, Any]]:
+        """What the server inside says to `chat`. Ends with it, and it with this. Raises QuotaError, _Failed, _Left."""
         queue: asyncio.Queue[dict[str, Any] | Exception | None] = asyncio.Queue()
-        working = asyncio.create_task(self._ask(scope, body, queue))
-        watching = asyncio.create_task(_watch(receive, queue))
+        working = asyncio.create_task(self._ask(scope, chat, queue, leaving))
+        leaving.add_done_callback(lambda _: queue.put_nowait(_Left()))
         try:
             while (event := await queue.get()) is not None:
                 if isinstance(event, Exception):
                     raise event
                 yield event
         finally:
-            watching.cancel()
             working.cancel()
             with suppress(asyncio.CancelledError):
                 await working
 
-    async def _ask(self, scope: dict[str, Any], body: bytes, queue: asyncio.Queue[Any]) -> None:
+    async def _ask(
+        self, scope: dict[str, Any], chat: Chat, queue: asyncio.Queue[Any], leaving: asyncio.Task[None]
+    ) -> None:
         status, text = 0, b""
-        given = iter([{"type": "http.request", "body": body, "more_body": False}])
+        given: list[bytes] = []
 
         async def receive() -> dict[str, Any]:
+            if given:
+                return {"type": "http.request", "body": given.pop(), "more_body": False}
             # Behind the body nothing comes: who leaves has this task cancelled.
-            return next(given, None) or await asyncio.Event().wait()  # pyright: ignore[reportReturnType]
+            return await asyncio.Event().wait()  # pyright: ignore[reportReturnType]
 
         async def send(message: dict[str, Any]) -> None:
             nonlocal status, text
@@ -190,14 +212,27 @@ class Guard:
                 line, _, text = text.partition(b"\n\n")
                 queue.put_nowait(_event(line.decode()))
 
-        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-        try:
-            await self._app({**scope, "headers": headers}, receive, send)
-        except Exception as error:
-            # Raised before the first token: what the model's template or processor says of the request.
-            queue.put_nowait(_Failed(400, f"{type(error).__name__}: {one_line(str(error))}"))
-        else:
-            queue.put_nowait(None if status == 200 else _Failed(400, text.decode(errors="replace")))
+        # Held as long as the server inside speaks, which does not wait for a client that listens slowly.
+        async with self._turns:
+            try:
+                given.append(await self._read(inner_request, chat))
+            except Exception as error:
+                # Whoever reads the queue tells a wrong request from a defect.
+                queue.put_nowait(error)
+                return
+            # Pictures in base64, which would stay until the answer ends.
+            chat.messages.clear()
+            if leaving.done():
+                return
+            length = str(len(given[0])).encode()
+            headers = [(b"content-type", b"application/json"), (b"content-length", length)]
+            try:
+                await self._app({**scope, "headers": headers}, receive, send)
+            except Exception as error:
+                # Raised before the first token: what the model's template or processor says of the request.
+                queue.put_nowait(_Failed(400, f"{type(error).__name__}: {one_line(str(error))}"))
+            else:
+                queue.put_nowait(None if status == 200 else _Failed(400, text.decode(errors="replace")))
 
 
 def _event(line: str) -> dict[str, Any] | Exception:
@@ -207,10 +242,19 @@ def _event(line: str) -> dict[str, Any] | Exception:
     return json.loads(line.removeprefix("data: "))
 
 
-async def _watch(receive: Receive, queue: asyncio.Queue[Any]) -> None:
+async def _watch(receive: Receive) -> None:
+    """Ends when the client leaves."""
     while (await receive())["type"] != "http.disconnect":
         pass
-    queue.put_nowait(_Left())
+
+
+async def _unless(leaving: asyncio.Task[None], working: asyncio.Future[Any]) -> Any:
+    """What `working` makes. Raises _Left if the client leaves before."""
+    await asyncio.wait({leaving, working}, return_when=asyncio.FIRST_COMPLETED)
+    if working.done():
+        return working.result()
+    working.cancel()
+    raise _Left
 
 
 async def _body(receive: Receive) -> bytes:

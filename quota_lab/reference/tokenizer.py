@@ -19,13 +19,14 @@ VOCABULARY = 768
 SPECIAL = ("<pad>", "<s>", "</s>", "<image>", "<user>", "<assistant>")
 PAD, BOS, EOS, IMAGE, USER, ASSISTANT = range(len(SPECIAL))
 
+# Loops over `message.content` itself: by that vLLM knows a template that takes pictures as parts.
 CHAT_TEMPLATE = (
     "<s>{% for message in messages %}"
-    "{% if message.content is string %}{% set parts = [{'type': 'text', 'text': message.content}] %}"
-    "{% else %}{% set parts = message.content %}{% endif %}"
-    "{% for part in parts if part.type == 'image' %}<image>{% endfor %}"
+    "{% if message.content is not string %}"
+    "{% for part in message.content if part.type == 'image' %}<image>{% endfor %}{% endif %}"
     "<{{ 'assistant' if message.role == 'assistant' else 'user' }}>"
-    "{% for part in parts if part.type == 'text' %} {{ part.text | trim }}{% endfor %}"
+    "{% if message.content is string %} {{ message.content | trim }}"
+    "{% else %}{% for part in message.content if part.type == 'text' %} {{ part.text | trim }}{% endfor %}{% endif %}"
     "{% if message.role == 'assistant' %}</s>{% endif %}"
     "{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
 )

@@ -23,6 +23,7 @@ from quota.serving.app.pictures import Picture, drawn, read_picture
 from quota.serving.app.precedence import Precedence
 from quota.serving.app.sessions import Session, Sessions
 from quota.serving.app.views import answer_view, kept_view, message_view, recipe_view
+from quota.serving.lengths import Length
 
 _ANIMATED = "The file holds several pictures; the first is asked about."
 _NO_PICTURE = "There is no picture; choose one, or paste it."
@@ -40,6 +41,7 @@ class Conversation:
         self.budgets = Budgets(model)
         self.sessions = Sessions()
         self._model, self._processor = model, processor
+        self._length = Length(processor, model.config.get_text_config().max_position_embeddings)
         self._precedence = Precedence()
 
     def warm_up(self) -> None:
@@ -82,6 +84,11 @@ class Conversation:
             return
         if not question.strip():
             yield self._shown(session, message_view(_NO_QUESTION))
+            return
+        try:
+            self._length.check(question)
+        except QuotaError as error:
+            yield self._shown(session, message_view(str(error)))
             return
         session.ask(question.strip())
         yield from self._answer(session, picture, percent)

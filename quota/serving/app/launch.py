@@ -7,7 +7,7 @@ and Gradio's own messages home are off: the page works without a network.
 from __future__ import annotations
 
 import os
-import socket
+import re
 import tempfile
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
@@ -18,12 +18,17 @@ from quota.checkpoint.named import load_model
 from quota.errors import QuotaError
 from quota.serving.app.conversation import Conversation
 from quota.serving.app.pictures import LARGEST_FILE
-from quota.serving.serve import PATIENCE, uncaught
+from quota.serving.serve import PATIENCE, listening, uncaught
 
 _POLICY = (
     "default-src 'self' data: blob:; script-src 'self' 'unsafe-inline' 'unsafe-eval'; "
     "style-src 'self' 'unsafe-inline'; object-src 'none'; base-uri 'self'; frame-ancestors 'self'"
 )
+_POLICY_OF_FILES = "default-src 'none'; sandbox"
+"""Opened by itself, a file runs nothing: an SVG that somebody has uploaded is no page of ours."""
+_FILES = re.compile(r"/file[=/]")
+_ADDRESSES = re.compile(r"/(file[=/]|proxy=)/*https?:", re.IGNORECASE)
+"""Of files that Gradio fetches from elsewhere for whoever asks."""
 
 
 def run_app(name: str, host: str, port: int, ready: Callable[[str], None]) -> None:
@@ -43,12 +48,9 @@ def run_app(name: str, host: str, port: int, ready: Callable[[str], None]) -> No
         import uvicorn  # pyright: ignore[reportMissingImports]
 
         app, end_streams = application(conversation, label)
-        try:
-            listening = running.enter_context(socket.create_server((host, port)))
-        except OSError as error:
-            raise QuotaError(f"cannot listen on {host}:{port}: {error.strerror}; choose another --port") from None
+        address = running.enter_context(listening(host, port))
         conversation.warm_up()
-        ready(f"http://{host}:{listening.getsockname()[1]}")
+        ready(f"http://{host}:{address.getsockname()[1]}")
 
         class Server(uvicorn.Server):
             async def shutdown(self, sockets: Any = None) -> None:
@@ -59,7 +61,7 @@ def run_app(name: str, host: str, port: int, ready: Callable[[str], None]) -> No
 
         server = Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=PATIENCE))
         with uncaught():
-            server.run([listening])
+            server.run([address])
 
 
 def application(conversation: Conversation, label: str) -> tuple[Any, Callable[[], None]]:
@@ -92,15 +94,22 @@ def application(conversation: Conversation, label: str) -> tuple[Any, Callable[[
 
 
 class _Policed:
-    """Adds the policy to every answer."""
+    """Adds the policy to every answer, and lets nobody have the server fetch something."""
 
     def __init__(self, app: Callable[..., Awaitable[None]]) -> None:
         self._app = app
 
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
+        path = scope.get("path", "")
+        policy = _POLICY_OF_FILES if _FILES.search(path) else _POLICY
+
         async def send_policed(message: dict[str, Any]) -> None:
             if message["type"] == "http.response.start":
-                message = {**message, "headers": [*message["headers"], (b"content-security-policy", _POLICY.encode())]}
+                message = {**message, "headers": [*message["headers"], (b"content-security-policy", policy.encode())]}
             await send(message)
 
-        await self._app(scope, receive, send_policed)
+        if _ADDRESSES.search(path):
+            await send_policed({"type": "http.response.start", "status": 403, "headers": []})
+            await send({"type": "http.response.body", "body": b"no address is fetched\n"})
+        else:
+            await self._app(scope, receive, send_policed)

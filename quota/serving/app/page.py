@@ -1,20 +1,25 @@
 """The page itself: Gradio's blocks, and which of them calls what of the conversation.
 
 Answers of several pages run together, each in its own thread, up to `AT_ONCE`; comparisons have a queue of their
-own, so that nobody's first answer stands behind them. Nothing is fetched from other hosts: fonts are the system's.
+own, so that nobody's first answer stands behind them. Nothing is fetched from other hosts: fonts are the system's, and
+what a client sends is checked before Gradio opens or fetches what it names.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import gradio as gr  # pyright: ignore[reportMissingImports]
 from gradio import themes  # pyright: ignore[reportMissingImports]
+from gradio.utils import get_upload_folder  # pyright: ignore[reportMissingImports]
 
+from quota.errors import QuotaError
 from quota.serving.app.conversation import Conversation, Shown
+from quota.serving.app.inputs import check_percent, check_picture, check_text
 from quota.serving.app.sessions import MOST
 from quota.serving.app.views import answer_view, head_view
 
@@ -95,9 +100,28 @@ def build(conversation: Conversation, label: str) -> gr.Blocks:
                 kept = _html("", "quota-kept")
         shown = [message, answer, kept]
         _wire(page, conversation, picture, question, send, stop, slider, recipe, shown)
+    uploaded = partial(check_picture, uploads=Path(get_upload_folder()))
+    _check_first(page, {picture: uploaded, question: check_text, slider: check_percent})
+    # Gradio says so of pages that it starts itself, and asks only then whether an input's file was uploaded.
+    page.has_launched = True
     page.max_threads = _THREADS
     page.queue(max_size=_LONGEST_QUEUE)
     return page
+
+
+def _check_first(page: gr.Blocks, checks: dict[Any, Callable[[Any], None]]) -> None:
+    """Have inputs checked before Gradio copies, or fetches, files that they name; what is wrong is one line."""
+    preprocess = page.preprocess_data
+
+    async def checked(event: Any, inputs: list[Any], *others: Any) -> Any:
+        for component, value in zip(event.inputs, inputs, strict=False):
+            try:
+                checks[component](value)
+            except QuotaError as error:
+                raise gr.Error(str(error), print_exception=False) from None
+        return await preprocess(event, inputs, *others)
+
+    page.preprocess_data = checked
 
 
 def _wire(

@@ -49,12 +49,16 @@ class Picture:
 
 def read_picture(file: Path) -> Picture:
     """The picture in a file that somebody has sent. QuotaError, which does not name the file, for anything else."""
-    size = file.stat().st_size
+    try:
+        size = file.stat().st_size
+        data = file.read_bytes() if size <= LARGEST_FILE else b""
+    except OSError:
+        raise QuotaError("the file is not there any more; choose it again") from None
     if not size:
         raise QuotaError("the file is empty; choose a picture")
     if size > LARGEST_FILE:
         raise QuotaError(f"the file has {size:,} bytes, at most {LARGEST_FILE:,} are read; make the picture smaller")
-    picture = Picture(file.read_bytes())
+    picture = Picture(data)
     try:
         picture.pixels()
     except QuotaError as error:

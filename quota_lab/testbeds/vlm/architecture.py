@@ -32,15 +32,14 @@ START, END = "<|im_start|>", "<|im_end|>"
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 # SmolLM2's own format without its system message. Answers begin with a space: so a word is the same token as inside
-# a sentence.
+# a sentence. It loops over `message.content` itself: by that vLLM knows a template that takes pictures as parts.
 CHAT_TEMPLATE = (
-    "{% for message in messages %}"
-    "{% if message.content is string %}{% set parts = [{'type': 'text', 'text': message.content}] %}"
-    "{% else %}{% set parts = message.content %}{% endif %}"
-    "<|im_start|>{{ message.role }}\n"
-    "{% for part in parts if part.type == 'image' %}<image>{% endfor %}"
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n"
+    "{% if message.content is not string %}"
+    "{% for part in message.content if part.type == 'image' %}<image>{% endfor %}{% endif %}"
     "{% if message.role == 'assistant' %} {% endif %}"
-    "{% for part in parts if part.type == 'text' %}{{ part.text | trim }}{% endfor %}"
+    "{% if message.content is string %}{{ message.content | trim }}"
+    "{% else %}{% for part in message.content if part.type == 'text' %}{{ part.text | trim }}{% endfor %}{% endif %}"
     "<|im_end|>\n"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import LlavaProcessor
 
+from quota_lab import reference
 from quota_lab.reference import tokenizer as t
 from quota_lab.reference.pictures import draw
 
@@ -57,6 +58,24 @@ def test_a_conversation_reads_as_it_was_trained(processor: LlavaProcessor) -> No
     ]
     text = processor.apply_chat_template(turns, add_generation_prompt=True)
     assert text == "<s><image><user> Is there a cat?<assistant> yes</s><user> Where is the cat?<assistant>"
+
+
+def test_contents_read_the_same_in_every_form(processor: LlavaProcessor) -> None:
+    picture, text = {"type": "image"}, {"type": "text", "text": " Is there a cat? "}
+    read = {
+        "<user> Is there a cat?": (" Is there a cat? ", [text]),
+        "<image><user> Is there a cat?": ([picture, text], [text, picture]),
+        "<image><image><user> Is there a cat? Is there a cat?": ([picture, text, text, picture],),
+        "<user> ": ("",),
+        "<user>": ([],),
+    }
+    for expected, contents in read.items():
+        for content in contents:
+            assert processor.apply_chat_template([{"role": "user", "content": content}]) == f"<s>{expected}"
+
+
+def test_the_shipped_template_is_that_of_the_code() -> None:
+    assert (reference.model_path() / "chat_template.jinja").read_text() == t.CHAT_TEMPLATE
 
 
 def test_a_picture_becomes_144_tokens(processor: LlavaProcessor) -> None:

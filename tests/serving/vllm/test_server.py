@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import os
 import socket
 import subprocess
@@ -12,13 +13,13 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.request import urlopen
+from urllib.request import Request, urlopen
 
 import pytest
 from support.engines import suite
 
-from quota.checkpoint.named import load_model
-from quota.prompts import answer
+from quota.checkpoint.named import load_model, load_processor
+from quota.prompts import answer, prompt_text
 from quota.samples import Sample
 
 pytest.importorskip("vllm", reason="run by `make test-vllm`")
@@ -86,6 +87,18 @@ def test_pictures_half_of_them_streamed(client: Any, reference_folder: Path) -> 
     samples = suite(12)
     answers = [_ask(client, sample, stream=number % 2 == 1) for number, sample in enumerate(samples)]
     assert answers == [answer(model, processor, sample) for sample in samples]
+
+
+def test_the_prompt_is_that_of_quota_run(client: Any, reference_folder: Path) -> None:
+    processor, [sample] = load_processor(reference_folder), suite(1)
+    body = json.dumps({"model": "quota", "messages": _messages(sample)}).encode()
+    root = str(client.base_url).removesuffix("/v1/")
+    asked = Request(f"{root}/tokenize", data=body, headers={"Content-Type": "application/json"})
+    tokens = json.load(urlopen(asked, timeout=PATIENCE))["tokens"]
+    picture = processor.image_token_id
+    # However many places a picture has by then.
+    once = [one for one, before in zip(tokens, [None, *tokens], strict=False) if not one == before == picture]
+    assert once == processor.tokenizer(prompt_text(processor, sample), add_special_tokens=False)["input_ids"]
 
 
 def test_the_server_says_how_it_is(client: Any) -> None:
