@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from transformers.utils import CHAT_TEMPLATE_DIR
+from transformers.utils.hub import CHAT_TEMPLATE_DIR
 
 from quota.errors import QuotaError
 from quota.files import check_file, read_json, sha256, write_atomically

@@ -230,11 +230,11 @@ def test_compressed_tensors_computes_an_output_as_close(hadamard: int) -> None:
     layer = W4A4Linear.from_linear(random_linear(256), RTN.model_copy(update={"hadamard": hadamard}))
     stock = nn.Sequential(random_linear(256))
     stock[0].weight.data = layer.dequantized_weight()
-    group = {"num_bits": 4, "strategy": "group", "group_size": 64}
+    group = {"num_bits": 4, "strategy": "group"}
     scheme = StockScheme(
         targets=["Linear"],
-        weights=QuantizationArgs(**group, symmetric=True),
-        input_activations=QuantizationArgs(**group, symmetric=False, dynamic=True),
+        weights=QuantizationArgs(**group, group_size=RTN.weight_group, symmetric=True),
+        input_activations=QuantizationArgs(**group, group_size=RTN.activation_group, symmetric=False, dynamic=True),
     )
     # Status "compressed" means that the weights are quantised already.
     config = QuantizationConfig(config_groups={"all": scheme}, quantization_status="compressed")
