@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -50,11 +52,16 @@ def quota_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def reference_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The bundled reference model at W4A4KV4 and 30%, from few samples."""
-    folder = tmp_path_factory.mktemp("models") / "reference"
-    model, tools, _ = load_model(REFERENCE)
-    quota.compress(model, tools, reference.calibration_samples(8, seed=0), keep=0.30)
-    quota.save_pretrained(model, tools, folder)
+    """The bundled reference model at W4A4KV4 and 30%, from few samples; made once for all of pytest's workers."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "models" / "reference"
+    folder.parent.mkdir(exist_ok=True)
+    with (folder.parent / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.exists():
+            model, tools, _ = load_model(REFERENCE)
+            quota.compress(model, tools, reference.calibration_samples(8, seed=0), keep=0.30)
+            quota.save_pretrained(model, tools, folder)
     return folder
 
 

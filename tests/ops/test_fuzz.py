@@ -27,8 +27,8 @@ def links(compiler: str, folder: Path) -> bool:
 @pytest.mark.parametrize(
     ("variant", "compiler", "calls"),
     [
-        *(("sanitized", "g++", 600), ("clang", "clang++", 600), ("not-inlined", "g++", 2000)),
-        *(("tiles", "g++", 600), ("tiles-bare", "g++", 2000)),
+        *(("sanitized", "g++", 400), ("clang", "clang++", 400), ("not-inlined", "g++", 1500)),
+        *(("tiles", "g++", 300), ("tiles-bare", "g++", 1500)),
     ],
 )
 def test_random_calls_are_clean(variant: str, compiler: str, calls: int, tmp_path: Path) -> None:
