@@ -16,6 +16,7 @@ transformers comes to it, whichever of the two is imported first.
 from __future__ import annotations
 
 import sys
+import warnings
 from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -103,10 +104,14 @@ def _guard(modeling: Any) -> None:
     inner = modeling.get_hf_quantizer
 
     def get_hf_quantizer(config: Any, *args: Any, **kwargs: Any) -> Any:
-        if getattr(config, "quota", None) is not None:
-            from quota.checkpoint.stored import check_config
+        if getattr(config, "quota", None) is None:
+            return inner(config, *args, **kwargs)
+        from quota.checkpoint.stored import check_config
 
-            check_config(config)
-        return inner(config, *args, **kwargs)
+        check_config(config)
+        with warnings.catch_warnings():
+            # Advice for kernels of others: to ours, groups of weights and of activations need not be alike.
+            warnings.filterwarnings("ignore", "Using GROUP strategy")
+            return inner(config, *args, **kwargs)
 
     modeling.get_hf_quantizer = get_hf_quantizer

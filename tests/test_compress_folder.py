@@ -61,7 +61,6 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in folder.iterdir()}
 
 
-@pytest.mark.filterwarnings("ignore:Using GROUP strategy")
 @pytest.mark.parametrize(
     ("scheme", "dtype"),
     [
