@@ -123,8 +123,6 @@ RUNNING = [
 @pytest.mark.parametrize("words", [words for _, words in RUNNING], ids=labels(RUNNING))
 def test_a_command_of_seconds_runs(words: list[str], workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(workplace)
-    # The reader's small/ is made of the model that brings it.
-    monkeypatch.setattr(questions, "_own_suite", lambda model: "reference")
     with pytest.raises(SystemExit) as ended:
         main(words)
     assert ended.value.code == 0

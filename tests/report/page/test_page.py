@@ -159,7 +159,7 @@ def test_a_write_that_fails_leaves_nothing(quota_folder: Path, tmp_path: Path) -
     ("options", "says"),
     [
         pytest.param(["{full}"], "not written by quota", id="not compressed"),
-        pytest.param(["nothing"], "not written by quota", id="not there"),
+        pytest.param(["nothing"], "does not exist", id="not there"),
         pytest.param(["{small}", "-o", "{suite}"], "is a folder", id="a folder as output"),
         pytest.param(["{small}", "-o", "0.png/report.html"], "is no folder to write to", id="a file as folder"),
         pytest.param(["{small}", "--suite", "nothing"], "there is no suite nothing", id="no such suite"),
