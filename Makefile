@@ -62,7 +62,7 @@ $(PROCESSORS)/.ready: $(READY) constraints.txt
 	touch $@
 
 test-processors: $(PROCESSORS)/.ready
-	PYTHONPATH=tests $(PROCESSORS)/bin/python -m pytest -q -p support.operators --durations=5 tests/processors
+	PYTHONPATH=tests OMP_WAIT_POLICY=passive $(PROCESSORS)/bin/python -m pytest -q -p support.operators --durations=5 tests/processors
 
 # Without torch and without the package: the site is made of files alone. The extra "docs" says which packages.
 DOCS_EXTRA := import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"])
