@@ -76,13 +76,17 @@ def own_suite(config: PreTrainedConfig) -> str | None:
     return name if name is not None and (known := shipped(name)) and name in known.suites() else None
 
 
+def shipped_suites() -> dict[str, Path]:
+    """Name -> folder of every suite that is shipped."""
+    return {suite: place for module in entry_points(group=SHIPPED) for suite, place in module.load().suites().items()}
+
+
 def suite_folder(name: str) -> Path:
     """The shipped suite of that name, or the folder that it is. QuotaError if it is neither."""
-    suites = {suite: place for module in entry_points(group=SHIPPED) for suite, place in module.load().suites().items()}
-    if name not in suites and suites and not Path(name).exists():
-        raise QuotaError(
-            f"there is no suite {name}; give a folder with questions.jsonl, or {', '.join(sorted(suites))}"
-        )
+    suites = shipped_suites()
+    if name not in suites and not Path(name).exists():
+        known = ", ".join(["a folder with questions.jsonl", *sorted(suites)])
+        raise QuotaError(f"there is no suite {name}; give one of: {known}")
     return suites.get(name, Path(name))
 
 

@@ -107,10 +107,11 @@ def evaluate_suite(
     questions = read_samples(suite_folder(suite))
     if limit is not None:
         questions = first_of_each_task(questions, limit)
+    checkpoint = recipe = None
     if baseline is not None:
         # Before the minutes of questions, not after them.
         label(baseline)
-    checkpoint, recipe = _with_card(model)
+        checkpoint, recipe = _with_card(model)
     evaluation = _evaluate(model, questions, batch_size, workers, "answering")
     console.print(evaluation_table(evaluation, f"{label(model)} on {suite}"))
     speed = f"{evaluation.tokens_per_second:.1f} tokens/s (answer tokens over the time of generate)"
@@ -209,13 +210,12 @@ def _own_suite(model: str) -> str:
     """The suite that is asked where none is given."""
     from transformers import AutoConfig
 
-    from quota.checkpoint.named import find_folder, in_one_line, own_suite
+    from quota.checkpoint.named import find_folder, in_one_line, own_suite, shipped_suites
 
     source = find_folder(model)
     with in_one_line(model):
         found = None if source is None else own_suite(AutoConfig.from_pretrained(source))
     if found is None:
-        raise QuotaError(
-            f"{model} ships with no questions: give --suite FOLDER, or a shipped suite: reference, easy-vqa"
-        )
+        known = ", ".join(["FOLDER", *sorted(shipped_suites())])
+        raise QuotaError(f"{model} ships with no questions: give --suite, one of {known}")
     return found

@@ -147,7 +147,7 @@ def test_help_teaches_with_an_example(command: str, capsys) -> None:
         pytest.param(["run", "{full}"], 2, "Missing argument 'QUESTION'", id="missing argument"),
         pytest.param(["eval", "{full}", "--limit", "0"], 2, "'--limit'", id="value out of range"),
         pytest.param(["eval", "nothing", "--suite", "{suite}"], 1, "no model folder nothing", id="no such model"),
-        pytest.param(["eval", "{full}"], 1, "give --suite FOLDER", id="no suite of its own"),
+        pytest.param(["eval", "{full}"], 1, "one of FOLDER, easy-vqa, reference", id="no suite of its own"),
         pytest.param(
             ["eval", "{full}", "--suite", "{suite}", "--baseline", "nothing"],
             1,
@@ -155,7 +155,10 @@ def test_help_teaches_with_an_example(command: str, capsys) -> None:
             id="no baseline",
         ),
         pytest.param(
-            ["eval", "{full}", "--suite", "nothing"], 1, "there is no suite nothing; give a folder", id="no such suite"
+            ["eval", "{full}", "--suite", "nothing"],
+            1,
+            "there is no suite nothing; give one of: a folder",
+            id="no such suite",
         ),
         pytest.param(["compress", "{full}", "new"], 1, "give --calibration FILE", id="no calibration"),
         pytest.param(
