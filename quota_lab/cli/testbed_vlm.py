@@ -36,18 +36,30 @@ class Device(StrEnum):
     CUDA = "cuda"
 
 
+class Dtype(StrEnum):
+    """What torch calls a type of numbers."""
+
+    BFLOAT16 = "bfloat16"
+    FLOAT32 = "float32"
+
+
 @vlm.command()
 def build(
     out: Annotated[Path, typer.Argument(metavar="OUT", help="The new folder of the checkpoint.")],
     adapter: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Another adapter than the one that ships.")
     ] = None,
+    dtype: Annotated[
+        Dtype, typer.Option(help="Of its weights; float32 for processors without bfloat16's instructions.")
+    ] = Dtype.BFLOAT16,
 ) -> None:
     """Put the model together: tower and decoder from their packages, projector and adapter from here."""
+    import torch
+
     from quota_lab.testbeds.vlm import weights
     from quota_lab.testbeds.vlm.build import build as build_model
 
-    build_model(out, adapter or weights.FILE)
+    build_model(out, adapter or weights.FILE, getattr(torch, dtype))
 
 
 @vlm.command()

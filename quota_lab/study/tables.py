@@ -25,6 +25,8 @@ _SCHEME = QuantizationScheme()
 _KEEPS = (0.5, 0.4, 0.3, 0.2, 0.1, 0.05)
 _BUDGETS = (0.25, 0.2)
 """Prefill arithmetic of the visual tokens at which methods are compared."""
+_NEAREST = ("DivPrune", "VisionZip", "CDPruner")
+"""Methods that come nearest to ours at these."""
 _TIMES = (0.9, 0.8, 0.7)
 """Prefill time, relative to keeping all tokens, at which they are."""
 
@@ -58,8 +60,7 @@ def joint(keep: float | None = 0.30, compute: float | None = None, prefill: floa
 
 
 def _stage_wise() -> dict[str, Variant]:
-    # The baselines' score has no risk, and their schedule no sensitivities.
-    stage = Pruning(weights=_without("risk"), schedule="linear")
+    stage = _alone()
     ours = Pruning(scorer=NAME, schedule="linear")
     return {
         "pruned only": Variant(scheme=None, pruning=stage),
@@ -181,6 +182,19 @@ def _methods() -> dict[str, Variant]:
     return rows
 
 
+def _nearest() -> dict[str, Variant]:
+    """What a model that is slow to ask should be asked first."""
+    rows = {
+        f"{JOINT}, keep 30%": Variant(pruning=joint()),
+        f"{PAPER}, keep 30%": Variant(pruning=Pruning()),
+        "quantise then prune, keep 30%": Variant(pruning=_alone()),
+    }
+    for compute in _BUDGETS:
+        rows[f"{JOINT}, {compute:.0%}"] = Variant(pruning=joint(None, compute))
+        rows |= {f"{name}, {compute:.0%}": Variant(pruning=methods(compute)[name]) for name in _NEAREST}
+    return rows
+
+
 def _time() -> dict[str, Variant]:
     rows = {}
     for prefill in _TIMES:
@@ -188,6 +202,11 @@ def _time() -> dict[str, Variant]:
         for name, pruning in methods(prefill=prefill).items():
             rows[f"{name}, {prefill:.0%}"] = Variant(pruning=pruning)
     return rows
+
+
+def _alone() -> Pruning:
+    """The published pruning, untold of quantisation: no risk in its score, no sensitivities in its schedule."""
+    return Pruning(weights=_without("risk"), schedule="linear")
 
 
 def _without(name: str) -> dict[str, float]:
@@ -218,5 +237,6 @@ TABLES: dict[str, tuple[str, str, Rows]] = {
     "temperature": ("Temperature of equation (3)", "tau 1.25", _temperature),
     "layers": ("Candidate layers", "by the rule", _layers),
     "methods": ("Other methods at the same compute", JOINT, _methods),
+    "nearest": ("The nearest methods, and stages one after the other", JOINT, _nearest),
     "time": ("Other methods in the same prefill time", JOINT, _time),
 }

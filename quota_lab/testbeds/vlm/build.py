@@ -1,4 +1,4 @@
-"""Put the testbed together: the parts, and what was trained of it, in one stock checkpoint in bfloat16."""
+"""Put the testbed together: the parts, and what was trained of it, in one stock checkpoint."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from quota_lab.testbeds.vlm.card import card
 from quota_lab.testbeds.vlm.parts import load_parts
 
 
-def build(out: Path, adapter: Path = weights.FILE) -> None:
+def build(out: Path, adapter: Path = weights.FILE, dtype: torch.dtype = torch.bfloat16) -> None:
     """Write the checkpoint to the folder `out`. QuotaError for missing parts and for a folder of something else."""
     tensors = weights.read(adapter)
     model, tokenizer = load_parts()
     weights.apply(model, tensors)
     with staged_folder(out) as stage:
-        model.to(torch.bfloat16).save_pretrained(stage)
+        model.to(dtype).save_pretrained(stage)
         build_processor(tokenizer).save_pretrained(stage)
         (stage / "README.md").write_text(card(), encoding="utf-8")

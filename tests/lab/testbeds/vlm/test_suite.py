@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import torch
 from support.tiny_testbed import make_model, make_network
 from transformers import AutoModelForImageTextToText, AutoProcessor
 from typer.testing import CliRunner
@@ -49,6 +50,13 @@ class TestBuild:
         inputs = build_inputs(processor, read_samples(tmp_path / "suite"))
         assert (inputs["input_ids"] == model.config.image_token_id).sum(1).tolist() == [256] * len(inputs["input_ids"])
         assert model.generate(**inputs, max_new_tokens=2).shape[0] == len(TASKS)
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+    def test_in_the_type_asked_for(self, dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(build, "load_parts", make_model)
+        weights.write(weights.trained(make_network()[0]), tmp_path / "adapter.safetensors")
+        build.build(tmp_path / "model", tmp_path / "adapter.safetensors", dtype)
+        assert AutoModelForImageTextToText.from_pretrained(tmp_path / "model").dtype is dtype
 
     def test_a_part_of_another_version(self, tmp_path: Path) -> None:
         (tmp_path / "part").write_bytes(b"other")
