@@ -43,9 +43,11 @@ def test_gptq_rounds_by_the_second_moment_of_the_rotated_inputs() -> None:
     assert correction is None
 
 
+@pytest.mark.parametrize("rows", [COLUMNS, 40], ids=["one block", "blocks, the last one smaller"])
 @pytest.mark.parametrize("number", [2, 20], ids=["few tokens", "many tokens"])
 @pytest.mark.parametrize("bits", [4, 8, 16])
-def test_correction_is_its_definition(bits: int, number: int) -> None:
+def test_correction_is_its_definition(bits: int, number: int, rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("quota.calibration.moments._ROWS", rows)
     samples = drawn(number)
     hessian, correction = moments(samples, activation_bits=bits)
     x = block_hadamard(torch.cat([meant[0] for _, meant in samples]), 32)
