@@ -21,7 +21,6 @@ QUANTIZED = "quantised only"
 PAPER = "QUOTA as published"
 JOINT = "QUOTA"
 
-_SCHEME = QuantizationScheme()
 _KEEPS = (0.5, 0.4, 0.3, 0.2, 0.1, 0.05)
 _BUDGETS = (0.25, 0.2)
 """Prefill arithmetic of the visual tokens at which methods are compared."""
